@@ -1,0 +1,89 @@
+"""What a corpus is: text records that belong to users, and an account of what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+
+class DataError(ValueError):
+    """A fault of the data or its configuration, told in one sentence that names the file and line."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One piece of text.
+
+    Attributes:
+        user_id: The user in whose data set the record is trained on; not empty.
+        text: The text itself, any length.
+        owners: Everybody whom the record is about, for records with several owners (an e-mail belongs to its
+            sender and its recipients). Empty means that `user_id` is the only owner; `user_id` counts as an
+            owner whether named here or not.
+    """
+
+    user_id: str
+    text: str
+    owners: tuple[str, ...] = ()
+
+
+@dataclass
+class DropCounts:
+    """Counts of what was left out or repaired, by reason, with the place where each reason first applied."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first_at: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, *, at: str = "", num: int = 1) -> None:
+        """Counts `num` (>= 0) cases of `reason`; `at` names the file and line, kept for the first case."""
+        if num < 1:
+            return
+        self.counts[reason] = self.counts.get(reason, 0) + num
+        if at:
+            self.first_at.setdefault(reason, at)
+
+    def merge(self, other: DropCounts) -> None:
+        """Adds the counts of `other` to these."""
+        for reason, num in other.counts.items():
+            self.add(reason, at=other.first_at.get(reason, ""), num=num)
+
+    def clear(self) -> None:
+        """Forgets everything counted."""
+        self.counts.clear()
+        self.first_at.clear()
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """Where users' text comes from. Any class with these members can be named by `_target_` in `conf/data`.
+
+    Attributes:
+        name: Short name for tables, file names chosen by the project and messages.
+        license: The licence of the text as far as known, or "unknown".
+        source: Where the corpus is to be had, in words.
+        dropped: What the last complete pass over `records()` left out or repaired, and why.
+    """
+
+    name: str
+    license: str
+    source: str
+    dropped: DropCounts
+
+    def records(self) -> Iterator[Record]:
+        """Yields every record in an order that depends on the source files and settings only.
+
+        The records of one user may come apart. Each call starts a new pass and resets `dropped`.
+
+        Raises:
+            DataError: a file is missing, unreadable or not in the expected form.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Returns a hex digest that changes whenever `records()` could yield something else.
+
+        Raises:
+            DataError: the source is missing.
+        """
+        ...

@@ -1,0 +1,155 @@
+"""Enron e-mail: what each mailbox owner sent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from email.message import Message
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.email_text import addresses_of, body_of, own_text, parse_email
+from fedsim_userdp.data.rows import read_csv
+from fedsim_userdp.data.source import fingerprint_files, require_path
+from fedsim_userdp.data.table import column
+
+GET_IT = (
+    "download enron_mail_20150507.tar.gz from www.cs.cmu.edu/~enron and unpack it (its maildir folder), or take "
+    "emails.csv from kaggle.com/datasets/wcukierski/enron-email-dataset"
+)
+SENT_FOLDERS = ("_sent", "_sent_mail", "sent", "sent_items", "sent_mail")
+RECIPIENTS = ("To", "Cc", "Bcc")
+
+
+class EnronCorpus:
+    """Enron users: a user is a mailbox, a record is the text of one message that its owner sent.
+
+    Only folders of sent mail are read, so that the mailbox is the author. Quoted and forwarded text is cut. A
+    text that stands in the same mailbox before, white space aside, is dropped: sent mail is filed several times.
+
+    Args:
+        path: The unpacked `maildir` (or the folder that holds it), or `emails.csv`.
+        sent_folders: Names of folders of sent mail, directly in the mailbox; case, spaces and hyphens do not matter.
+        owners: "sender" when the mailbox is the only owner of a message; "all" when those who received it own
+            it as well. Recipients with a mailbox of their own are known by it, others by their address.
+
+    Attributes:
+        dropped: What the last pass left out: other folders, repeated texts, links.
+
+    Raises:
+        DataError: an unknown value of `owners`.
+    """
+
+    name = "enron"
+    license = "public record (FERC); research use"
+    source = "www.cs.cmu.edu/~enron"
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        sent_folders: Sequence[str] = SENT_FOLDERS,
+        owners: Literal["sender", "all"] = "sender",
+    ) -> None:
+        if owners not in ("sender", "all"):
+            raise DataError(f"owners must be 'sender' or 'all', got {owners!r}")
+        self.path = path
+        self.sent_folders = {_plain(folder) for folder in sent_folders}
+        self.owners = owners
+        self.dropped = DropCounts()
+
+    def records(self) -> Iterator[Record]:
+        """Yields the sent messages, in the order of the CSV file or mailbox by mailbox."""
+        mailboxes = self._mailboxes() if self.owners == "all" else {}
+        self.dropped.clear()
+        seen: set[bytes] = set()
+        for at, mailbox, raw in self._sent():
+            message = parse_email(raw)
+            text = own_text(body_of(message, self.dropped, at))
+            key = hashlib.blake2b(repr((mailbox, text.split())).encode("utf-8", "replace"), digest_size=16).digest()
+            if text and key in seen:
+                self.dropped.add("repeated message of a mailbox", at=at)
+                continue
+            seen.add(key)
+            yield Record(mailbox, text, self._owners(message, mailboxes))
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the CSV file, or of the names, sizes and times of the sent messages."""
+        root = self._root()
+        settings: dict[str, object] = {"sent_folders": sorted(self.sent_folders), "owners": self.owners, "form": 1}
+        if root.is_file():
+            return fingerprint_files([root], settings)
+        return fingerprint_files((file for _, file in self._sent_files(root)), settings, root=root)
+
+    def _root(self) -> Path:
+        """The CSV file, or the folder of mailboxes."""
+        path = require_path(self.path, corpus=self.name, get_it=GET_IT)
+        return path / "maildir" if (path / "maildir").is_dir() else path
+
+    def _sent(self) -> Iterator[tuple[str, str, bytes]]:
+        """Place, mailbox and raw message of everything in a folder of sent mail."""
+        root = self._root()
+        if root.is_file():
+            yield from self._sent_rows(root)
+            return
+        for mailbox, file in self._sent_files(root):
+            yield str(file), mailbox, file.read_bytes()
+
+    def _sent_rows(self, file: Path) -> Iterator[tuple[str, str, bytes]]:
+        """Sent messages of `emails.csv`, whose column `file` reads mailbox/folder/number."""
+        for at, row in read_csv(file, self.dropped):
+            place = PurePosixPath(str(column(row, "file", "data.path", at))).parts
+            message = str(column(row, "message", "data.path", at))
+            if len(place) < 3:
+                raise DataError(f"{at}: column 'file' must read mailbox/folder/number, got {'/'.join(place)!r}")
+            if _plain(place[1]) in self.sent_folders:
+                yield at, place[0], message.encode("utf-8", "surrogateescape")
+            else:
+                self.dropped.add("message in another folder than sent mail")
+
+    def _sent_files(self, root: Path) -> Iterator[tuple[str, Path]]:
+        """Mailbox and file of every sent message below a maildir, sorted; links are not followed."""
+        mailboxes = _folders(root)
+        sent = [(box, box / name) for box in mailboxes for name in _names(box) if _plain(name) in self.sent_folders]
+        if not sent:
+            raise DataError(f"{root}: no mailbox with a folder of sent mail in it; {GET_IT}, then set data.path=PATH")
+        for box, folder in sent:
+            for parent, folders, files in os.walk(folder):
+                folders.sort()
+                for name in sorted(files):
+                    file = Path(parent, name)
+                    if file.is_symlink():
+                        self.dropped.add("link instead of a file", at=str(file))
+                    else:
+                        yield box.name, file
+
+    def _mailboxes(self) -> dict[str, str]:
+        """The mailbox of each address: the one from which it sent most."""
+        sent: dict[str, Counter[str]] = {}
+        for _, mailbox, raw in self._sent():
+            for address in addresses_of(parse_email(raw), "From"):
+                sent.setdefault(address, Counter())[mailbox] += 1
+        return {address: max(sorted(boxes), key=boxes.__getitem__) for address, boxes in sent.items()}
+
+    def _owners(self, message: Message, mailboxes: dict[str, str]) -> tuple[str, ...]:
+        """Recipients, where they count as owners."""
+        if self.owners == "sender":
+            return ()
+        return tuple(dict.fromkeys(mailboxes.get(address, address) for address in addresses_of(message, *RECIPIENTS)))
+
+
+def _plain(folder: str) -> str:
+    """A folder's name with case, spaces and hyphens set aside."""
+    return folder.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _folders(root: Path) -> list[Path]:
+    """Folders directly in `root`, sorted."""
+    return sorted(child for child in root.iterdir() if child.is_dir() and not child.is_symlink())
+
+
+def _names(root: Path) -> list[str]:
+    """Names of the folders directly in `root`, sorted."""
+    return [folder.name for folder in _folders(root)]

@@ -1,0 +1,95 @@
+"""From a corpus to a new token store: checking records, tokenising them in batches, cutting windows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from fedsim_userdp.data.corpus import Corpus, Record
+from fedsim_userdp.data.layout import FORMAT
+from fedsim_userdp.data.tokens import (
+    Tokenizer,
+    TokenSettings,
+    cut_windows,
+    encode_texts,
+    eos_of,
+    replace_lone_surrogates,
+    tokenizer_fingerprint,
+)
+from fedsim_userdp.data.writer import StoreWriter
+
+BATCH_RECORDS = 512
+BATCH_CHARS = 1 << 20
+
+
+def store_fingerprint(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings) -> str:
+    """Returns the hex key of the store that these three make."""
+    key = [FORMAT, corpus.name, corpus.fingerprint(), tokenizer_fingerprint(tokenizer), asdict(settings)]
+    return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, folder: Path) -> Path:
+    """Tokenises the corpus into a new store at `folder` and returns it; see `open_store` for the safe way.
+
+    Raises:
+        DataError: the corpus is missing or unreadable, or no user is left.
+    """
+    with StoreWriter(folder, vocab_size=len(tokenizer), min_words=settings.min_words) as writer:
+        for batch in _batches(_checked(corpus, writer)):
+            _add_batch(writer, batch, tokenizer, settings)
+        return writer.finish(
+            fingerprint=store_fingerprint(corpus, tokenizer, settings), dropped=getattr(corpus, "dropped", None)
+        )
+
+
+def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
+    """Passes on records that have a user and text, counting words and what is wrong with the others."""
+    for number, record in enumerate(corpus.records(), start=1):
+        at = f"{corpus.name}, record {number}"
+        if not isinstance(record.user_id, str) or not record.user_id:
+            writer.dropped.add("record without a user id", at=at)
+            continue
+        writer.add_words(record.user_id, len(record.text.split()))
+        if not record.text.strip():
+            writer.dropped.add("empty record", at=at)
+            continue
+        text = replace_lone_surrogates(record.text)
+        if text != record.text:
+            writer.dropped.add("record with code points that UTF-8 cannot hold, replaced", at=at)
+        yield Record(record.user_id, text, record.owners)
+
+
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """Groups records for the tokenizer, bounded in number and in characters."""
+    batch: list[Record] = []
+    chars = 0
+    for record in records:
+        batch.append(record)
+        chars += len(record.text)
+        if len(batch) >= BATCH_RECORDS or chars >= BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _add_batch(writer: StoreWriter, batch: list[Record], tokenizer: Tokenizer, settings: TokenSettings) -> None:
+    """Tokenises, cuts and stores a batch of records."""
+    eos = np.array(eos_of(tokenizer, settings), np.int64)
+    encoded = encode_texts(tokenizer, [record.text for record in batch], settings)
+    for record, ids in zip(batch, encoded, strict=True):
+        windows = cut_windows(np.concatenate([ids, eos]), settings.window)
+        if settings.long_records == "truncate" and len(windows) > 1:
+            writer.dropped.add(f"record cut to its first {settings.window} tokens")
+            windows = windows[:1]
+        long_enough = [window for window in windows if len(window) >= settings.min_tokens]
+        writer.dropped.add(
+            f"record or window of fewer than {settings.min_tokens} tokens", num=len(windows) - len(long_enough)
+        )
+        for window in long_enough:
+            writer.add(record.user_id, window, record.owners)

@@ -1,0 +1,167 @@
+"""The files of a token store: flat arrays on disk, and one JSON file that describes and seals them."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim_userdp.data.corpus import DataError
+
+FORMAT = 1
+META = "store.json"
+CHUNK_BYTES = 1 << 22
+
+INDEX_DTYPES = {
+    "record_offsets": "<i8",  # [num_records + 1] position of each record's first token in `tokens`
+    "user_offsets": "<i8",  # [num_users + 1] position of each user's first record in `record_offsets`
+    "id_bytes": "|u1",  # user ids in UTF-8, one after the other
+    "id_offsets": "<i8",  # [num_users + 1] position of each user id in `id_bytes`
+    "id_hashes": "<u8",  # [num_users] unkeyed 64-bit hash of each user id
+}
+OWNER_DTYPES = {
+    "owner_offsets": "<i8",  # [num_records + 1] position of each record's first owner in `owners`
+    "owners": "<i8",  # index of an owner; owner i < num_users is user i, further ones own no record themselves
+}
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """What a store holds and what was left out on the way into it.
+
+    Attributes:
+        num_users: Users in the store.
+        num_records: Records in the store; a window of a split record counts as one.
+        num_tokens: Tokens in the store, end marks included.
+        num_words: Whitespace-separated words of the stored users' text, before tokenisation and dropping.
+        num_owners: Distinct owners of records; equals `num_users` unless records have several owners.
+        dropped: Number of things left out or repaired, by reason, from the corpus and from tokenisation.
+        first_at: File and line where a reason first applied, where known.
+    """
+
+    num_users: int
+    num_records: int
+    num_tokens: int
+    num_words: int = 0
+    num_owners: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    first_at: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArraySeal:
+    """Type, length and CRC-32 of one array file."""
+
+    dtype: str
+    length: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """The content of `store.json`."""
+
+    fingerprint: str
+    stats: TokenStats
+    arrays: dict[str, ArraySeal]
+    format: int = FORMAT
+
+
+def array_path(folder: Path, name: str) -> Path:
+    """Returns the path of array `name`."""
+    return folder / f"{name}.bin"
+
+
+def write_array(folder: Path, name: str, values: NDArray[np.generic]) -> ArraySeal:
+    """Writes `values` (1-d) as a raw little-endian file, flushed to the disk, and returns its seal."""
+    with array_path(folder, name).open("wb") as file:
+        values.tofile(file)
+    return seal_array(folder, name, values.dtype.str, len(values))
+
+
+def seal_array(folder: Path, name: str, dtype: str, length: int) -> ArraySeal:
+    """Flushes a written array file to the disk and returns its seal."""
+    with array_path(folder, name).open("rb+") as file:
+        os.fsync(file.fileno())
+    return ArraySeal(dtype, length, _crc32(array_path(folder, name)))
+
+
+def write_meta(folder: Path, meta: StoreMeta) -> None:
+    """Writes `store.json`, the last file of a store, and flushes it and the folder to the disk."""
+    with (folder / META).open("w", encoding="utf-8") as file:
+        json.dump(asdict(meta), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def read_meta(folder: Path) -> StoreMeta:
+    """Returns the content of `store.json` after checking that every array file has the length it states.
+
+    Raises:
+        DataError: a file is missing, cut short, of another format version, or not what the writer wrote.
+    """
+    try:
+        content = json.loads((folder / META).read_bytes())
+        arrays = {name: ArraySeal(**seal) for name, seal in content["arrays"].items()}
+        meta = StoreMeta(content["fingerprint"], TokenStats(**content["stats"]), arrays, content["format"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / META}: not a readable token store ({type(error).__name__}); delete it") from error
+    if meta.format != FORMAT:
+        raise DataError(f"{folder / META}: format {meta.format}, expected {FORMAT}; delete the folder")
+    for name, seal in arrays.items():
+        _check_size(array_path(folder, name), seal)
+    return meta
+
+
+def check_content(folder: Path, meta: StoreMeta) -> None:
+    """Reads every array file through and compares it with its seal.
+
+    Raises:
+        DataError: a file's content has changed since it was written.
+    """
+    for name, seal in meta.arrays.items():
+        if _crc32(array_path(folder, name)) != seal.crc32:
+            raise DataError(f"{array_path(folder, name)}: corrupt (CRC-32 differs); delete the store's folder")
+
+
+def map_array(folder: Path, name: str, meta: StoreMeta) -> NDArray[Any]:
+    """Returns array `name`, read-only and mapped into memory: nothing is read before it is used."""
+    seal = meta.arrays[name]
+    if seal.length == 0:
+        return np.empty(0, dtype=seal.dtype)
+    return np.memmap(array_path(folder, name), dtype=seal.dtype, mode="r", shape=(seal.length,))
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder's entries to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_size(path: Path, seal: ArraySeal) -> None:
+    """Raises DataError unless the file has the sealed length."""
+    expected = seal.length * np.dtype(seal.dtype).itemsize
+    found = path.stat().st_size if path.is_file() else -1
+    if found != expected:
+        raise DataError(f"{path}: {max(found, 0)} bytes, expected {expected}: corrupt; delete the store's folder")
+
+
+def _crc32(path: Path) -> int:
+    """CRC-32 of a file, read in chunks so that it never sits in memory."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc

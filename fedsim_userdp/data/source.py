@@ -1,0 +1,83 @@
+"""Files a corpus is read from: finding them, fingerprinting them, and saying where to get them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedsim_userdp.data.corpus import DataError
+
+CHUNK_BYTES = 1 << 20
+HASHED_IN_FULL_BYTES = 256 << 20
+
+
+def require_path(path: str | Path | None, *, corpus: str, get_it: str) -> Path:
+    """Returns `path` with `~` expanded if it exists.
+
+    Args:
+        path: The configured location, or None when nothing was configured.
+        corpus: Name of the corpus, for the message.
+        get_it: Where the corpus is to be had and which form is expected, a sentence without its full stop.
+
+    Raises:
+        DataError: no path was given or nothing is there; says where to get the corpus and which key to set.
+    """
+    if path is None or not str(path):
+        raise DataError(f"corpus {corpus!r} needs local files: {get_it}, then set data.path=PATH")
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise DataError(f"corpus {corpus!r}: {found} does not exist; {get_it}, then set data.path=PATH")
+    return found
+
+
+def fingerprint_files(files: Iterable[Path], settings: dict[str, object], *, root: Path | None = None) -> str:
+    """Returns a hex digest of the files and of the loader's settings.
+
+    A file of up to 256 MiB counts with its content, so that a copy elsewhere has the same fingerprint; a larger
+    one with its size, modification time, first and last MiB. Below `root` (a folder of many small files) each
+    file counts with its relative path, size and modification time.
+
+    Args:
+        files: The files, in a deterministic order.
+        settings: Everything else that decides what the loader yields; JSON values.
+        root: The folder the files lie in, if they are many.
+    """
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    for path in files:
+        if root is None:
+            digest.update(_content_mark(path))
+        else:
+            stat = path.stat()
+            digest.update(repr((path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Returns `path` itself if it is a file, else the files below it with one of the suffixes, sorted by path.
+
+    Raises:
+        DataError: a folder without such files.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    if not found:
+        raise DataError(f"{path}: no file with suffix {' or '.join(suffixes)} in this folder; set data.path=PATH")
+    return found
+
+
+def _content_mark(path: Path) -> bytes:
+    """Digest of a file's content, or of its size, time and both ends when it is large."""
+    stat = path.stat()
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if stat.st_size <= HASHED_IN_FULL_BYTES:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+        else:
+            digest.update(repr((stat.st_size, stat.st_mtime_ns)).encode() + file.read(CHUNK_BYTES))
+            file.seek(-CHUNK_BYTES, 2)
+            digest.update(file.read(CHUNK_BYTES))
+    return digest.digest()

@@ -1,0 +1,178 @@
+"""The token store: every user's records as token ids, mapped into memory, built once and opened at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from fedsim_userdp.data.cache import writable_cache_dir
+from fedsim_userdp.data.corpus import Corpus, DataError
+from fedsim_userdp.data.ingestion import build_store, store_fingerprint
+from fedsim_userdp.data.layout import META, TokenStats, check_content, map_array, read_meta, sync_folder
+from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, eos_of
+
+CHECKED_IN_FULL_BYTES = 64 << 20
+
+log = logging.getLogger(__name__)
+
+
+class TokenStore:
+    """Users' records as token ids, read-only. Opening reads no tokens; pickling carries the path only.
+
+    Users are numbered 0 to num_users - 1 in order of first appearance in the corpus.
+
+    Args:
+        path: The store's folder.
+
+    Attributes:
+        path: The store's folder.
+        fingerprint: Digest of corpus, tokenizer and settings.
+        stats: Counts of what is in the store and of what was left out, and why.
+
+    Raises:
+        DataError: the folder holds no store, or a corrupt one. Up to 64 MiB the content is compared with its
+            checksums on opening; larger stores by `verify` only.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        meta = read_meta(self.path)
+        self._meta = meta
+        self.fingerprint: str = meta.fingerprint
+        self.stats: TokenStats = meta.stats
+        self._arrays = {name: map_array(self.path, name, meta) for name in meta.arrays}
+        if sum(array.nbytes for array in self._arrays.values()) <= CHECKED_IN_FULL_BYTES:
+            self.verify()
+
+    @property
+    def num_users(self) -> int:
+        """Number of users."""
+        return self.stats.num_users
+
+    @property
+    def user_offsets(self) -> NDArray[np.int64]:
+        """[num_users + 1] number of each user's first record, read-only."""
+        return self._arrays["user_offsets"]
+
+    @property
+    def record_offsets(self) -> NDArray[np.int64]:
+        """[total records + 1] position of each record's first token, read-only."""
+        return self._arrays["record_offsets"]
+
+    @property
+    def id_hashes(self) -> NDArray[np.uint64]:
+        """[num_users] 64-bit hash of each user's id, read-only."""
+        return self._arrays["id_hashes"]
+
+    @property
+    def records_per_user(self) -> NDArray[np.int64]:
+        """[num_users] number of records of each user."""
+        return np.diff(self.user_offsets)
+
+    @property
+    def tokens_per_user(self) -> NDArray[np.int64]:
+        """[num_users] number of tokens of each user."""
+        return np.diff(self.record_offsets[self.user_offsets])
+
+    def user_id(self, user: int) -> str:
+        """Returns the id that the corpus gave to `user`."""
+        start, end = self._range("id_offsets", user)
+        return bytes(self._arrays["id_bytes"][start:end]).decode("utf-8")
+
+    def num_records(self, user: int) -> int:
+        """Returns how many records `user` has, at least 1."""
+        start, end = self._range("user_offsets", user)
+        return end - start
+
+    def num_tokens(self, user: int) -> int:
+        """Returns how many tokens `user` has in all records, at least 1."""
+        start, end = self._range("user_offsets", user)
+        return int(self.record_offsets[end] - self.record_offsets[start])
+
+    def records(self, user: int) -> list[NDArray[np.int64]]:
+        """Returns the token ids of each record of `user`, in the order of the corpus, as writable copies."""
+        start, end = self._range("user_offsets", user)
+        offsets = np.array(self.record_offsets[start : end + 1])
+        tokens = self._arrays["tokens"][offsets[0] : offsets[-1]].astype(np.int64)
+        return np.split(tokens, offsets[1:-1] - offsets[0])
+
+    def owner_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns who owns each record, as (offsets, owners).
+
+        The owners of record number r are `owners[offsets[r]:offsets[r + 1]]`. Indices below `num_users` are users
+        of this store; others stand for people who have no record of their own here. In a corpus without
+        multi-owner records each record has its user as the only owner.
+        """
+        if "owners" in self._arrays:
+            return self._arrays["owner_offsets"], self._arrays["owners"]
+        owners = np.repeat(np.arange(self.num_users), self.records_per_user)
+        return np.arange(len(owners) + 1), owners
+
+    def verify(self) -> None:
+        """Compares every file's content with its checksum; takes about a second a GiB.
+
+        Raises:
+            DataError: a file has changed since it was written.
+        """
+        check_content(self.path, self._meta)
+
+    def __len__(self) -> int:
+        return self.num_users
+
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[str]]:
+        return TokenStore, (str(self.path),)
+
+    def _range(self, offsets: str, index: int) -> tuple[int, int]:
+        """Start and end of item `index` in an offsets array."""
+        of = self._arrays[offsets]
+        if not 0 <= index < len(of) - 1:
+            raise IndexError(f"{offsets[:-8]} must be in [0, {len(of) - 1}), got {index}")
+        return int(of[index]), int(of[index + 1])
+
+
+def open_store(
+    corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, cache_dir: Path | None = None
+) -> TokenStore:
+    """Returns the corpus as token ids, from the cache or built there first.
+
+    The store is keyed by the fingerprints of corpus and tokenizer and by the settings. It is built in a
+    temporary folder and renamed when it is complete and on the disk. A second process waits for the first;
+    what a killed process left half-way is removed; a corrupt store is built anew.
+
+    Args:
+        corpus: Where records come from.
+        tokenizer: A transformers tokenizer.
+        settings: Window, shortest record and least words of a user.
+        cache_dir: Parent folder of stores; None for the platform's cache folder, see `default_cache_dir`.
+
+    Raises:
+        DataError: the corpus is missing or unreadable, no user is left, or the cache cannot be written.
+    """
+    eos_of(tokenizer, settings)
+    fingerprint = store_fingerprint(corpus, tokenizer, settings)
+    parent = writable_cache_dir(cache_dir)
+    folder = parent / f"tokens-{fingerprint}"
+    with FileLock(parent / f"tokens-{fingerprint}.lock"):
+        if (folder / META).exists():
+            try:
+                return TokenStore(folder)
+            except DataError as error:
+                log.warning("%s; building it anew", error)
+        shutil.rmtree(folder, ignore_errors=True)
+        building = parent / f"building-{fingerprint}"
+        shutil.rmtree(building, ignore_errors=True)
+        try:
+            build_store(corpus, tokenizer, settings, building)
+            building.rename(folder)
+            sync_folder(parent)
+        except OSError as error:
+            raise DataError(f"token store {folder} cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return TokenStore(folder)

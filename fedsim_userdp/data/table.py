@@ -1,0 +1,165 @@
+"""Corpora in a table: one row a record, with a column for the user and one for the text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.rows import (
+    Row,
+    RowReader,
+    datasets_files,
+    decode_text,
+    read_csv,
+    read_datasets_folder,
+    read_jsonl,
+    read_parquet,
+)
+from fedsim_userdp.data.source import files_below, fingerprint_files, require_path
+
+Form = Literal["jsonl", "csv", "parquet", "datasets"]
+SUFFIXES = {"jsonl": (".jsonl", ".ndjson", ".json"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
+
+
+class TableCorpus:
+    """A user's own table: JSONL, CSV, Parquet, or a folder saved by Hugging Face `datasets`.
+
+    The same user id in several files is one user. Numbers serve as ids; a row without an id or without text is
+    left out and counted; a missing column is refused.
+
+    Args:
+        path: A file, or a folder of such files, which are read in alphabetical order.
+        form: "jsonl", "csv", "parquet", or "datasets" for a `save_to_disk` folder.
+        user_column: Column with the user's id.
+        text_column: Column with the text.
+        owners_column: Column with further owners of the record: a list, or ids separated by `owners_separator`.
+        owners_separator: Separates owners in a text column.
+        delimiter: Separates fields of a CSV file.
+        name: What to call the corpus in tables; None for its form.
+        license: Licence of the text, for the model card.
+
+    Raises:
+        DataError: an unknown form or a delimiter that is not one character.
+    """
+
+    source = "local files"
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        form: Form = "jsonl",
+        *,
+        user_column: str = "user_id",
+        text_column: str = "text",
+        owners_column: str | None = None,
+        owners_separator: str = ";",
+        delimiter: str = ",",
+        name: str | None = None,
+        license: str = "unknown",
+    ) -> None:
+        if form not in ("jsonl", "csv", "parquet", "datasets"):
+            raise DataError(f"form must be jsonl, csv, parquet or datasets, got {form!r}")
+        if len(delimiter) != 1:
+            raise DataError(f"delimiter must be one character, got {delimiter!r}")
+        self.path = path
+        self.form = form
+        self.user_column = user_column
+        self.text_column = text_column
+        self.owners_column = owners_column
+        self.owners_separator = owners_separator
+        self.delimiter = delimiter
+        self.name = name or form
+        self.license = license
+        self.dropped = DropCounts()
+
+    def records(self) -> Iterator[Record]:
+        """Yields one record a row, in the order of the files."""
+        self.dropped.clear()
+        for place in self._places():
+            for at, row in self._reader()(place, self.dropped):
+                if record := self._record(row, at):
+                    yield record
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the files' content and of the columns read."""
+        settings: dict[str, object] = {
+            "form": [self.form, self.delimiter, self.owners_separator],
+            "columns": [self.user_column, self.text_column, self.owners_column],
+        }
+        files = datasets_files(self._root()) if self.form == "datasets" else self._places()
+        return fingerprint_files(files, settings)
+
+    def _root(self) -> Path:
+        """The configured file or folder."""
+        wanted = "a folder saved with datasets' save_to_disk" if self.form == "datasets" else f"a {self.form} file"
+        columns = f"columns {self.user_column!r} and {self.text_column!r}"
+        return require_path(self.path, corpus=self.name, get_it=f"bring {wanted} with {columns}")
+
+    def _places(self) -> list[Path]:
+        """What the reader is called with."""
+        root = self._root()
+        return [root] if self.form == "datasets" else files_below(root, SUFFIXES[self.form])
+
+    def _reader(self) -> RowReader:
+        """The reader of this form."""
+        if self.form == "csv":
+            return partial(read_csv, delimiter=self.delimiter)
+        return {"jsonl": read_jsonl, "parquet": read_parquet, "datasets": read_datasets_folder}[self.form]
+
+    def _record(self, row: Row, at: str) -> Record | None:
+        """One row as a record, or None after counting why not."""
+        user_id = id_of(column(row, self.user_column, "data.user_column", at))
+        if user_id is None:
+            self.dropped.add("row without a user id", at=at)
+            return None
+        text = text_of(column(row, self.text_column, "data.text_column", at), self.dropped, at)
+        if text is None:
+            self.dropped.add("row without text", at=at)
+            return None
+        return Record(user_id, text, self._owners(row, at))
+
+    def _owners(self, row: Row, at: str) -> tuple[str, ...]:
+        """Further owners that a row names."""
+        if self.owners_column is None:
+            return ()
+        value = column(row, self.owners_column, "data.owners_column", at)
+        named = value.split(self.owners_separator) if isinstance(value, str) else value
+        if named is None:
+            return ()
+        if not isinstance(named, list):
+            raise DataError(f"{at}: owners must be a list or a text, found {type(named).__name__}")
+        owners = (id_of(owner.strip() if isinstance(owner, str) else owner) for owner in named)
+        return tuple(owner for owner in owners if owner is not None)
+
+
+def column(row: Row, name: str, key: str, at: str) -> object:
+    """Returns the value of column `name`.
+
+    Raises:
+        DataError: there is no such column; names those there are and the configuration key.
+    """
+    if name not in row:
+        raise DataError(f"{at}: no column {name!r}; it has {', '.join(map(repr, row)) or 'none'}; set {key}=NAME")
+    return row[name]
+
+
+def id_of(value: object) -> str | None:
+    """Returns a user id as text: text as it is, whole numbers in decimal; None for anything else or blank."""
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def text_of(value: object, dropped: DropCounts, at: str) -> str | None:
+    """Returns a text: text as it is, bytes decoded, a list of paragraphs joined with line breaks; else None."""
+    if isinstance(value, bytes):
+        return decode_text(value, dropped, at)
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
+    return value if isinstance(value, str) else None

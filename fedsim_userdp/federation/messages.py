@@ -1,0 +1,88 @@
+"""What server and nodes say to each other, as typed requests and replies over Flower's records."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedsim_userdp.privacy.clipping import ClippedSum
+from fedsim_userdp.training.cohort import CohortUpdate
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Asks a node for the sum of its sampled users' clipped updates.
+
+    Attributes:
+        state: the global adapter.
+        round: the round, from 1.
+        users: numbers of the sampled users that the node hosts.
+        clip_norm: bound on the norm of each user's update.
+    """
+
+    state: dict[str, Tensor]
+    round: int
+    users: tuple[int, ...]
+    clip_norm: float
+
+
+def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """Returns the tensors as a Flower record of numpy arrays, float32."""
+    return ArrayRecord({name: Array(tensor.detach().cpu().float().numpy()) for name, tensor in state.items()})
+
+
+def from_arrays(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """Returns the record's tensors, float32, on the CPU."""
+    return {name: torch.from_numpy(np.array(array.numpy(), dtype=np.float32)) for name, array in arrays.items()}
+
+
+def write_request(arrays: ArrayRecord, round: int, users: Sequence[int], clip_norm: float) -> RecordDict:
+    """Returns the message content of a `TrainRequest`; `arrays` is the encoded state, shared by a round's nodes."""
+    config = ConfigRecord({"round": round, "users": list(users), "clip_norm": clip_norm})
+    return RecordDict({"arrays": arrays, "config": config})
+
+
+def read_request(content: RecordDict) -> TrainRequest:
+    """Returns the request in a train message."""
+    config = content.config_records["config"]
+    return TrainRequest(
+        state=from_arrays(content.array_records["arrays"]),
+        round=int(config["round"]),  # type: ignore[arg-type]
+        users=tuple(int(user) for user in config["users"]),  # type: ignore[union-attr]
+        clip_norm=float(config["clip_norm"]),  # type: ignore[arg-type]
+    )
+
+
+def write_reply(update: CohortUpdate) -> RecordDict:
+    """Returns the message content of a node's answer."""
+    clipped = update.clipped
+    metrics = MetricRecord(
+        {
+            "num_units": clipped.num_units,
+            "num_nonfinite": clipped.num_nonfinite,
+            "num_clipped": clipped.num_clipped,
+            "norm_sum": clipped.norm_sum,
+            "loss_sum": update.loss_sum,
+            "num_tokens": update.num_tokens,
+        }
+    )
+    return RecordDict({"arrays": to_arrays(clipped.total), "metrics": metrics})
+
+
+def read_reply(content: RecordDict) -> CohortUpdate:
+    """Returns a node's answer; a missing record or number raises KeyError."""
+    metrics = content.metric_records["metrics"]
+    return CohortUpdate(
+        clipped=ClippedSum(
+            total=from_arrays(content.array_records["arrays"]),
+            num_units=int(metrics["num_units"]),  # type: ignore[arg-type]
+            num_nonfinite=int(metrics["num_nonfinite"]),  # type: ignore[arg-type]
+            num_clipped=int(metrics["num_clipped"]),  # type: ignore[arg-type]
+            norm_sum=float(metrics["norm_sum"]),  # type: ignore[arg-type]
+        ),
+        loss_sum=float(metrics["loss_sum"]),  # type: ignore[arg-type]
+        num_tokens=int(metrics["num_tokens"]),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,102 @@
+"""Stacked adapters: one forward and backward in which every unit has its own copy of the adapter.
+
+A unit (a user, or a record) owns a slice u of every LoRA factor, `A[u, r, in]` and `B[u, out, r]`.  The backward
+of the sum of the units' losses therefore leaves each unit's own gradient in `.grad[u]`: nothing is shared
+between slices, so no per-example hooks are needed and several local steps are the same code.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from fedsim_userdp.models.adapters import ADAPTER, lora_layers
+
+
+@dataclass(frozen=True)
+class RowsOfUnits:
+    """Which unit each row of a batch belongs to.
+
+    Attributes:
+        unit_of_row: index of the unit, shape [rows], int64, not decreasing.
+        num_units: number of units in the batch; every unit has at least one row.
+        rows_each: rows of each unit where all have the same number, else None.
+    """
+
+    unit_of_row: Tensor
+    num_units: int
+    rows_each: int | None
+
+    @classmethod
+    def from_counts(cls, rows_per_unit: list[int], device: torch.device | str = "cpu") -> "RowsOfUnits":
+        """Returns the layout of consecutive blocks of `rows_per_unit` rows."""
+        counts = torch.tensor(rows_per_unit, device=device)
+        unit_of_row = torch.repeat_interleave(torch.arange(len(rows_per_unit), device=device), counts)
+        same = len(set(rows_per_unit)) == 1
+        return cls(unit_of_row, len(rows_per_unit), rows_per_unit[0] if same else None)
+
+
+class StackedAdapters:
+    """Runs a PEFT model with one adapter per unit; the model itself stays as PEFT made it.
+
+    Assumes: layers see their input as [rows, ..., features] with the rows of the batch in front, and no layer
+    mixes rows (no BatchNorm); `unsupported_layers` names what breaks this.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._layers = lora_layers(model)
+        self._trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+
+    def stack(self, state: Mapping[str, Tensor], num_units: int, device: torch.device | str) -> dict[str, Tensor]:
+        """Returns `num_units` copies of every tensor of `state`, as leaves of shape [units, ...] that take gradients."""
+        return {
+            name: tensor.to(device).unsqueeze(0).repeat(num_units, *[1] * tensor.ndim).requires_grad_()
+            for name, tensor in state.items()
+        }
+
+    @contextmanager
+    def using(self, stacked: Mapping[str, Tensor], rows: RowsOfUnits) -> Iterator[nn.Module]:
+        """Within the block, the model's adapted layers use `stacked`, row by row the slice of the row's unit."""
+        try:
+            for name, layer in self._layers.items():
+                layer.forward = partial(
+                    _stacked_forward,
+                    layer,
+                    self._factor(stacked, f"{name}.lora_A.{ADAPTER}.weight", layer.lora_A[ADAPTER].weight),
+                    self._factor(stacked, f"{name}.lora_B.{ADAPTER}.weight", layer.lora_B[ADAPTER].weight),
+                    rows,
+                )
+            yield self.model
+        finally:
+            for layer in self._layers.values():
+                layer.__dict__.pop("forward", None)
+
+    def _factor(self, stacked: Mapping[str, Tensor], name: str, own: Tensor) -> Tensor:
+        """The stacked factor, or the layer's own frozen one (FFA-LoRA freezes A)."""
+        return stacked[name] if name in self._trainable else own
+
+
+def _stacked_forward(layer: LoraLayer, a: Tensor, b: Tensor, rows: RowsOfUnits, x: Tensor, *args: object) -> Tensor:
+    """Returns base(x) + scaling * (x A_u^T) B_u^T with u the unit of each row."""
+    base = layer.base_layer(x, *args)
+    low_rank = _per_unit_product(_per_unit_product(x.to(b.dtype), a, rows), b, rows)
+    return base + (low_rank * layer.scaling[ADAPTER]).to(base.dtype)
+
+
+def _per_unit_product(x: Tensor, weight: Tensor, rows: RowsOfUnits) -> Tensor:
+    """Returns x[row] @ weight[unit of row]^T; x is [rows, ..., in], weight [units, out, in] or shared [out, in]."""
+    if weight.ndim == 2:
+        return nn.functional.linear(x, weight.to(x.dtype))
+    if rows.rows_each is not None:
+        grouped = x.reshape(rows.num_units, -1, x.shape[-1])
+        return torch.bmm(grouped, weight.transpose(1, 2)).reshape(*x.shape[:-1], weight.shape[1])
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    gathered = weight.index_select(0, rows.unit_of_row)
+    return torch.bmm(flat, gathered.transpose(1, 2)).reshape(*x.shape[:-1], weight.shape[1])
+
+

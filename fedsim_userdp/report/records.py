@@ -1,0 +1,87 @@
+"""What a run leaves behind, as typed rows."""
+
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One mechanism's result, a row of `results.csv` and `results.json`.
+
+    Attributes:
+        mechanism: name of the mechanism.
+        unit: privacy unit: "user", "record" or "none".
+        epsilon: user-level epsilon; None where there is no user-level guarantee.
+        delta: user-level delta; None likewise.
+        guarantee: the guarantee in words, with its neighbouring relation and accountant.
+        noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`; 0 without noise.
+        clip_norm: bound on the norm of a unit's gradient; None without clipping.
+        records_per_user: k, the most records of a user in a round (user_wise) or in the pool (centralized).
+        rounds: rounds or steps taken.
+        sampling_prob: probability with which a unit takes part in a round; None for other selections.
+        learning_rate: of the server's optimizer.
+        seed: the run's seed.
+        perplexity: on held-out users; not private.
+        train_tokens: predicted tokens that training went through; not private.
+        seconds: wall-clock time of the run, evaluation included.
+        epsilon_tight: user-level epsilon of the same run by the tight ELS accountant; None where it does not apply.
+        epsilon_record: record-level epsilon of the same run; None where it does not apply.
+    """
+
+    mechanism: str
+    unit: str
+    epsilon: float | None
+    delta: float | None
+    guarantee: str
+    noise_multiplier: float
+    clip_norm: float | None
+    records_per_user: int
+    rounds: int
+    sampling_prob: float | None
+    learning_rate: float | None
+    seed: int
+    perplexity: float
+    train_tokens: int
+    seconds: float
+    epsilon_tight: float | None = None
+    epsilon_record: float | None = None
+
+    def to_dict(self) -> dict[str, str | int | float | None]:
+        """Returns the row as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round did.  Everything here except `round` and `epsilon` is computed from data without noise.
+
+    Attributes:
+        mechanism: name of the mechanism.
+        seed: the run's seed.
+        round: the round, 0 for the state before training.
+        epsilon: user-level epsilon spent so far; None where there is no user-level guarantee.
+        perplexity: on held-out users; None in rounds that were not evaluated.
+        train_loss: mean loss of the round's units before the step, in nats; None when there were none.
+        num_units: units in the round.
+        num_clipped: units whose norm was above the bound.
+        num_failed: units that contributed an exact zero because of a failure.
+        num_nonfinite: units that contributed an exact zero because their update was not finite.
+        train_tokens: predicted tokens so far.
+        seconds: since the start of the run.
+    """
+
+    mechanism: str
+    seed: int
+    round: int
+    epsilon: float | None
+    perplexity: float | None
+    train_loss: float | None
+    num_units: int
+    num_clipped: int | None
+    num_failed: int
+    num_nonfinite: int
+    train_tokens: int
+    seconds: float
+
+
+ROW_FIELDS = tuple(field.name for field in fields(ResultRow))
+ROUND_FIELDS = tuple(field.name for field in fields(RoundRecord))

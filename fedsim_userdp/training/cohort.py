@@ -1,0 +1,126 @@
+"""The sum of a cohort's clipped updates, micro-batch by micro-batch: memory does not grow with the cohort."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsim_userdp.models.stacked import StackedAdapters
+from fedsim_userdp.privacy.clipping import ClippedSum, clip_and_sum
+from fedsim_userdp.training.batches import MicroBatch, Unit, micro_batches
+from fedsim_userdp.training.losses import unit_losses
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What a unit does with its records.
+
+    Attributes:
+        steps: local gradient steps; 1 is user-wise DP-SGD, more is DP-FedAvg.
+        learning_rate: of the local steps, above 0; without effect when `steps` is 1.
+        max_tokens: padded tokens of a micro-batch of units, at least 1.
+    """
+
+    steps: int = 1
+    learning_rate: float = 0.1
+    max_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"local.steps={self.steps} must be at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"local.learning_rate={self.learning_rate} must be above 0")
+        if self.max_tokens < 1:
+            raise ValueError(f"local.max_tokens={self.max_tokens} must be at least 1")
+
+
+@dataclass(frozen=True)
+class CohortUpdate:
+    """What a node answers: `clipped.total` is what a secure sum would reveal, the rest is not private.
+
+    Attributes:
+        clipped: the sum of the units' clipped updates, and counts.
+        loss_sum: sum over the units of their mean loss before any local step, in nats.
+        num_tokens: predicted tokens, times local steps.
+    """
+
+    clipped: ClippedSum
+    loss_sum: float
+    num_tokens: int
+
+
+def clipped_update_sum(
+    adapters: StackedAdapters,
+    state: Mapping[str, Tensor],
+    units: Sequence[Unit],
+    local: LocalTraining,
+    clip_norm: float,
+) -> CohortUpdate:
+    """Returns the sum over the units of their clipped updates.
+
+    A unit's update is (start - end) / local.learning_rate over all its local steps: the gradient of its mean
+    loss when there is one step.  It is clipped once, as a whole.
+
+    Guarantee: adding or removing one unit changes `clipped.total` by at most `clip_norm` in L2 norm.
+
+    Args:
+        adapters: the model with stacked adapters.
+        state: the global adapter, name to tensor.
+        units: the cohort; units without records are left out by the caller and count as zero.
+        local: steps and micro-batch size.
+        clip_norm: bound on the norm of a unit's update, above 0.
+    """
+    device = next(adapters.model.parameters()).device
+    parts = [zero_update(state)]
+    for batch in micro_batches(units, local.max_tokens, device):
+        updates, losses = local_updates(adapters, state, batch, local)
+        clipped = clip_and_sum(updates, clip_norm)
+        tokens = batch.num_tokens * local.steps
+        parts = [add(parts[0], CohortUpdate(clipped, float(losses.nansum()), tokens))]
+    return parts[0]
+
+
+def local_updates(
+    adapters: StackedAdapters, state: Mapping[str, Tensor], batch: MicroBatch, local: LocalTraining
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns each unit's unclipped update (name to [units, ...]) and its loss before training, shape [units]."""
+    start = adapters.stack(state, batch.rows.num_units, batch.input_ids.device)
+    gradients, first_losses = _gradients(adapters, start, batch)
+    moved = gradients
+    for _ in range(local.steps - 1):
+        current = {n: (start[n] - local.learning_rate * moved[n]).detach().requires_grad_() for n in start}
+        gradients, _ = _gradients(adapters, current, batch)
+        moved = {n: moved[n] + gradients[n] for n in start}
+    return moved, first_losses
+
+
+def zero_update(state: Mapping[str, Tensor]) -> CohortUpdate:
+    """Returns the update of an empty cohort: an exact zero."""
+    return CohortUpdate(ClippedSum({n: torch.zeros_like(t, dtype=torch.float32) for n, t in state.items()}, 0, 0, 0, 0.0), 0.0, 0)
+
+
+def add(a: CohortUpdate, b: CohortUpdate) -> CohortUpdate:
+    """Returns the update of both cohorts together, on the device of `a`."""
+    x, y = a.clipped, b.clipped
+    return CohortUpdate(
+        clipped=ClippedSum(
+            total={name: x.total[name] + y.total[name].to(x.total[name].device) for name in x.total},
+            num_units=x.num_units + y.num_units,
+            num_nonfinite=x.num_nonfinite + y.num_nonfinite,
+            num_clipped=x.num_clipped + y.num_clipped,
+            norm_sum=x.norm_sum + y.norm_sum,
+        ),
+        loss_sum=a.loss_sum + b.loss_sum,
+        num_tokens=a.num_tokens + b.num_tokens,
+    )
+
+
+def _gradients(
+    adapters: StackedAdapters, stacked: Mapping[str, Tensor], batch: MicroBatch
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Each unit's gradient of its own mean loss, and the losses: slices share nothing, so the sum separates them."""
+    with adapters.using(stacked, batch.rows) as model:
+        losses = unit_losses(model, batch)
+        gradients = torch.autograd.grad(losses.sum(), list(stacked.values()))
+    return dict(zip(stacked, gradients, strict=True)), losses.detach()

@@ -1,0 +1,34 @@
+"""Next-token losses of a causal language model."""
+
+import torch
+from torch import Tensor, nn
+
+from fedsim_userdp.training.batches import IGNORED, MicroBatch
+
+
+def token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Returns the cross-entropy of every next token in nats, shape [rows, length - 1], 0 where ignored.
+
+    No attention mask is needed: padding stands on the right, and a causal model never looks there.
+    """
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].float()
+    flat = nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return flat.view_as(batch.targets)
+
+
+def record_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Returns each record's mean token loss in nats, shape [rows]."""
+    counts = (batch.targets != IGNORED).sum(1)
+    return token_losses(model, batch).sum(1) / counts
+
+
+def unit_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Returns the mean over each unit's records of the record's mean token loss, shape [units]."""
+    losses = record_losses(model, batch)
+    if batch.rows.rows_each is not None:
+        return losses.view(batch.rows.num_units, -1).mean(1)
+    rows = torch.bincount(batch.rows.unit_of_row, minlength=batch.rows.num_units)
+    totals = torch.zeros(batch.rows.num_units, dtype=losses.dtype, device=losses.device)
+    return totals.index_add(0, batch.rows.unit_of_row, losses) / rows

@@ -1,0 +1,52 @@
+"""The run folder: configuration, results, plot and adapters."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from fedsim_userdp.report.files import write_results, write_rounds, write_text
+from fedsim_userdp.report.plots import plot_comparison
+from fedsim_userdp.report.progress import RunProgress
+from fedsim_userdp.report.records import ResultRow, RoundRecord
+from fedsim_userdp.report.table import results_table
+from simulations.mechanisms import Outcome
+
+
+class RunFolder:
+    """Collects outcomes and keeps the files of the folder up to date after each."""
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self.path, self.console = path, console
+        self.rows: list[ResultRow] = []
+        self.rounds: list[RoundRecord] = []
+
+    @classmethod
+    def of_this_job(cls, config: DictConfig) -> "RunFolder":
+        """Returns the folder of the running Hydra job, the resolved configuration written to it."""
+        folder = cls(Path(HydraConfig.get().runtime.output_dir), Console())
+        write_text(folder.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        return folder
+
+    def progress(self) -> RunProgress:
+        """Returns the display of progress on this folder's console."""
+        return RunProgress(self.console)
+
+    def add(self, outcome: Outcome) -> None:
+        """Adds a finished run: its adapter, and the result files written anew."""
+        row = outcome.row
+        if row.rounds:
+            repeated = any(other.mechanism == row.mechanism for other in self.rows)
+            name = f"{row.mechanism}-seed{row.seed}" if repeated else row.mechanism
+            outcome.model.save_pretrained(str(self.path / "adapters" / name))
+        self.rows.append(row)
+        self.rounds.extend(outcome.rounds)
+        write_results(self.path, self.rows)
+        write_rounds(self.path, self.rounds)
+
+    def finish(self) -> None:
+        """Draws the plot and prints the table."""
+        plot_comparison(self.path / "comparison.png", self.rows, self.rounds)
+        self.console.print(results_table(self.rows))
+        self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,26 @@
+"""Which exceptions are the user's to mend, and how they are said in one sentence."""
+
+import re
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
+
+from simulations.errors import ConfigError
+
+REFUSALS = (ConfigError, HydraException, OmegaConfBaseException, ValueError, OSError)
+
+
+def sentence(error: BaseException) -> str:
+    """Returns the error as one line: for what Hydra wraps, the cause; for a missing choice, what there is."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return sentence(error.__cause__)
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    if found := re.match(r"(?:In '[^']*': )?Could not find '([^']*)'\s+Available options in '([^']*)':\s+(.*)", text, re.S):
+        chosen, group, options = found.groups()
+        names = [line.strip() for line in options.splitlines() if re.fullmatch(r"\s*[\w-]+\s*", line)]
+        return f"{group}={chosen.removeprefix(group + '/')} is unknown; expected one of {', '.join(names)}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|Set the environment)", line)]
+    return " ".join(kept)

@@ -1,0 +1,221 @@
+"""One run's configuration turned into objects: data, model, selector, budget, engine."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fedsim_userdp.data.records import RandomRecords, RecordSelector
+from fedsim_userdp.data.split import UserSplit, split_users
+from fedsim_userdp.data.store import TokenStore, open_store
+from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.federation.engines import Engine
+from fedsim_userdp.federation.worker import Worker, WorkerRecipe
+from fedsim_userdp.models.adapters import LoraSettings, attach_lora
+from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.models.stacked import StackedAdapters
+from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
+from fedsim_userdp.selection import ClientSelector
+from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.cohort import LocalTraining
+from fedsim_userdp.training.evaluation import perplexity
+from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
+from simulations.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The user-level target: epsilon (infinity for no noise) and delta."""
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that a mechanism needs, built from one resolved configuration.
+
+    Attributes:
+        name: label of the mechanism, also of its adapter folder.
+        config_hash: SHA-256 of the configuration without what cannot change a result.
+        seed: the run's seed.
+        budget: the user-level target.
+        store: every user's records as token ids.
+        split: training, held-out and validation users.
+        model: the base model.
+        lora: the adapter.
+        records: how a user picks records.
+        selector: who takes part in a round.
+        optimizer_fn: (parameters, learning rate) to a `torch.optim` optimizer.
+        noise: where noise comes from.
+        engine: what runs the nodes.
+        local: local training and micro-batch size.
+        evaluation_units: the users that perplexity is computed on, capped.
+        evaluate_every: rounds between evaluations.
+    """
+
+    name: str
+    config_hash: str
+    seed: int
+    budget: Budget
+    store: TokenStore
+    split: UserSplit
+    split_seed: int
+    model: ModelSource
+    lora: LoraSettings
+    records: RecordSelector
+    selector: ClientSelector
+    optimizer_fn: Callable[..., torch.optim.Optimizer]
+    noise: NoiseSource
+    engine: Engine
+    local: LocalTraining
+    evaluation_units: list[Unit]
+    evaluate_every: int
+
+    @property
+    def num_users(self) -> int:
+        """Size of the training population, public."""
+        return len(self.split.train)
+
+    def training_users(self, records_per_user: int) -> TrainingUsers:
+        """Returns the training users, capped at k records each."""
+        return TrainingUsers(self.store, self.split.train, self.records, records_per_user, self.seed)
+
+    def worker_recipe(self, records_per_user: int) -> WorkerRecipe:
+        """Returns what another process needs to build this run's worker."""
+        users = TrainingUsersRecipe(
+            store_path=self.store.path,
+            heldout_users=len(self.split.heldout),
+            validation_users=len(self.split.validation),
+            split_seed=self.split_seed,
+            selector=self.records,
+            records_per_user=records_per_user,
+            seed=self.seed,
+        )
+        return WorkerRecipe(self.config_hash, self.model, self.lora, users, self.local, self.seed)
+
+    def worker(self, records_per_user: int) -> Worker:
+        """Returns this process's worker: a freshly loaded model with a fresh adapter."""
+        model = attach_lora(self.model.load(), self.lora, self.seed)
+        return Worker(StackedAdapters(model), self.training_users(records_per_user), self.local)
+
+    def perplexity(self, model: torch.nn.Module) -> float:
+        """Returns the perplexity of `model` on the evaluation users."""
+        return perplexity(model, self.evaluation_units, 2 * self.local.max_tokens)
+
+
+def build_task(config: DictConfig) -> Task:
+    """Returns the objects that a resolved configuration names.
+
+    Raises:
+        ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong with it.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(int(config.threads))
+    model: ModelSource = instantiate(config.model)
+    store = open_store(
+        instantiate(config.data), model.load_tokenizer(), TokenSettings(**_plain(config.tokens)), _path(config.cache_dir)
+    )
+    split = split_users(
+        store,
+        heldout_users=config.split.heldout_users,
+        validation_users=config.split.validation_users,
+        seed=config.split.seed,
+    )
+    return Task(
+        name=config.mechanism.name,
+        config_hash=config_hash(config),
+        seed=_seed(config.seed),
+        budget=_budget(config, len(split.train)),
+        store=store,
+        split=split,
+        split_seed=config.split.seed,
+        model=model,
+        lora=LoraSettings(**_plain(config.lora)),
+        records=instantiate(config.records),
+        selector=instantiate(config.selection),
+        optimizer_fn=instantiate(config.optimizer),
+        noise=_noise(config),
+        engine=instantiate(config.engine),
+        local=LocalTraining(**_plain(config.local)),
+        evaluation_units=_evaluation_units(config, store, split),
+        evaluate_every=_evaluate_every(config),
+    )
+
+
+def config_hash(config: DictConfig) -> str:
+    """Returns a hash of the configuration without output, display and speed settings."""
+    plain = {key: value for key, value in _plain(config).items() if key not in _WITHOUT_EFFECT}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+
+
+_WITHOUT_EFFECT = frozenset({"output_dir", "resume", "threads", "cache_dir", "engine", "compare"})
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """The node as a plain dict, interpolations resolved."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(resolved, dict):
+        raise ConfigError(f"expected a mapping in the configuration, got {resolved!r}")
+    return {str(key): tuple(value) if isinstance(value, list) else value for key, value in resolved.items()}
+
+
+def _path(value: str | None) -> Path | None:
+    """A path, or None."""
+    return None if value is None else Path(value)
+
+
+def _seed(value: int) -> int:
+    """The seed, at least 0."""
+    if value < 0:
+        raise ConfigError(f"seed={value} must be at least 0")
+    return value
+
+
+def _budget(config: DictConfig, num_users: int) -> Budget:
+    """The target, delta = N^-1.1 unless given; a delta above 1/N would let one user's data be published."""
+    epsilon = float(config.privacy.epsilon)
+    if not epsilon > 0:
+        raise ConfigError(f"privacy.epsilon={epsilon:g} must be above 0 (inf for no noise)")
+    delta = num_users**-1.1 if config.privacy.delta is None else float(config.privacy.delta)
+    if not 0 < delta < 1:
+        raise ConfigError(f"privacy.delta={delta:g} must lie in (0, 1)")
+    if delta > 1 / num_users:
+        raise ConfigError(
+            f"privacy.delta={delta:g} is above 1/N = {1 / num_users:.3g} for {num_users} training users, "
+            "which would allow publishing somebody's data; leave it null for N^-1.1"
+        )
+    return Budget(epsilon, delta)
+
+
+def _noise(config: DictConfig) -> NoiseSource:
+    """Seeded noise for simulation, or the operating system's for a release."""
+    sources: dict[str, NoiseSource] = {"seeded": SeededNoise(config.seed), "os": OperatingSystemNoise()}
+    if config.noise.source not in sources:
+        raise ConfigError(f"noise.source={config.noise.source} is unknown; expected seeded or os")
+    return sources[config.noise.source]
+
+
+def _evaluation_units(config: DictConfig, store: TokenStore, split: UserSplit) -> list[Unit]:
+    """The users to evaluate on; `validation` is for tuning, so that held-out users are never tuned on."""
+    groups = {"heldout": split.heldout, "validation": split.validation}
+    settings = config.evaluation
+    if settings.users not in groups:
+        raise ConfigError(f"evaluation.users={settings.users} is unknown; expected heldout or validation")
+    users = groups[settings.users]
+    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), settings.records_per_user, config.split.seed)
+    return chosen.units(range(len(users)), round=0)
+
+
+def _evaluate_every(config: DictConfig) -> int:
+    """Rounds between evaluations, at least 1."""
+    if config.evaluation.every < 1 or not math.isfinite(config.evaluation.every):
+        raise ConfigError(f"evaluation.every={config.evaluation.every} must be at least 1")
+    return int(config.evaluation.every)

@@ -1,0 +1,114 @@
+"""User-wise DP-SGD and DP-FedAvg as a Flower strategy: select, sum clipped updates, add noise, divide, step.
+
+Source: McMahan et al. 2018, "Learning differentially private recurrent language models", arXiv 1710.06963;
+Chua et al. 2024, "Mind the Privacy Unit!", arXiv 2406.14322, Algorithm 2.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedsim_userdp.federation.hosting import group_by_host, wait_for_nodes
+from fedsim_userdp.federation.messages import to_arrays, write_request
+from fedsim_userdp.federation.replies import RoundReplies, add_replies
+from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
+from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.selection import ClientSelector, draw_cohort
+from strategies.optimizers import ServerOptimizer
+
+
+@dataclass(frozen=True)
+class UserLevelSettings:
+    """What the mechanism is; public.
+
+    Attributes:
+        num_users: size of the training population.
+        clip_norm: bound on the norm of a user's update, above 0; infinity (with no noise) for no privacy.
+        noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`.
+        seed: seed of the selection.
+        num_nodes: nodes to wait for before a round.
+    """
+
+    num_users: int
+    clip_norm: float
+    noise_multiplier: float
+    seed: int
+    num_nodes: int = 1
+
+
+class UserLevelDP(Strategy):
+    """Releases, round by round, (sum of clipped updates + noise) / expected cohort size, and steps along it.
+
+    Guarantee: each round is a Gaussian mechanism of sensitivity `clip_norm` and standard deviation
+    `noise_multiplier * clip_norm` over the users that the selector drew; everything after the noise is
+    post-processing.  Failed users count as zero and change neither noise, nor denominator, nor accounting.
+    Assumes: nodes clip (`fedsim_userdp.training.cohort`); the sum of a node's users is checked against its bound.
+
+    Args:
+        settings: the mechanism's numbers.
+        selector: draws each round's cohort.
+        optimizer: the server's optimizer, which holds the global adapter.
+        noise: where noise comes from.
+        before_release: called with the round before its noise is drawn: the ledger writes here.
+        after_round: called with the round, its replies and the new state; diagnostics and progress.
+    """
+
+    def __init__(
+        self,
+        settings: UserLevelSettings,
+        selector: ClientSelector,
+        optimizer: ServerOptimizer,
+        noise: NoiseSource,
+        before_release: Callable[[int], None],
+        after_round: Callable[[int, RoundReplies, dict[str, Tensor]], None],
+    ) -> None:
+        self.settings = settings
+        self.selector = selector
+        self.optimizer = optimizer
+        self.noise = noise
+        self.stddev = noise_stddev(settings.noise_multiplier, settings.clip_norm)
+        self.expected_cohort = selector.expected_cohort_size(settings.num_users)
+        self._before_release, self._after_round = before_release, after_round
+        self._asked: dict[int, int] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Returns one message to each node that hosts a user of this round's cohort, naming those users."""
+        generator = numpy_generator(self.settings.seed, "selection", round=server_round)
+        cohort = draw_cohort(self.selector, self.settings.num_users, server_round, generator)
+        hosted = group_by_host(cohort, wait_for_nodes(grid, self.settings.num_nodes))
+        self._asked = {node: len(users) for node, users in hosted.items()}
+        clip_norm = self.settings.clip_norm
+        return [
+            Message(
+                write_request(arrays, server_round, users, clip_norm), node, MessageType.TRAIN, group_id=str(server_round)
+            )
+            for node, users in hosted.items()
+        ]
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
+        """Returns the adapter after the round: sum, ledger, noise, fixed denominator, server optimizer."""
+        collected = add_replies(replies, self.optimizer.state, self._asked, self.settings.clip_norm)
+        self._before_release(server_round)  # the ledger comes first: a crash can only over-state what was spent
+        noisy_sum = add_noise(collected.update.clipped.total, self.stddev, self.noise, server_round)
+        mean_update = {name: tensor / self.expected_cohort for name, tensor in noisy_sum.items()}
+        state = self.optimizer.step(mean_update)
+        self._after_round(server_round, collected, state)
+        return to_arrays(state), MetricRecord(collected.counts())
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Returns nothing: evaluation is on held-out users, at the server."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Does nothing, see `configure_evaluate`."""
+
+    def summary(self) -> None:
+        """Prints nothing: the run's own progress display says what runs."""
