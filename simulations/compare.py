@@ -30,13 +30,23 @@ def mechanism_configs(config: DictConfig) -> list[DictConfig]:
     if not names:
         raise ConfigError("compare.mechanisms is empty: name at least one mechanism")
     seeds = [config.seed] if config.compare.seeds is None else list(config.compare.seeds)
-    return [compose_again("compare", [f"mechanism={name}", f"seed={seed}"]) for seed in seeds for name in names]
+    return [compose_again("compare", {"mechanism": name, "seed": seed}) for seed in seeds for name in names]
 
 
-def compose_again(config_name: str, changes: list[str]) -> DictConfig:
-    """Returns the running job's configuration with `changes`; overrides that a mechanism does not have are dropped."""
-    changed = {change.split("=")[0] for change in changes}
-    own = [o for o in HydraConfig.get().overrides.task if o.split("=")[0].lstrip("+~") not in changed]
-    zero_shot = "mechanism=zero_shot" in changes
-    kept = [o for o in own if not (zero_shot and o.lstrip("+~").startswith("mechanism."))]
-    return hydra.compose(config_name, overrides=[*kept, *changes], return_hydra_config=False)
+def compose_again(config_name: str, changes: dict[str, str | int]) -> DictConfig:
+    """Returns the running job's configuration with `changes`.
+
+    An override of a setting that the changed mechanism does not have (`mechanism.clip_norm` of the non-private run)
+    is left out; that some mechanism has it was checked when the job was composed.
+    """
+    own = [override for override in HydraConfig.get().overrides.task if _key(override) not in changes]
+    changed = [f"{key}={value}" for key, value in changes.items()]
+    general = [override for override in own if not _key(override).startswith("mechanism.")]
+    has = hydra.compose(config_name, overrides=[*general, *changed]).mechanism
+    special = [o for o in own if _key(o).startswith("mechanism.") and _key(o).split(".")[1] in has]
+    return hydra.compose(config_name, overrides=[*general, *changed, *special])
+
+
+def _key(override: str) -> str:
+    """The key of an override such as `+a.b=c` or `~a`."""
+    return override.split("=")[0].lstrip("+~")

@@ -11,7 +11,7 @@ from fedsim_userdp.report.plots import plot_comparison
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import results_table
-from simulations.mechanisms import Outcome
+from simulations.diary import Outcome
 
 
 class RunFolder:

@@ -4,7 +4,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fedsim_userdp.report.progress import RunProgress
-from simulations.mechanisms import Mechanism, Outcome
+from simulations.diary import Outcome
+from simulations.mechanisms import Mechanism
 from simulations.task import build_task
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
 from fedsim_userdp.data.rows import Row, RowReader, read_csv, read_jsonl
-from fedsim_userdp.data.source import files_below, fingerprint_files, require_path
+from fedsim_userdp.data.source import files_in, fingerprint_files, require_path
 from fedsim_userdp.data.table import column, id_of, text_of
 
 GET_IT = (
     "download the chapter-level CSV files of kmfoda/booksum from huggingface.co, or make the JSONL files with "
     "gather_data.py of github.com/salesforce/booksum"
 )
-SUFFIXES = (".csv", ".jsonl", ".gathered", ".json")
+SUFFIXES = (".csv", ".jsonl", ".gathered")
 TEXT_COLUMNS = ("chapter", "text")
 
 
@@ -80,7 +80,7 @@ class BooksumCorpus:
 
     def _files(self) -> list[Path]:
         """The files to read."""
-        return files_below(require_path(self.path, corpus=self.name, get_it=GET_IT), SUFFIXES)
+        return files_in(require_path(self.path, corpus=self.name, get_it=GET_IT), SUFFIXES)
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""

@@ -24,16 +24,15 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / APP
 
 
-def writable_cache_dir(folder: Path | None) -> Path:
-    """Returns `folder`, or the default, made if need be (readable by this user only) and tried by writing to it.
+def require_writable(folder: Path) -> None:
+    """Makes `folder` if need be, readable by this user only, and tries it by writing to it.
 
     Raises:
         DataError: nothing can be written there.
     """
-    chosen = folder if folder is not None else default_cache_dir()
     try:
-        chosen.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=chosen):
-            return chosen
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise DataError(f"cache folder {chosen} cannot be written ({error}); set {VARIABLE} to one that can") from error
+        raise DataError(f"cache folder {folder} cannot be written ({error}); set {VARIABLE} to one that can") from error

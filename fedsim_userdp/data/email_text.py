@@ -26,6 +26,7 @@ HEADER = re.compile(r"[ \t]*(from|sent|to|cc|bcc|subject|date|sent by):", re.IGN
 QUOTED = re.compile(r"[ \t]*[>|]")
 ATTRIBUTION = re.compile(r".{1,200}\b(?:wrote|writes):[ \t]*$", re.IGNORECASE)
 PREAMBLE_LINES = 4
+PREAMBLE_GAP = 2
 
 
 def parse_email(raw: bytes) -> Message:
@@ -90,10 +91,13 @@ def _is_header_block(lines: list[str], index: int) -> bool:
 
 def _preamble_start(lines: list[str], index: int) -> int:
     """First line of the name and date above a header block; `index` itself when there is none."""
-    start = index
-    while start > 0 and index - start < PREAMBLE_LINES and lines[start - 1].strip():
+    end = index
+    while end > 0 and index - end < PREAMBLE_GAP and not lines[end - 1].strip():
+        end -= 1
+    start = end
+    while start > 0 and end - start < PREAMBLE_LINES and lines[start - 1].strip():
         start -= 1
-    return start if any(DATED.search(line) for line in lines[start:index]) else index
+    return start if any(DATED.search(line) for line in lines[start:end]) else index
 
 
 def _is_quoted_next(lines: list[str], index: int) -> bool:

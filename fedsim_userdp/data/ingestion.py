@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim_userdp.data.corpus import Corpus, Record
+from fedsim_userdp.data.corpus import Corpus, DataError, Record
 from fedsim_userdp.data.layout import FORMAT
 from fedsim_userdp.data.tokens import (
     Tokenizer,
@@ -33,7 +33,7 @@ def store_fingerprint(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSetti
     return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, folder: Path) -> Path:
+def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, folder: Path, fingerprint: str) -> Path:
     """Tokenises the corpus into a new store at `folder` and returns it; see `open_store` for the safe way.
 
     Raises:
@@ -42,9 +42,7 @@ def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, f
     with StoreWriter(folder, vocab_size=len(tokenizer), min_words=settings.min_words) as writer:
         for batch in _batches(_checked(corpus, writer)):
             _add_batch(writer, batch, tokenizer, settings)
-        return writer.finish(
-            fingerprint=store_fingerprint(corpus, tokenizer, settings), dropped=getattr(corpus, "dropped", None)
-        )
+        return writer.finish(fingerprint=fingerprint, dropped=corpus.dropped)
 
 
 def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
@@ -54,6 +52,8 @@ def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
         if not isinstance(record.user_id, str) or not record.user_id:
             writer.dropped.add("record without a user id", at=at)
             continue
+        if not isinstance(record.text, str):
+            raise DataError(f"{at}: text must be a str, got {type(record.text).__name__}")
         writer.add_words(record.user_id, len(record.text.split()))
         if not record.text.strip():
             writer.dropped.add("empty record", at=at)

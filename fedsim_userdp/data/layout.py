@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import zlib
 from dataclasses import asdict, dataclass, field
@@ -136,7 +137,15 @@ def map_array(folder: Path, name: str, meta: StoreMeta) -> NDArray[Any]:
     seal = meta.arrays[name]
     if seal.length == 0:
         return np.empty(0, dtype=seal.dtype)
-    return np.memmap(array_path(folder, name), dtype=seal.dtype, mode="r", shape=(seal.length,))
+    with array_path(folder, name).open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), seal.dtype)
+
+
+def release_pages(array: NDArray[Any]) -> None:
+    """Gives back the memory that reading from a mapped array took; the system still caches the file."""
+    mapping = getattr(array.base, "obj", array.base)
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def sync_folder(folder: Path) -> None:

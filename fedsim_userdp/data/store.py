@@ -11,10 +11,10 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from fedsim_userdp.data.cache import writable_cache_dir
+from fedsim_userdp.data.cache import default_cache_dir, require_writable
 from fedsim_userdp.data.corpus import Corpus, DataError
 from fedsim_userdp.data.ingestion import build_store, store_fingerprint
-from fedsim_userdp.data.layout import META, TokenStats, check_content, map_array, read_meta, sync_folder
+from fedsim_userdp.data.layout import META, TokenStats, check_content, map_array, read_meta, release_pages, sync_folder
 from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, eos_of
 
 CHECKED_IN_FULL_BYTES = 64 << 20
@@ -100,6 +100,8 @@ class TokenStore:
         start, end = self._range("user_offsets", user)
         offsets = np.array(self.record_offsets[start : end + 1])
         tokens = self._arrays["tokens"][offsets[0] : offsets[-1]].astype(np.int64)
+        # Else a long run would hold every page of tokens it has ever touched.
+        release_pages(self._arrays["tokens"])
         return np.split(tokens, offsets[1:-1] - offsets[0])
 
     def owner_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -111,7 +113,7 @@ class TokenStore:
         """
         if "owners" in self._arrays:
             return self._arrays["owner_offsets"], self._arrays["owners"]
-        owners = np.repeat(np.arange(self.num_users), self.records_per_user)
+        owners = np.repeat(np.arange(self.num_users), np.diff(self.user_offsets))
         return np.arange(len(owners) + 1), owners
 
     def verify(self) -> None:
@@ -156,23 +158,37 @@ def open_store(
     """
     eos_of(tokenizer, settings)
     fingerprint = store_fingerprint(corpus, tokenizer, settings)
-    parent = writable_cache_dir(cache_dir)
-    folder = parent / f"tokens-{fingerprint}"
+    parent = cache_dir if cache_dir is not None else default_cache_dir()
+    if store := _found(parent / f"tokens-{fingerprint}"):
+        return store
+    require_writable(parent)
     with FileLock(parent / f"tokens-{fingerprint}.lock"):
-        if (folder / META).exists():
-            try:
-                return TokenStore(folder)
-            except DataError as error:
-                log.warning("%s; building it anew", error)
-        shutil.rmtree(folder, ignore_errors=True)
-        building = parent / f"building-{fingerprint}"
+        return _found(parent / f"tokens-{fingerprint}") or _built(corpus, tokenizer, settings, parent, fingerprint)
+
+
+def _found(folder: Path) -> TokenStore | None:
+    """The store in `folder`, or None when there is none that can be used."""
+    if not (folder / META).exists():
+        return None
+    try:
+        return TokenStore(folder)
+    except DataError as error:
+        log.warning("%s; building it anew", error)
+        return None
+
+
+def _built(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, parent: Path, fingerprint: str) -> TokenStore:
+    """Builds a store beside its final place and moves it there; call it under the store's lock."""
+    folder, building = parent / f"tokens-{fingerprint}", parent / f"building-{fingerprint}"
+    try:
+        for stale in (building, folder):
+            if stale.exists():
+                shutil.rmtree(stale)
+        build_store(corpus, tokenizer, settings, building, fingerprint)
+        building.rename(folder)
+        sync_folder(parent)
+    except OSError as error:
+        raise DataError(f"token store {folder} cannot be built: {error}") from error
+    finally:
         shutil.rmtree(building, ignore_errors=True)
-        try:
-            build_store(corpus, tokenizer, settings, building)
-            building.rename(folder)
-            sync_folder(parent)
-        except OSError as error:
-            raise DataError(f"token store {folder} cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     return TokenStore(folder)

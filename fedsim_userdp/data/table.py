@@ -19,10 +19,10 @@ from fedsim_userdp.data.rows import (
     read_jsonl,
     read_parquet,
 )
-from fedsim_userdp.data.source import files_below, fingerprint_files, require_path
+from fedsim_userdp.data.source import files_in, fingerprint_files, require_path
 
 Form = Literal["jsonl", "csv", "parquet", "datasets"]
-SUFFIXES = {"jsonl": (".jsonl", ".ndjson", ".json"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
+SUFFIXES = {"jsonl": (".jsonl", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
 
 
 class TableCorpus:
@@ -102,7 +102,7 @@ class TableCorpus:
     def _places(self) -> list[Path]:
         """What the reader is called with."""
         root = self._root()
-        return [root] if self.form == "datasets" else files_below(root, SUFFIXES[self.form])
+        return [root] if self.form == "datasets" else files_in(root, SUFFIXES[self.form])
 
     def _reader(self) -> RowReader:
         """The reader of this form."""

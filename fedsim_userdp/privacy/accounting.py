@@ -36,7 +36,7 @@ from fedsim_userdp.privacy.descriptions import (
     UserWise,
 )
 from fedsim_userdp.privacy.errors import AccountingError
-from fedsim_userdp.privacy.group import is_vacuous, to_record_level, to_user_level
+from fedsim_userdp.privacy.group import is_vacuous, log_delta_factor, to_record_level, to_user_level
 from fedsim_userdp.privacy.pld import MIN_LOG_DELTA
 from fedsim_userdp.privacy.validation import check_delta, check_epsilon
 
@@ -128,7 +128,21 @@ def calibrate(
     def epsilon_of(noise_multiplier: float) -> float:
         return _curve(run.with_noise_multiplier(noise_multiplier), method).epsilon(log_delta)
 
-    return description.with_noise_multiplier(least_noise(epsilon_of, target))
+    start, step = _first_guess(run, target, log_delta, method)
+    return description.with_noise_multiplier(least_noise(epsilon_of, target, start, step))
+
+
+def _first_guess(run: Description, target: float, log_delta: float, method: str | None) -> tuple[float, float]:
+    """Where the search for the noise multiplier starts, and its first step on a log scale."""
+    if not (isinstance(run, RecordLevel) and _check_method(run, method) == "group"):
+        return 1.0, 0.7
+    share = target / run.records_per_user
+    record_log_delta = log_delta - log_delta_factor(share, run.records_per_user)
+
+    def epsilon_of(noise_multiplier: float) -> float:
+        return _curve(run.with_noise_multiplier(noise_multiplier), "record").epsilon(record_log_delta)
+
+    return least_noise(epsilon_of, share, 1.0, 0.7), 0.002
 
 
 def methods(description: Description) -> tuple[str, ...]:

@@ -10,13 +10,14 @@ _MAX_EVALUATIONS = 80
 _LOG_RANGE = (math.log(1e-3), math.log(1e7))
 
 
-def least_noise(epsilon_of: Callable[[float], float], target: float, start: float = 1.0) -> float:
+def least_noise(epsilon_of: Callable[[float], float], target: float, start: float, step: float) -> float:
     """Returns a noise multiplier whose epsilon is at most the target, and at least 99% of it.
 
     Args:
         epsilon_of: Noise multiplier -> epsilon in [0, inf]; decreasing. AccountingError counts as infinite.
         target: Epsilon, in (0, inf).
         start: Where to begin, in (1e-3, 1e7).
+        step: First step from there, on a log scale, > 0.
 
     Raises:
         AccountingError: No noise multiplier in [1e-3, 1e7] gives an epsilon within 1% below the target.
@@ -30,7 +31,7 @@ def least_noise(epsilon_of: Callable[[float], float], target: float, start: floa
             value = math.inf
         return max(min(math.log(value / target), 50.0), -50.0) if value > 0.0 else -50.0
 
-    low, at_low, high, at_high = _bracket(excess, math.log(start))
+    low, at_low, high, at_high = _bracket(excess, math.log(start), step)
     for _ in range(_MAX_EVALUATIONS):
         if math.log(_LEAST_RATIO) <= at_high:
             return math.exp(high)
@@ -47,16 +48,16 @@ def least_noise(epsilon_of: Callable[[float], float], target: float, start: floa
     raise AccountingError(f"no noise multiplier has an epsilon between 99% and 100% of {target:g} by this accountant")
 
 
-def _bracket(excess: Callable[[float], float], start: float) -> tuple[float, float, float, float]:
+def _bracket(excess: Callable[[float], float], start: float, step: float) -> tuple[float, float, float, float]:
     """Two log noise multipliers on either side of the target, with their excess."""
-    here, at_here, step = start, excess(start), 0.7
+    here, at_here = start, excess(start)
     direction = 1.0 if at_here > 0.0 else -1.0
     while _LOG_RANGE[0] <= here + direction * step <= _LOG_RANGE[1]:
         there = here + direction * step
         at_there = excess(there)
         if (at_there > 0.0) != (at_here > 0.0):
             return (here, at_here, there, at_there) if direction > 0.0 else (there, at_there, here, at_here)
-        here, at_here, step = there, at_there, step * 1.6
+        here, at_here, step = there, at_there, step * 2.0
     raise AccountingError("the target is out of reach of noise multipliers from 0.001 to 1e7")
 
 

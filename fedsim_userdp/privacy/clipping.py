@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Keeps the float32 product scale * update at or below clip_norm despite rounding.
+# Keeps a clipped update at or below clip_norm after it is rounded to float32.
 _ROUNDING_MARGIN = 1e-6
 
 
@@ -104,7 +104,7 @@ def _clip_scale(norms: Tensor, finite: Tensor, clip_norm: float) -> Tensor:
 
 def _weighted_sum(tensor: Tensor, scale: Tensor, finite: Tensor) -> Tensor:
     """sum_u scale[u] * tensor[u] in float32; rows that are not finite are left out, since 0 * NaN is NaN."""
-    values = _as_rows(tensor).float()
+    values = _precise(_as_rows(tensor))
     if not bool(finite.all()):
         values = torch.where(finite.unsqueeze(1), values, torch.zeros_like(values))
-    return (scale.float() @ values).reshape(tensor.shape[1:])
+    return (scale @ values).float().reshape(tensor.shape[1:])

@@ -8,7 +8,12 @@ from fedsim_userdp.privacy.curve import Curve
 from fedsim_userdp.privacy.descriptions import Description
 from fedsim_userdp.privacy.errors import AccountingError
 from fedsim_userdp.privacy.group import log_delta_factor
-from fedsim_userdp.privacy.mixture import binomial_mixture
+from fedsim_userdp.privacy.mixture import Floats, binomial_mixture
+from fedsim_userdp.privacy.renyi import epsilon_bound, log_delta_bound, rdp_at_integers
+from fedsim_userdp.privacy.roots import crossing
+
+_ALARM = 2e-3
+_MAX_SHARE = 1e6
 
 
 def sampled_gaussian(noise_multiplier: float, sampling_prob: float, rounds: int, records: int = 1) -> Curve:
@@ -23,10 +28,41 @@ def sampled_gaussian(noise_multiplier: float, sampling_prob: float, rounds: int,
     if sampling_prob == 1.0:
         return shifted_gaussian(records * math.sqrt(rounds) / noise_multiplier)
     composition = [(binomial_mixture(noise_multiplier, sampling_prob, records), rounds)]
-    return Curve(
+    exact = Curve(
         epsilon=lambda log_delta: pld.epsilon(composition, log_delta),
         log_delta=lambda epsilon: pld.log_delta(composition, epsilon),
     )
+    return checked(exact, rounds * rdp_at_integers(noise_multiplier, sampling_prob)) if records == 1 else exact
+
+
+def checked(exact: Curve, rdp: Floats) -> Curve:
+    """Returns a PLD curve that is never above RDP: an answer above it by more than its own tolerance is refused.
+
+    Where delta is too small for the PLD (below e^-640, which only large groups of records ask for), RDP answers.
+
+    Args:
+        exact: The PLD curve.
+        rdp: Renyi divergences of the whole run at the integer orders of `renyi`.
+    """
+
+    def epsilon(log_delta: float) -> float:
+        ceiling = epsilon_bound(rdp, log_delta)
+        if log_delta < pld.MIN_LOG_DELTA:
+            return ceiling
+        return _at_most(exact.epsilon(log_delta), ceiling, _ALARM * ceiling)
+
+    def log_delta(epsilon: float) -> float:
+        ceiling = log_delta_bound(rdp, epsilon)
+        return ceiling if ceiling < pld.MIN_LOG_DELTA else _at_most(exact.log_delta(epsilon), ceiling, _ALARM)
+
+    return Curve(epsilon=epsilon, log_delta=log_delta)
+
+
+def _at_most(value: float, ceiling: float, slack: float) -> float:
+    """The smaller of two bounds, or AccountingError where the one that should be smaller is not."""
+    if value > ceiling + slack + 1e-9:
+        raise AccountingError(f"the privacy loss distribution gives {value:g}, worse than RDP with {ceiling:g}")
+    return min(value, ceiling)
 
 
 def shifted_gaussian(mu: float) -> Curve:
@@ -51,33 +87,18 @@ def grouped(record: Curve, records_per_user: int) -> Curve:
 
     def epsilon(target: float) -> float:
         def shortfall(share: float) -> float:
-            """How far a record-level epsilon of `share` is from being enough; positive where it is."""
-            return share - record.epsilon(target - log_delta_factor(share, records_per_user))
+            """By how much a record-level epsilon of `share` is too small for itself, relatively."""
+            return record.epsilon(target - log_delta_factor(share, records_per_user)) / share - 1.0
 
-        return records_per_user * _first_root(shortfall, record.epsilon(target - math.log(records_per_user)))
+        low = record.epsilon(target - math.log(records_per_user))
+        if low == 0.0 or records_per_user == 1:
+            return low * records_per_user
+        high = low
+        while shortfall(high) > 0.0:
+            low, high = high, 2.0 * high
+            if high > _MAX_SHARE:
+                raise AccountingError(f"group privacy gives no record-level epsilon below {_MAX_SHARE:g} here")
+        share = crossing(shortfall, low, high, width=1e-4, close=1e-4) if high > low else low
+        return records_per_user * share
 
     return Curve(epsilon=epsilon, log_delta=log_delta)
-
-
-def _first_root(function: Callable[[float], float], low: float) -> float:
-    """An argument where an increasing-at-last function is just above 0, from a `low` end where it is not yet."""
-    if low == 0.0:
-        return 0.0
-    high, at_low, at_high = 2.0 * low, function(low), function(2.0 * low)
-    for _ in range(60):
-        if at_high >= 0.0:
-            break
-        low, at_low, high = high, at_high, 2.0 * high
-        at_high = function(high)
-    else:
-        raise AccountingError("group privacy gives no finite epsilon here: too little noise for so many records")
-    for _ in range(100):
-        if high - low <= 1e-4 * high or at_high <= 1e-4 * high:
-            return high
-        middle = low + (high - low) * min(max(-at_low / (at_high - at_low) + 1e-4, 0.05), 0.95)
-        at_middle = function(middle)
-        if at_middle >= 0.0:
-            high, at_high = middle, at_middle
-        else:
-            low, at_low = middle, at_middle
-    return high

@@ -1,9 +1,10 @@
-"""The privacy loss of one release on a uniform grid, dominating the true one (Connect-the-Dots)."""
+"""The privacy loss of one release on a grid, dominating the true one (Connect-the-Dots)."""
 
 import dataclasses
 import math
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 
 from fedsim_userdp.privacy.mixture import Floats, Mixture
@@ -16,13 +17,11 @@ class Loss:
     """A discrete privacy loss that may be infinite.
 
     Attributes:
-        start: Index of the smallest value; value j is (start + j) * spacing. 0 where values are not on a grid.
-        values: Losses, increasing, shape (n,).
+        values: Losses, shape (n,).
         probs: Their probabilities, shape (n,).
         infinite: Probability of an infinite loss.
     """
 
-    start: int
     values: Floats
     probs: Floats
     infinite: float
@@ -30,8 +29,8 @@ class Loss:
     def cumulant(self, theta: float) -> float:
         """Returns log E[e^(theta loss); loss finite]."""
         exponent = theta * self.values
-        peak = exponent.max()
-        return float(peak + math.log(self.probs @ np.exp(exponent - peak)))
+        peak = float(exponent.max())
+        return peak + math.log(float(self.probs @ np.exp(exponent - peak)))
 
     def tilted(self, theta: float) -> Floats:
         """Returns probs * e^(theta loss), normalised to one."""
@@ -44,6 +43,38 @@ class Loss:
         weights = self.tilted(theta)
         mean = float(weights @ self.values)
         return mean, float(weights @ (self.values - mean) ** 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where a loss is put: multiples of `spacing`, sparser away from zero.
+
+    Attributes:
+        spacing: h > 0.
+        points: Number of intervals before their width doubles, >= 1; each is at most |loss| / points wide, or h.
+        widest: Largest width, in multiples of h, a power of two.
+    """
+
+    spacing: float
+    points: int
+    widest: int
+
+    def between(self, low: float, high: float) -> npt.NDArray[np.int64]:
+        """Returns the multiples of h that are used, increasing, from at most `low` to at least `high`."""
+        first, last = math.floor(low / self.spacing), math.ceil(high / self.spacing)
+        upper, lower = self._steps(last), -self._steps(-first)[::-1]
+        inner = np.concatenate((lower[:-1], upper))
+        inner = inner[(inner > first) & (inner < last)]
+        return np.concatenate(([first], inner, [last]))
+
+    def _steps(self, last: int) -> npt.NDArray[np.int64]:
+        """Multiples of h from 0 to beyond `last` (or 0 alone), in intervals of doubling width."""
+        parts, start, width = [np.zeros(1, dtype=np.int64)], 0, 1
+        while start < last:
+            end = last + width if width == self.widest else 2 * self.points * width
+            parts.append(np.arange(start + width, min(end, last + width) + 1, width))
+            start, width = int(parts[-1][-1]), min(2 * width, self.widest)
+        return np.concatenate(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,33 +97,28 @@ class Release:
         """Returns the loss of removing (or adding) the user roughly, on the table: for choosing scales only."""
         without, with_user, _ = self.mixture.masses(self.x)
         middle = (self.loss[1:] + self.loss[:-1]) / 2.0
-        return Loss(0, middle, with_user, self.cut) if removed else Loss(0, -middle, without, self.cut)
+        return _positive(middle, with_user, self.cut) if removed else _positive(-middle, without, self.cut)
 
-    def discretize(self, spacing: float, *, removed: bool) -> Loss:
-        """Returns the loss of removing (or adding) the user, on the grid of that spacing.
+    def discretize(self, grid: Grid, *, removed: bool) -> Loss:
+        """Returns the loss of removing (or adding) the user, on the grid.
 
         Guarantee: it dominates the true pair: its hockey-stick divergence is at least the true one at every epsilon, up
-            to rounding. A loss in [a, a + h] has its mass split between a and a + h so that both P and Q are kept.
+            to rounding. A loss in [a, b] has its mass split between a and b so that both P and Q keep theirs.
         """
-        first, last = math.floor(self.loss[0] / spacing), math.ceil(self.loss[-1] / spacing)
-        grid = np.arange(first, last + 1) * spacing
-        edges = np.concatenate((self.x[:1], self._invert(grid[1:-1]), self.x[-1:]))
-        without, with_user, difference = self.mixture.masses(edges)
-        step = -math.expm1(-spacing)
-
+        losses = grid.between(float(self.loss[0]), float(self.loss[-1])) * grid.spacing
+        edges = np.concatenate((self.x[:1], self._invert(losses[1:-1]), self.x[-1:]))
+        without, with_user, gap = self.mixture.masses(edges)
         if removed:
-            upper = _difference(with_user, without, difference, grid[:-1]) / step
-            upper = np.where(without < _UNDERFLOW, with_user, np.clip(upper, 0.0, with_user))
+            upper = _upper_share(with_user, without, gap, losses)
             probs = np.append(with_user - upper, 0.0) + np.insert(upper, 0, 0.0)
-            probs[1] += self._outside(edges[0])
-            return Loss(first, grid, probs, self.cut)
-        upper = _difference(without, with_user, -difference, -grid[1:]) / step
-        upper = np.where(with_user < _UNDERFLOW, without, np.clip(upper, 0.0, without))
-        probs = np.append(upper, 0.0) + np.insert(without - upper, 0, 0.0)
-        probs[-2] += float(special.ndtr(-edges[-1] / self.mixture.noise_multiplier))
-        return Loss(-last, -grid[::-1], probs[::-1], self.cut)
+            probs[1] += self._below(edges[0])
+            return _positive(losses, probs, self.cut)
+        upper = _upper_share(without[::-1], with_user[::-1], -gap[::-1], -losses[::-1])
+        probs = np.append(without[::-1] - upper, 0.0) + np.insert(upper, 0, 0.0)
+        probs[1] += float(special.ndtr(-edges[-1] / self.mixture.noise_multiplier))
+        return _positive(-losses[::-1], probs, self.cut)
 
-    def _outside(self, low: float) -> float:
+    def _below(self, low: float) -> float:
         """P below `low`."""
         shifted = (low - self.mixture.support) / self.mixture.noise_multiplier
         return float(np.exp(self.mixture.log_weights) @ special.ndtr(shifted))
@@ -124,9 +150,19 @@ def prepare(mixture: Mixture, log_mass: float) -> Release:
     return Release(kept, x, np.maximum.accumulate(loss), math.exp(log_mass))
 
 
-def _difference(upper: Floats, lower: Floats, gap: Floats, losses: Floats) -> Floats:
-    """upper - e^losses * lower, from gap = upper - lower where the losses are small."""
+def _positive(values: Floats, probs: Floats, infinite: float) -> Loss:
+    """A loss without the values of probability zero."""
+    kept = probs > 0.0
+    return Loss(values[kept], probs[kept], infinite)
+
+
+def _upper_share(upper: Floats, lower: Floats, gap: Floats, losses: Floats) -> Floats:
+    """The mass of each interval of losses [a, b] that goes to b: (P - e^a Q) / (1 - e^(a - b)), P being `upper`.
+
+    gap = P - Q keeps its digits where losses are small. All of P goes to b where Q is too small to be trusted.
+    """
+    low, width = losses[:-1], np.diff(losses)
     with np.errstate(over="ignore", invalid="ignore"):
-        direct = upper - np.exp(losses) * lower
-        precise = gap - np.expm1(losses) * lower
-    return np.nan_to_num(np.where(np.abs(losses) < 1.0, precise, direct), nan=0.0, neginf=0.0)
+        excess = np.where(np.abs(low) < 1.0, gap - np.expm1(low) * lower, upper - np.exp(low) * lower)
+    share = np.clip(np.nan_to_num(excess, nan=0.0) / -np.expm1(-width), 0.0, upper)
+    return np.where(lower < _UNDERFLOW, upper, share)

@@ -7,6 +7,7 @@ convex and increasing in x, from log w_0 at minus infinity.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,11 @@ class Mixture:
         survival = np.logaddexp.accumulate(self.log_weights[::-1])[::-1]
         num_kept = max(int(np.count_nonzero(survival > log_mass)), min(2, self.support.size))
         return Mixture(self.noise_multiplier, self.support[:num_kept], self.log_weights[:num_kept])
+
+    def distance(self) -> float:
+        """Returns the total variation distance of P and Q, exactly for k = 1, else an upper bound by convexity."""
+        each = special.erf(self.support / (2.0 * math.sqrt(2.0) * self.noise_multiplier))
+        return float(np.exp(self.log_weights) @ each)
 
     def log_ratio(self, x: Floats) -> tuple[Floats, Floats]:
         """Returns L(x) and its slope L'(x), each of the shape of x (one axis)."""

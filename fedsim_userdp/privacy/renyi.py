@@ -1,0 +1,51 @@
+"""Renyi divergence of the Poisson-subsampled Gaussian at integer orders, in closed form: the check on the PLD.
+
+Independent of the grid and of dp_accounting. Source: Mironov, Talwar & Zhang, arXiv 1908.10530, section 3.3:
+    e^((a - 1) D_a) = sum_i Binom(a, q)(i) e^((i^2 - i) / (2 s^2)) for removing a user, which is the worse direction.
+"""
+
+import math
+
+import numpy as np
+from scipy import special
+
+from fedsim_userdp.privacy.mixture import Floats
+
+_ORDERS = np.array([*range(2, 65), 80, 100, 128, 180, 256, 360, 512, 720, 1024, 1448, 2048, 4096], dtype=np.float64)
+
+
+def rdp_at_integers(noise_multiplier: float, sampling_prob: float) -> Floats:
+    """Returns the Renyi divergence of one release at `_ORDERS`, shape (75,).
+
+    Args:
+        noise_multiplier: s in (0, inf).
+        sampling_prob: q in (0, 1).
+    """
+    return np.array([_one_order(noise_multiplier, sampling_prob, int(order)) for order in _ORDERS])
+
+
+def log_delta_bound(rdp: Floats, epsilon: float) -> float:
+    """Returns min over a of (a - 1)(rdp - epsilon + log(1 - 1/a)) - log a, an upper bound of log delta.
+
+    Source: Canonne, Kamath & Steinke, arXiv 2004.00010, Proposition 12.
+    """
+    return min(float(np.min((_ORDERS - 1.0) * (rdp - epsilon + np.log1p(-1.0 / _ORDERS)) - np.log(_ORDERS))), 0.0)
+
+
+def epsilon_bound(rdp: Floats, log_delta: float) -> float:
+    """Returns the inverse of `log_delta_bound`, an upper bound of epsilon, at least 0."""
+    bounds = rdp + np.log1p(-1.0 / _ORDERS) - (log_delta + np.log(_ORDERS)) / (_ORDERS - 1.0)
+    return max(float(np.min(bounds)), 0.0)
+
+
+def _one_order(noise_multiplier: float, sampling_prob: float, order: int) -> float:
+    """Divergence at one order."""
+    i = np.arange(order + 1.0)
+    log_choose = special.gammaln(order + 1.0) - special.gammaln(i + 1.0) - special.gammaln(order - i + 1.0)
+    log_weight = log_choose + i * math.log(sampling_prob) + (order - i) * math.log1p(-sampling_prob)
+    # the weights sum to one: what exceeds it is kept apart, so that a divergence near zero keeps its digits
+    exponent = i * (i - 1.0) / (2.0 * noise_multiplier**2)
+    total = float(special.logsumexp(log_weight + exponent))
+    if total < 0.1:
+        total = math.log1p(float(np.exp(log_weight) @ np.expm1(exponent)))
+    return total / (order - 1.0)

@@ -1,0 +1,119 @@
+"""What a run writes down as it goes: rounds, evaluations, progress, and at the end its row."""
+
+import time
+from dataclasses import dataclass
+
+from peft import PeftModel
+
+from fedsim_userdp.federation.replies import RoundReplies
+from fedsim_userdp.report.progress import RunProgress
+from fedsim_userdp.report.records import ResultRow, RoundRecord
+from fedsim_userdp.training.central import StepReport
+from simulations.guarantee import Guarantee
+from simulations.task import Task
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its row, its rounds and the model with the trained adapter."""
+
+    row: ResultRow
+    rounds: list[RoundRecord]
+    model: PeftModel
+
+
+class Diary:
+    """Keeps the rounds of one run.  Round 0 is the state before training.
+
+    Args:
+        name: the mechanism.
+        unit: what takes part in a round, "users" or "records".
+        rounds: number of rounds to come.
+        task: the run's task, for evaluation.
+        guarantee: the run's promise.
+        model: the model that holds the current adapter whenever a round is evaluated.
+        progress: where progress is shown.
+    """
+
+    def __init__(
+        self, name: str, unit: str, rounds: int, task: Task, guarantee: Guarantee, model: PeftModel, progress: RunProgress
+    ) -> None:
+        self.name, self.num_rounds, self.task, self.guarantee, self.model = name, rounds, task, guarantee, model
+        self.rounds: list[RoundRecord] = []
+        self.train_tokens = 0
+        self._progress = progress
+        self._spent = [0.0, *per_round] if (per_round := guarantee.epsilon_per_round(rounds)) else []
+        self._start = time.perf_counter()
+        progress.start(name, rounds, unit)
+        self._write(0, num_units=0, loss_sum=0.0, num_clipped=None, num_failed=0, num_nonfinite=0)
+
+    def is_due(self, round: int) -> bool:
+        """Returns whether the round is evaluated."""
+        return round in (0, self.num_rounds) or round % self.task.evaluate_every == 0
+
+    def write_replies(self, round: int, replies: RoundReplies) -> None:
+        """Writes down a round of the federation."""
+        clipped = replies.update.clipped
+        self.train_tokens += replies.update.num_tokens
+        self._write(
+            round,
+            num_units=clipped.num_units,
+            loss_sum=replies.update.loss_sum,
+            num_clipped=clipped.num_clipped,
+            num_failed=replies.num_failed,
+            num_nonfinite=clipped.num_nonfinite,
+        )
+
+    def write_step(self, report: StepReport) -> None:
+        """Writes down a step of a centralized run."""
+        self.train_tokens += report.num_tokens
+        self._write(
+            report.step,
+            num_units=report.num_records,
+            loss_sum=report.loss_sum,
+            num_clipped=None,
+            num_failed=0,
+            num_nonfinite=report.num_nonfinite,
+        )
+
+    def outcome(self, row: ResultRow) -> Outcome:
+        """Returns the outcome; `row` says what is known without measuring."""
+        return Outcome(row, self.rounds, self.model)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, to the millisecond."""
+        return round(time.perf_counter() - self._start, 3)
+
+    @property
+    def final_perplexity(self) -> float:
+        """The last evaluation."""
+        return next(r.perplexity for r in reversed(self.rounds) if r.perplexity is not None)
+
+    def _write(
+        self,
+        round: int,
+        *,
+        num_units: int,
+        loss_sum: float,
+        num_clipped: int | None,
+        num_failed: int,
+        num_nonfinite: int,
+    ) -> None:
+        """Evaluates when due, keeps the record and shows progress."""
+        record = RoundRecord(
+            mechanism=self.name,
+            seed=self.task.seed,
+            round=round,
+            epsilon=self._spent[round] if self._spent else None,
+            perplexity=self.task.perplexity(self.model) if self.is_due(round) else None,
+            train_loss=loss_sum / num_units if num_units else None,
+            num_units=num_units,
+            num_clipped=num_clipped,
+            num_failed=num_failed,
+            num_nonfinite=num_nonfinite,
+            train_tokens=self.train_tokens,
+            seconds=self.seconds,
+        )
+        self.rounds.append(record)
+        self._progress.advance(round, num_units, record.epsilon, record.perplexity)

@@ -1,0 +1,151 @@
+import csv
+from collections import defaultdict
+
+import pytest
+
+from fedsim_userdp.data.chitchat import ChitchatCorpus
+from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.data.enron import EnronCorpus
+
+from .sources import TEXTS, email, write_enron, write_enron_csv
+
+
+def mail(root, name, content):
+    file = root / "maildir" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content.encode("latin-1") if isinstance(content, str) else content)
+
+
+def texts(corpus):
+    return [(record.user_id, record.text) for record in corpus.records() if record.text]
+
+
+@pytest.mark.parametrize(
+    "folder", ["sent", "Sent", "_sent_mail", "sent_items", "Sent Items", "sent-mail", "_sent", "sent/old"]
+)
+def test_folders_of_sent_mail_are_read(tmp_path, folder):
+    mail(tmp_path, f"ann/{folder}/1.", email("ann", "mine"))
+    assert texts(EnronCorpus(tmp_path / "maildir")) == [("ann", "mine")]
+
+
+@pytest.mark.parametrize("folder", ["inbox", "all_documents", "discussion_threads", "deleted_items/sent", "notsent"])
+def test_other_folders_are_not_read(tmp_path, folder):
+    mail(tmp_path, f"ann/{folder}/1.", email("bob", "not mine"))
+    mail(tmp_path, "ann/sent/1.", email("ann", "mine"))
+    assert texts(EnronCorpus(tmp_path / "maildir")) == [("ann", "mine")]
+
+
+def test_other_folders_of_the_csv_are_counted(tmp_path):
+    corpus = write_enron_csv(tmp_path, TEXTS)
+    list(corpus.records())
+    assert corpus.dropped.counts["message in another folder than sent mail"] == len(TEXTS)
+
+
+def test_a_text_is_used_once_per_mailbox_but_in_every_mailbox(tmp_path):
+    for user in ("ann", "bob"):
+        for number, text in enumerate(["same  text", "same text\n", "other"]):
+            mail(tmp_path, f"{user}/sent/{number}.", email(user, text))
+        mail(tmp_path, f"{user}/_sent_mail/1.", email(user, "other"))
+    corpus = EnronCorpus(tmp_path / "maildir")
+    assert texts(corpus) == [(user, text) for user in ("ann", "bob") for text in ("other", "same  text")]
+    assert corpus.dropped.counts == {"repeated message of a mailbox": 4}
+
+
+def test_maildir_and_csv_of_the_same_mail_give_the_same_texts(tmp_path):
+    one, other = sorted(texts(write_enron(tmp_path, TEXTS))), sorted(texts(write_enron_csv(tmp_path, TEXTS)))
+    assert [(user, " ".join(text.split())) for user, text in one] == [
+        (user, " ".join(text.split())) for user, text in other
+    ]
+
+
+def test_messages_in_latin1_are_read_and_counted(tmp_path):
+    mail(tmp_path, "ann/sent/1.", email("ann", "a café"))
+    corpus = EnronCorpus(tmp_path / "maildir")
+    assert texts(corpus) == [("ann", "a café")]
+    assert corpus.dropped.counts == {"text that is not UTF-8, read as latin-1": 1}
+
+
+def test_messages_beyond_the_csv_limit_of_python_are_read(tmp_path):
+    with (tmp_path / "emails.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file", "message"], ["ann/sent/1.", email("ann", "word " * 100_000)]])
+    ((_, text),) = texts(EnronCorpus(tmp_path / "emails.csv"))
+    assert len(text.split()) == 100_000
+
+
+def test_links_are_not_followed(tmp_path):
+    (tmp_path / "secret").write_text(email("eve", "secret"))
+    mail(tmp_path, "ann/sent/1.", email("ann", "mine"))
+    (tmp_path / "maildir/ann/sent/2.").symlink_to(tmp_path / "secret")
+    (tmp_path / "maildir/eve").symlink_to(tmp_path / "maildir/ann")
+    corpus = EnronCorpus(tmp_path / "maildir")
+    assert texts(corpus) == [("ann", "mine")]
+    assert corpus.dropped.counts == {"link instead of a file": 1}
+
+
+def test_the_parent_of_the_maildir_will_do(tmp_path):
+    mail(tmp_path, "ann/sent/1.", email("ann", "mine"))
+    assert texts(EnronCorpus(tmp_path)) == [("ann", "mine")]
+
+
+def test_a_folder_without_sent_mail_is_refused(tmp_path):
+    mail(tmp_path, "ann/inbox/1.", email("bob", "x"))
+    with pytest.raises(DataError, match=r"no mailbox with a folder of sent mail in it; download .* data\.path=PATH"):
+        texts(EnronCorpus(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["file", "body"], ["ann/sent/1.", "x"]], r"emails\.csv:2: no column 'message'"),
+        (
+            [["file", "message"], ["ann", "x"]],
+            r"emails\.csv:2: column 'file' must read mailbox/folder/number, got 'ann'",
+        ),
+    ],
+)
+def test_another_csv_is_refused_by_line(tmp_path, rows, message):
+    with (tmp_path / "emails.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(DataError, match=message):
+        texts(EnronCorpus(tmp_path / "emails.csv"))
+
+
+def test_owners_are_the_recipients_known_by_mailbox_where_they_have_one(tmp_path):
+    mail(tmp_path, "allen-p/sent/1.", email("phillip.allen", "one", to="bob@enron.com, out@side.com"))
+    mail(tmp_path, "bob-b/sent/1.", email("bob", "two", to="Phillip.Allen@enron.com"))
+    owners = {r.text: r.owners for r in EnronCorpus(tmp_path, owners="all").records()}
+    assert owners == {"one": ("bob-b", "out@side.com"), "two": ("allen-p",)}
+    assert all(r.owners == () for r in EnronCorpus(tmp_path).records())
+
+
+def test_an_unknown_ownership_is_refused():
+    with pytest.raises(DataError, match="owners must be 'sender' or 'all', got 'none'"):
+        EnronCorpus("x", owners="none")
+
+
+@pytest.fixture(scope="module")
+def real_authors():
+    """Up to 8 short texts of each of 120 real people."""
+    pytest.importorskip("chitchat_dataset")
+    found = defaultdict(list)
+    for record in ChitchatCorpus().records():
+        text = " ".join(record.text.split())
+        if 30 < len(text) < 2000 and ">" not in text and "|" not in text and text not in found[record.user_id]:
+            found[record.user_id].append(text)
+    authors = [user for user, own in found.items() if len(own) >= 3]
+    return {user: found[user][:8] for user in authors[:120]}
+
+
+@pytest.mark.parametrize("write", [write_enron, write_enron_csv])
+def test_a_maildir_of_120_real_authors_gives_each_mailbox_what_its_owner_wrote(tmp_path, write, real_authors, store_of):
+    latin = {u: [t.encode("latin-1", "replace").decode("latin-1") for t in own] for u, own in real_authors.items()}
+    corpus = write(tmp_path, latin)
+    found = defaultdict(list)
+    for user, text in texts(corpus):
+        found[user].append(" ".join(text.split()))
+    assert len(found) == 120
+    assert {user: sorted(own) for user, own in found.items()} == {user: sorted(own) for user, own in latin.items()}
+    assert not any(word in text for own in found.values() for text in own for word in ("QUOTED", "STRANGER"))
+    store = store_of(corpus)
+    assert store.num_users == 120
+    assert store.stats.dropped["repeated message of a mailbox"] == sum(map(len, latin.values()))

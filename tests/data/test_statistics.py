@@ -1,0 +1,48 @@
+import json
+
+import numpy as np
+import pytest
+
+from fedsim_userdp.data.statistics import bound_effect, corpus_statistics, distribution
+from fedsim_userdp.data.tokens import TokenSettings
+
+from .sources import memory_corpus
+
+
+def test_distribution_states_minimum_median_p90_maximum_and_the_share_of_the_top_percent():
+    amounts = np.array([*range(1, 200), 1000])
+    found = distribution(amounts)
+    assert (found.minimum, found.median, found.maximum, found.total) == (1, 100.5, 1000, 19900 + 1000)
+    assert found.p90 == pytest.approx(np.percentile(amounts, 90))
+    assert found.top_1_percent_share == pytest.approx((1000 + 199) / 20900)
+
+
+def test_top_percent_of_few_users_is_one_user():
+    assert distribution(np.array([3, 1])).top_1_percent_share == 0.75
+
+
+def test_bound_keeps_at_most_k_records_of_each_user_and_drops_the_rest():
+    found = bound_effect(np.array([1, 4, 10]), np.array([10, 40, 100]), 4)
+    assert (found.users_capped, found.records_kept, found.records_dropped) == (1, 9, 6)
+    assert (found.tokens_kept, found.tokens_dropped) == (90, 60)
+
+
+def test_a_bound_that_nobody_reaches_drops_nothing():
+    found = bound_effect(np.array([1, 4]), np.array([10, 41]), 4)
+    assert (found.users_capped, found.records_dropped, found.tokens_dropped) == (0, 0, 0)
+
+
+def test_a_bound_below_one_is_refused():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        bound_effect(np.array([1]), np.array([1]), 0)
+
+
+def test_statistics_of_a_store_are_json_with_drop_counts_and_marked_as_not_private(store_of):
+    store = store_of(memory_corpus(), TokenSettings(window=4, min_words=9))
+    found = json.loads(json.dumps(corpus_statistics(store, [1, 2]).to_dict()))
+    assert found["num_users"] == store.num_users
+    assert found["records_per_user"]["total"] == store.stats.num_records
+    assert found["tokens_per_user"]["total"] == store.stats.num_tokens
+    assert [bound["k"] for bound in found["bounds"]] == [1, 2]
+    assert found["dropped"] == store.stats.dropped
+    assert found["is_private"] is False

@@ -1,0 +1,251 @@
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsim_userdp.data.cache import default_cache_dir
+from fedsim_userdp.data.corpus import DataError, Record
+from fedsim_userdp.data.layout import META
+from fedsim_userdp.data.store import TokenStore, open_store
+from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.data.writer import StoreWriter
+
+from .sources import TEXTS, MemoryCorpus, WordTokenizer, memory_corpus
+
+ROOT = Path(__file__).parents[2]
+
+
+def all_records(store):
+    return {store.user_id(u): [r.tolist() for r in store.records(u)] for u in range(store.num_users)}
+
+
+def test_store_holds_every_record_with_its_end_mark(store_of):
+    store = store_of(memory_corpus(), TokenSettings(window=64, min_words=0))
+    tokenizer = WordTokenizer()
+    expected = {user: [[*ids, 0] for ids in tokenizer(texts)["input_ids"]] for user, texts in TEXTS.items()}
+    assert all_records(store) == expected
+
+
+def test_records_of_one_user_that_come_apart_are_joined_in_order(store_of):
+    records = [Record("a", "one two"), Record("b", "three four"), Record("a", "five six seven")]
+    store = store_of(MemoryCorpus(records))
+    assert [len(r) for r in store.records(0)] == [3, 4]
+    assert store.user_id(0) == "a"
+    assert store.num_records(1) == 1
+
+
+def test_split_cuts_a_long_record_into_consecutive_windows(store_of):
+    corpus = MemoryCorpus([Record("a", " ".join(f"w{i:04d}{'x' * (i % 40)}" for i in range(21)))])
+    whole = store_of(corpus, TokenSettings(window=64, min_words=0)).records(0)[0]
+    windows = store_of(corpus, TokenSettings(window=8, min_words=0)).records(0)
+    assert [len(w) for w in windows] == [8, 8, 6]
+    assert np.concatenate(windows).tolist() == whole.tolist()
+
+
+def test_truncate_keeps_the_first_window_and_counts_the_rest(store_of):
+    corpus = MemoryCorpus([Record("a", "w " * 21)])
+    store = store_of(corpus, TokenSettings(window=8, min_words=0, long_records="truncate"))
+    assert [len(r) for r in store.records(0)] == [8]
+    assert store.stats.dropped["record cut to its first 8 tokens"] == 1
+
+
+def test_short_records_and_users_with_few_words_are_left_out_and_counted(store_of):
+    texts = {"few": ["one two"], "many": ["a b c d e f g", "h"], "none": ["  "]}
+    store = store_of(memory_corpus(texts), TokenSettings(window=16, min_tokens=4, min_words=5))
+    assert all_records(store).keys() == {"many"}
+    assert store.stats.dropped == {
+        "record or window of fewer than 4 tokens": 2,
+        "empty record": 1,
+        "user without a usable record": 2,
+    }
+
+
+def test_min_words_counts_all_words_of_a_user(store_of):
+    texts = {"a": ["one two", "three four"], "b": ["one two three"]}
+    store = store_of(memory_corpus(texts), TokenSettings(min_words=4))
+    assert all_records(store).keys() == {"a"}
+    assert store.stats.dropped["user with fewer than 4 words"] == 1
+    assert store.stats.dropped["record of a user with fewer than 4 words"] == 1
+
+
+def test_leaving_out_a_user_does_not_change_what_others_have(store_of):
+    with_all = all_records(store_of(memory_corpus()))
+    without = {user: texts for user, texts in TEXTS.items() if user != "bob"}
+    store = store_of(memory_corpus(without, key="without bob"))
+    assert all_records(store) == {user: records for user, records in with_all.items() if user != "bob"}
+
+
+def test_store_is_built_once_and_opened_afterwards(store_of):
+    corpus = memory_corpus()
+    first = store_of(corpus)
+    assert all_records(store_of(corpus)) == all_records(first)
+    assert corpus.num_passes == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"window": 9}, {"long_records": "truncate"}, {"min_tokens": 3}, {"min_words": 1}, {"append_eos": False}],
+)
+def test_each_setting_has_a_store_of_its_own(store_of, changed):
+    plain = {"window": 8, "min_words": 0}
+    first = store_of(memory_corpus(), TokenSettings(**plain))
+    assert store_of(memory_corpus(), TokenSettings(**(plain | changed))).fingerprint != first.fingerprint
+
+
+def test_another_tokenizer_has_a_store_of_its_own(store_of, bpe_tokenizer):
+    assert store_of(memory_corpus()).fingerprint != store_of(memory_corpus(), tokenizer=bpe_tokenizer).fingerprint
+
+
+def test_pickle_carries_the_path_only(store_of):
+    store = store_of(memory_corpus())
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 500
+    assert all_records(pickle.loads(pickled)) == all_records(store)  # noqa: S301
+
+
+def test_records_are_writable_copies_that_do_not_reach_the_file(store_of):
+    store = store_of(memory_corpus())
+    before = all_records(store)
+    store.records(0)[0][:] = 7
+    assert all_records(store) == before
+
+
+@pytest.mark.parametrize("user", [-1, 3])
+def test_a_user_outside_the_range_is_refused(store_of, user):
+    with pytest.raises(IndexError, match=r"must be in \[0, 3\)"):
+        store_of(memory_corpus()).records(user)
+
+
+def test_no_user_left_is_refused_with_the_counts(store_of):
+    with pytest.raises(DataError, match=r"no user is left: .*user with fewer than 1000 words: 3"):
+        store_of(memory_corpus(), TokenSettings(min_words=1000))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "meta"])
+def test_corrupt_store_is_refused_by_name_and_built_anew_by_open_store(store_of, damage):
+    store = store_of(memory_corpus())
+    expected = all_records(store)
+    victim = store.path / ("store.json" if damage == "meta" else "tokens.bin")
+    content = victim.read_bytes()
+    if damage == "delete":
+        victim.unlink()
+    else:
+        spoilt = {"truncate": content[:-2], "flip": bytes([content[0] ^ 1]) + content[1:], "meta": b'{"format": 1'}
+        victim.write_bytes(spoilt[damage])
+    with pytest.raises(DataError, match=victim.name):
+        TokenStore(store.path)
+    assert all_records(store_of(memory_corpus())) == expected
+
+
+def test_cache_that_cannot_be_written_is_refused_in_a_sentence(tmp_path, keep_all):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cache folder .* cannot be written .*; set FEDSIM_CACHE_DIR"):
+        open_store(memory_corpus(), WordTokenizer(), keep_all, tmp_path / "file" / "cache")
+
+
+def test_cache_folder_comes_from_the_environment_and_is_readable_by_its_user_only(tmp_path, monkeypatch, keep_all):
+    monkeypatch.setenv("FEDSIM_CACHE_DIR", str(tmp_path / "chosen"))
+    assert default_cache_dir() == tmp_path / "chosen"
+    store = open_store(memory_corpus(), WordTokenizer(), keep_all)
+    assert store.path.parent == tmp_path / "chosen"
+    assert (tmp_path / "chosen").stat().st_mode & 0o077 == 0
+
+
+def test_user_ids_never_become_file_names(store_of, tmp_path):
+    store = store_of(memory_corpus({"../../escape": ["one two"], "/etc/passwd": ["three four"], "ü\ud800": ["x y"]}))
+    assert store.user_id(0) == "../../escape"
+    assert {path.parent for path in tmp_path.rglob("*.bin")} == {store.path}
+    assert not (tmp_path.parent / "escape").exists()
+
+
+SLOW_BUILD = """
+import sys, time
+from pathlib import Path
+from fedsim_userdp.data.store import open_store
+from fedsim_userdp.data.tokens import TokenSettings
+from tests.data.sources import WordTokenizer, memory_corpus
+corpus = memory_corpus()
+fast = corpus.records
+def slow():
+    for record in fast():
+        yield record
+        print("reading", flush=True)
+        time.sleep(float(sys.argv[2]))
+corpus.records = slow
+open_store(corpus, WordTokenizer(), TokenSettings(window=8, min_words=0), Path(sys.argv[1]))
+print("done", corpus.num_passes, flush=True)
+"""
+
+
+def start_build(cache, pause):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", SLOW_BUILD, str(cache), str(pause)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_build_killed_half_way_leaves_nothing_that_is_taken_for_a_store(store_of, tmp_path):
+    process = start_build(tmp_path / "cache", 60)
+    assert process.stdout.readline() == "reading\n"
+    assert list((tmp_path / "cache").glob("building-*/arrival.bin"))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "cache").glob("tokens-*/" + META))
+    assert all_records(store_of(memory_corpus())).keys() == set(TEXTS)
+    assert not list((tmp_path / "cache").glob("building-*"))
+
+
+def test_two_processes_starting_at_once_build_one_store_and_both_open_it(tmp_path, store_of):
+    processes = [start_build(tmp_path / "cache", 0.1) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0].splitlines()[-1] for process in processes]
+    assert sorted(outputs) == ["done 0", "done 1"]
+    assert all_records(store_of(memory_corpus())).keys() == set(TEXTS)
+
+
+def write_population(folder, num_users, seed=0):
+    """A store of made-up users with 1 to 7 records of 8 to 64 tokens."""
+    generator = np.random.default_rng(seed)
+    with StoreWriter(folder, vocab_size=2048) as writer:
+        for start in range(0, num_users, 10_000):
+            ids = [f"user-{i:07d}-abcdef" for i in range(start, min(start + 10_000, num_users))]
+            num_records = generator.integers(1, 8, len(ids))
+            lengths = generator.integers(8, 65, num_records.sum())
+            writer.add_users(ids, num_records, lengths, generator.integers(0, 2048, lengths.sum()))
+        return writer.finish(fingerprint="population")
+
+
+MEASURE = """
+import sys, time
+import numpy as np
+from fedsim_userdp.data.store import TokenStore
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+start = time.perf_counter()
+store = TokenStore(sys.argv[1])
+opened = time.perf_counter() - start
+generator = np.random.default_rng(0)
+seconds = []
+for _ in range(9):
+    start = time.perf_counter()
+    cohort = np.flatnonzero(generator.random(store.num_users) < 100 / store.num_users)
+    tokens = [store.records(int(user)) for user in cohort]
+    seconds.append(time.perf_counter() - start)
+print(opened, resident(), sorted(seconds)[4])
+"""
+
+
+@pytest.mark.parametrize("num_users", [10_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_opening_and_drawing_a_cohort_stay_within_bounds_at_any_population(tmp_path, num_users):
+    folder = write_population(tmp_path / "population", num_users)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", MEASURE, str(folder)]
+    output = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
+    opened, resident, drawing = map(float, output.split())
+    assert opened < 2
+    assert resident < 300
+    assert drawing < 0.05

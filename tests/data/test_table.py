@@ -1,0 +1,215 @@
+"""Bad input in a user's own table: handled and counted, or refused by file and line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.data.table import TableCorpus
+
+from .sources import TEXTS, table_rows, write_datasets, write_parquet
+
+
+def listed(corpus):
+    return [(record.user_id, record.text) for record in corpus.records()]
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(content, name="mine.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"user_id": "a", "text": "x"}\n{"user_id": ', r"mine\.jsonl:2: not valid JSON"),
+        ('{"user_id": "a", "text": "x"}\n\n[1]\n', r"mine\.jsonl:3: expected a JSON object, found list"),
+        ('{"user": "a", "text": "x"}', r"mine\.jsonl:1: no column 'user_id'; it has 'user', 'text'; set data\.user_c"),
+        ('{"user_id": "a"}', r"mine\.jsonl:1: no column 'text'; .* set data\.text_column=NAME"),
+        ("[" * 100_000, r"mine\.jsonl:1: not valid JSON"),
+        ('{"user_id": "a", "text": "x"}'.encode("utf-16"), r"mine\.jsonl:1: the file is UTF-16; save it as UTF-8"),
+    ],
+)
+def test_bad_jsonl_is_refused_by_file_and_line(file, content, message):
+    with pytest.raises(DataError, match=message):
+        listed(TableCorpus(file(content)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("user_id,text\na,x\nb\n", r"mine\.csv:3: 1 fields, expected 2 as in the header"),
+        ("user_id,text\na,x,y\n", r"mine\.csv:2: 3 fields, expected 2"),
+        ('user_id,text\na,"two\nlines"\nb,"open\n', r"mine\.csv:4: not valid CSV"),
+        ("user_id,words\na,x\n", r"mine\.csv:2: no column 'text'; it has 'user_id', 'words'"),
+        ("text,text\na,x\n", r"mine\.csv:1: column 'text' appears twice"),
+        ("user_id,text\na,x".encode("utf-16"), r"mine\.csv:1: the file is UTF-16"),
+    ],
+)
+def test_bad_csv_is_refused_by_file_and_line(file, content, message):
+    with pytest.raises(DataError, match=message):
+        listed(TableCorpus(file(content, "mine.csv"), "csv"))
+
+
+def test_fields_beyond_the_csv_limit_of_python_are_read(file):
+    content = 'user_id,text\r\na,"' + "long text, " * 100_000 + '"\r\n'
+    ((user, text),) = listed(TableCorpus(file(content, "mine.csv"), "csv"))
+    assert user == "a"
+    assert len(text) == 1_100_000
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_bytes_that_are_not_utf8_are_read_as_latin1_and_counted_with_the_line(file, form):
+    rows = {
+        "jsonl": b'{"user_id": "a", "text": "gr\xc3\xbcn"}\n{"user_id": "a", "text": "caf\xe9"}\n',
+        "csv": b"user_id,text\na,gr\xc3\xbcn\na,caf\xe9\n",
+    }
+    corpus = TableCorpus(file(rows[form], f"mine.{form}"), form)
+    assert [text for _, text in listed(corpus)] == ["grün", "café"]
+    assert corpus.dropped.counts == {"text that is not UTF-8, read as latin-1": 1}
+    assert corpus.dropped.first_at["text that is not UTF-8, read as latin-1"].endswith(
+        f":{ {'jsonl': 2, 'csv': 3}[form] }"
+    )
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(file, form):
+    content = {"jsonl": '\ufeff{"user_id": "a", "text": "x"}', "csv": "\ufeffuser_id,text\na,x\n"}[form]
+    assert listed(TableCorpus(file(content, f"mine.{form}"), form)) == [("a", "x")]
+
+
+def test_rows_without_id_or_text_are_left_out_and_counted_with_the_line(file):
+    values = [("a", "x"), (None, "x"), ("", "x"), ("  ", "x"), (True, "x"), (1.5, "x"), ("a", None), ("a", 3)]
+    content = "".join(json.dumps({"user_id": user, "text": text}) + "\n" for user, text in values)
+    corpus = TableCorpus(file(content))
+    assert listed(corpus) == [("a", "x")]
+    assert corpus.dropped.counts == {"row without a user id": 5, "row without text": 2}
+    assert corpus.dropped.first_at["row without a user id"].endswith("mine.jsonl:2")
+
+
+def test_whole_numbers_serve_as_ids_however_they_are_typed(file):
+    content = '{"user_id": 7, "text": "x"}\n{"user_id": 7.0, "text": "y"}\n{"user_id": "7", "text": "z"}\n'
+    assert {user for user, _ in listed(TableCorpus(file(content)))} == {"7"}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_an_empty_file_leaves_no_user_and_the_message_names_it(file, form, store_of):
+    with pytest.raises(DataError, match=rf"no user is left: empty file: 1 \(first at .*mine\.{form}\)"):
+        store_of(TableCorpus(file("", f"mine.{form}"), form))
+
+
+def test_users_with_only_empty_text_are_left_out_and_counted(file, store_of):
+    content = '{"user_id": "a", "text": "  \\n"}\n{"user_id": "b", "text": "some words"}\n{"user_id": "a", "text": ""}'
+    store = store_of(TableCorpus(file(content)))
+    assert [store.user_id(user) for user in range(store.num_users)] == ["b"]
+    assert store.stats.dropped == {"empty record": 2, "user without a usable record": 1}
+
+
+def test_a_folder_is_read_in_order_and_an_id_in_two_files_is_one_user(file, tmp_path, store_of):
+    file('{"user_id": "a", "text": "second file"}', "2.jsonl")
+    file('{"user_id": "a", "text": "first file"}\n{"user_id": "b", "text": "one more"}', "1.jsonl")
+    file("not read", "notes.txt")
+    corpus = TableCorpus(tmp_path)
+    assert [text for _, text in listed(corpus)] == ["first file", "one more", "second file"]
+    store = store_of(corpus)
+    assert (store.num_users, store.num_records(0)) == (2, 2)
+
+
+def test_a_folder_without_such_files_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no file with suffix \.parquet in this folder; set data\.path=PATH"):
+        listed(TableCorpus(tmp_path, "parquet"))
+
+
+@pytest.mark.parametrize("value", ["bob; cid ;", ["bob", "cid", None]])
+def test_owners_come_from_a_list_or_a_separated_text(file, value):
+    corpus = TableCorpus(file(json.dumps({"user_id": "a", "text": "x", "to": value})), owners_column="to")
+    (record,) = corpus.records()
+    assert record.owners == ("bob", "cid")
+
+
+def test_other_columns_and_delimiter_can_be_named(file):
+    corpus = TableCorpus(
+        file("who\twhat\na\tx, y\n", "m.tsv"), "csv", user_column="who", text_column="what", delimiter="\t"
+    )
+    assert listed(corpus) == [("a", "x, y")]
+
+
+@pytest.mark.parametrize(("change", "name"), [({"form": "xml"}, "form"), ({"delimiter": "::"}, "delimiter")])
+def test_unknown_form_and_long_delimiter_are_refused(change, name):
+    with pytest.raises(DataError, match=f"{name} must be"):
+        TableCorpus("x", **change)
+
+
+@pytest.mark.parametrize("form", ["parquet", "datasets"])
+def test_without_pyarrow_the_message_says_what_to_install(tmp_path, form, monkeypatch):
+    pytest.importorskip("pyarrow")
+    corpus = {"parquet": write_parquet, "datasets": write_datasets}[form](tmp_path, TEXTS)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match="needs pyarrow: pip install"):
+        listed(corpus)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 not really PAR1"])
+def test_a_file_that_is_not_parquet_is_refused_or_counted_as_empty(file, content, store_of):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match=r"mine\.parquet"):
+        store_of(TableCorpus(file(content, "mine.parquet"), "parquet"))
+
+
+def test_a_missing_column_of_a_parquet_file_is_refused_by_row(tmp_path):
+    pytest.importorskip("pyarrow")
+    write_parquet(tmp_path, TEXTS)
+    with pytest.raises(DataError, match=r"mine\.parquet: row 1: no column 'body'"):
+        listed(TableCorpus(tmp_path / "mine.parquet", "parquet", text_column="body"))
+
+
+def test_a_saved_dataset_with_splits_gives_all_of_them(tmp_path):
+    pytest.importorskip("pyarrow")
+    for split, texts in {"train": TEXTS, "test": {"zoe": ["Only here."]}}.items():
+        (tmp_path / "both" / split).mkdir(parents=True)
+        write_datasets(tmp_path, texts)
+        for part in (tmp_path / "saved").iterdir():
+            part.rename(tmp_path / "both" / split / part.name)
+    (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert {user for user, _ in listed(TableCorpus(tmp_path / "both", "datasets"))} == {*TEXTS, "zoe"}
+    assert listed(TableCorpus(tmp_path / "both" / "test", "datasets")) == [("zoe", "Only here.")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("state.json", None, r"saved: no state\.json: not a folder written by datasets' save_to_disk"),
+        ("state.json", b"{}", r"state\.json: not readable as the state of a saved dataset"),
+        ("data-00001-of-00002.arrow", None, r"state\.json: lists 'data-00001-of-00002\.arrow', which is not in"),
+        ("data-00001-of-00002.arrow", b"junk", r"data-00001-of-00002\.arrow: not an Arrow stream"),
+        ("state.json", b'{"_data_files": [{"filename": "../../secret.arrow"}]}', r"lists '\.\./\.\./secret\.arrow'"),
+    ],
+)
+def test_a_damaged_saved_dataset_is_refused_by_file(tmp_path, name, content, message):
+    pytest.importorskip("pyarrow")
+    corpus = write_datasets(tmp_path, TEXTS)
+    (tmp_path / "saved" / name).unlink()
+    if content is not None:
+        (tmp_path / "saved" / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        listed(corpus)
+
+
+def test_what_the_datasets_library_saves_is_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(table_rows(TEXTS)).save_to_disk(tmp_path / "real", num_shards=2)
+    expected = [(row["user_id"], row["text"]) for row in table_rows(TEXTS)]
+    assert listed(TableCorpus(tmp_path / "real", "datasets")) == expected
+
+
+def test_reading_tables_imports_neither_pickle_users_nor_datasets_nor_torch():
+    code = "import sys, fedsim_userdp.data.table, fedsim_userdp.data.store; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "datasets", "pyarrow", "pandas", "flwr", "hydra"} & set(loaded)

@@ -1,0 +1,78 @@
+import flwr
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedsim_userdp.federation.hosting import group_by_host, wait_for_nodes
+from fedsim_userdp.federation.identity import ensure_identity
+from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.federation.messages import from_arrays, read_reply, read_request, to_arrays, write_reply, write_request
+from fedsim_userdp.privacy.clipping import ClippedSum
+from fedsim_userdp.training.cohort import CohortUpdate
+
+
+def echo_app() -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: object) -> Message:
+        if "raise" in message.content:
+            raise RuntimeError("broken")
+        return Message(message.content, reply_to=message)
+
+    return app
+
+
+def test_flower_is_the_version_that_the_identity_was_written_for() -> None:
+    assert flwr.__version__.startswith("1.41.")
+    ensure_identity()
+    ensure_identity()
+    assert Message(RecordDict(), 1, "train").metadata.run_id == 1
+
+
+def test_the_grid_is_a_flower_grid_and_answers_each_message_once() -> None:
+    grid = InProcessGrid(echo_app(), 3)
+    assert isinstance(grid, Grid)
+    messages = [Message(RecordDict(), node, "train", group_id="1") for node in grid.get_node_ids()]
+    ids = list(grid.push_messages(messages))
+    replies = list(grid.pull_messages(ids))
+    assert [reply.metadata.src_node_id for reply in replies] == [1, 2, 3]
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ids
+    assert list(grid.pull_messages(ids)) == []
+
+
+def test_an_app_that_raises_becomes_an_error_reply() -> None:
+    grid = InProcessGrid(echo_app(), 1)
+    broken = Message(RecordDict({"raise": ArrayRecord()}), 1, "train")
+    (reply,) = grid.send_and_receive([broken])
+    assert reply.has_error()
+    assert "broken" in reply.error.reason
+
+
+def test_there_is_at_least_one_node() -> None:
+    with pytest.raises(ValueError, match="num_nodes=0"):
+        InProcessGrid(echo_app(), 0)
+
+
+def test_every_user_is_hosted_by_exactly_one_node() -> None:
+    hosted = group_by_host(range(10), [5, 7, 9])
+    assert sorted(user for users in hosted.values() for user in users) == list(range(10))
+    assert group_by_host([4], [5, 7, 9]) == {7: [4]}
+
+
+def test_waiting_for_nodes_that_never_come_ends_in_an_error() -> None:
+    with pytest.raises(TimeoutError, match="1 of 2 nodes"):
+        wait_for_nodes(InProcessGrid(echo_app(), 1), 2, timeout=0.1)
+
+
+def test_requests_and_replies_survive_the_wire() -> None:
+    state = {"b": torch.tensor([[1.5, -2.0]]), "a": torch.tensor(3.0)}
+    request = read_request(write_request(to_arrays(state), 4, [8, 2], 0.25))
+    assert (request.round, request.users, request.clip_norm) == (4, (8, 2), 0.25)
+    assert all(torch.equal(request.state[name], state[name]) for name in state)
+    update = CohortUpdate(ClippedSum(state, 3, 1, 2, 0.5), 1.25, 99)
+    assert read_reply(write_reply(update)).clipped.num_nonfinite == 1
+    assert read_reply(write_reply(update)).num_tokens == 99
+    assert from_arrays(to_arrays(state)).keys() == state.keys()

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim_userdp.privacy.clipping import clip_and_sum, unit_norms
+
+NASTY = [0.0, 1.0, -1.0, 1e-30, 1e30, -3e38, math.nan, math.inf, -math.inf]
+numbers = st.one_of(st.sampled_from(NASTY), st.floats(-1e3, 1e3, width=32))
+
+
+def norm(total: dict[str, torch.Tensor]) -> float:
+    return math.sqrt(sum(float(t.double().square().sum()) for t in total.values()))
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return norm({name: a[name].double() - b[name].double() for name in a})
+
+
+@given(values=st.lists(numbers, min_size=6, max_size=6), clip_norm=st.floats(1e-3, 1e3))
+@settings(max_examples=1000, deadline=None)
+def test_clipped_update_norm_is_at_most_clip_norm(values: list[float], clip_norm: float) -> None:
+    update = {"a": torch.tensor([values[:4]]).reshape(1, 2, 2), "b": torch.tensor([values[4:]])}
+    result = clip_and_sum(update, clip_norm)
+    assert norm(result.total) <= clip_norm
+
+
+@given(
+    values=st.lists(numbers, min_size=12, max_size=12), clip_norm=st.floats(1e-2, 1e2), removed=st.integers(0, 3)
+)
+@settings(max_examples=500, deadline=None)
+def test_removing_a_unit_moves_the_sum_by_at_most_clip_norm(
+    values: list[float], clip_norm: float, removed: int
+) -> None:
+    update = {"a": torch.tensor(values).reshape(4, 3)}
+    rest = {"a": torch.cat([update["a"][:removed], update["a"][removed + 1 :]])}
+    moved = difference(clip_and_sum(update, clip_norm).total, clip_and_sum(rest, clip_norm).total)
+    assert moved <= clip_norm * (1 + 1e-5)
+
+
+def test_norm_is_taken_over_all_tensors_together() -> None:
+    update = {"a": torch.tensor([[3.0]]), "b": torch.tensor([[4.0]])}
+    assert unit_norms(update).tolist() == [5.0]
+    total = clip_and_sum(update, 1.0).total
+    assert total["a"].item() == pytest.approx(0.6, rel=1e-5)
+    assert total["b"].item() == pytest.approx(0.8, rel=1e-5)
+
+
+def test_updates_within_the_bound_are_not_changed() -> None:
+    update = {"a": torch.tensor([[0.3, 0.4], [0.0, 0.1]])}
+    assert torch.equal(clip_and_sum(update, 1.0).total["a"], update["a"].sum(0))
+
+
+def test_zero_update_stays_zero_and_is_not_divided_by() -> None:
+    result = clip_and_sum({"a": torch.zeros(2, 3)}, 1.0)
+    assert torch.equal(result.total["a"], torch.zeros(3))
+    assert (result.num_nonfinite, result.num_clipped) == (0, 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nonfinite_update_is_an_exact_zero_and_counted(bad: float) -> None:
+    update = {"a": torch.tensor([[0.1, 0.2], [bad, 0.5]]), "b": torch.tensor([1.0, 7.0])}
+    result = clip_and_sum(update, 10.0)
+    assert torch.equal(result.total["a"], torch.tensor([0.1, 0.2]))
+    assert result.total["b"].item() == 1.0
+    assert result.num_nonfinite == 1
+    assert result.num_units == 2
+
+
+def test_half_precision_updates_are_summed_in_single_precision() -> None:
+    update = {"a": torch.full((1000, 1), 0.01, dtype=torch.bfloat16)}
+    total = clip_and_sum(update, 1.0).total["a"]
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(1000 * float(torch.tensor(0.01, dtype=torch.bfloat16)), rel=1e-4)
+
+
+def test_scalar_parameters_can_be_clipped() -> None:
+    result = clip_and_sum({"scale": torch.tensor([3.0, -2.0])}, 1.0)
+    assert result.total["scale"].shape == ()
+    assert abs(result.total["scale"].item()) < 1e-6
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan])
+def test_clip_norm_must_be_above_zero(clip_norm: float) -> None:
+    with pytest.raises(ValueError, match="clip_norm"):
+        clip_and_sum({"a": torch.zeros(1, 1)}, clip_norm)
+
+
+@pytest.mark.parametrize("updates", [{}, {"a": torch.zeros(2, 1), "b": torch.zeros(3, 1)}, {"a": torch.tensor(1.0)}])
+def test_tensors_must_agree_on_the_number_of_units(updates: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="updates"):
+        clip_and_sum(updates, 1.0)
+
+
+def test_infinite_clip_norm_only_sums() -> None:
+    update = {"a": torch.tensor([[1e6], [1.0]])}
+    assert clip_and_sum(update, math.inf).total["a"].item() == 1e6 + 1

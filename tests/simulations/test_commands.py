@@ -1,0 +1,138 @@
+"""The commands as a user runs them, in one process each, on a small part of the real corpus."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+SMALL = ["tuned.rounds=2", "selection.sampling_prob=0.01", "evaluation.records_per_user=1", "split.heldout_users=20"]
+MECHANISMS = ["zero_shot", "user_wise", "group_privacy", "example_level_tight", "record_level", "non_private"]
+
+
+def fedsim(*arguments: str, cwd: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "simulations.cli", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, "HF_HUB_OFFLINE": "1"}, text=True, capture_output=True, timeout=timeout
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one small comparison."""
+    folder = tmp_path_factory.mktemp("compare") / "run folder"
+    done = fedsim("compare", *SMALL, "privacy.epsilon=4", "mechanism.clip_norm=0.5", f"output_dir={folder}", cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    assert "record folder" not in done.stdout
+    assert all(name in done.stdout for name in MECHANISMS)
+    return folder
+
+
+def test_all_six_mechanisms_give_a_row(compared: Path) -> None:
+    rows = json.loads((compared / "results.json").read_text())
+    assert [row["mechanism"] for row in rows] == MECHANISMS
+    for row in rows:
+        assert {"epsilon", "delta", "noise_multiplier", "clip_norm", "records_per_user", "seed"} <= row.keys()
+        assert row["perplexity"] > 1
+        assert row["seconds"] > 0
+        assert (row["train_tokens"] > 0) == (row["mechanism"] != "zero_shot")
+    with (compared / "results.csv").open() as file:
+        assert [row["mechanism"] for row in csv.DictReader(file)] == MECHANISMS
+
+
+def test_every_user_level_epsilon_keeps_the_budget_and_nearly_uses_it(compared: Path) -> None:
+    rows = {row["mechanism"]: row for row in json.loads((compared / "results.json").read_text())}
+    for name in ("user_wise", "group_privacy", "example_level_tight"):
+        assert 0.98 * 4 <= rows[name]["epsilon"] <= 4
+    for name in ("zero_shot", "record_level", "non_private"):
+        assert rows[name]["epsilon"] is None
+    assert "NO user-level" in rows["record_level"]["guarantee"]
+    assert rows["group_privacy"]["epsilon_tight"] <= rows["group_privacy"]["epsilon"]
+    assert rows["example_level_tight"]["noise_multiplier"] < rows["group_privacy"]["noise_multiplier"]
+
+
+def test_overrides_reach_every_mechanism_that_has_the_setting(compared: Path) -> None:
+    rows = {row["mechanism"]: row for row in json.loads((compared / "results.json").read_text())}
+    assert {rows[name]["clip_norm"] for name in MECHANISMS} == {0.5, None}
+
+
+def test_the_folder_holds_configuration_plot_and_marked_diagnostics(compared: Path) -> None:
+    assert "epsilon: 4" in (compared / "config.yaml").read_text()
+    assert (compared / "comparison.png").stat().st_size > 10_000
+    with (compared / "not_private" / "rounds.csv").open() as file:
+        rounds = list(csv.DictReader(file))
+    assert [row["round"] for row in rounds if row["mechanism"] == "user_wise"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("name", MECHANISMS[1:])
+def test_each_adapter_loads_with_peft_and_changes_the_model(compared: Path, name: str) -> None:
+    folder = compared / "adapters" / name
+    base_path = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    ids = torch.arange(10, 30).unsqueeze(0)
+    plain = AutoModelForCausalLM.from_pretrained(base_path)(input_ids=ids).logits
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_path), folder)
+    assert not torch.allclose(loaded(input_ids=ids).logits, plain, atol=1e-4)
+
+
+WRONG = {
+    "mechanism=nosuch": "mechanism",
+    "data=nosuch": "data",
+    "privacy.epsilon=0": "privacy.epsilon",
+    "privacy.epsilon=-1": "privacy.epsilon",
+    "privacy.epsilon=many": "privacy.epsilon",
+    "privacy.delta=0": "privacy.delta",
+    "privacy.delta=1": "privacy.delta",
+    "privacy.delta=0.01": "1/N",
+    "mechanism.records_per_user=0": "records_per_user",
+    "mechanism.rounds=0": "rounds",
+    "mechanism.clip_norm=-1": "clip_norm",
+    "selection.sampling_prob=0": "sampling_prob",
+    "selection.sampling_prob=1.5": "sampling_prob",
+    "model.path=/no/such/model": "/no/such/model",
+    "data.path=/no/such/data": "/no/such/data",
+    "output_dir=/proc/nosuch/run": "/proc/nosuch",
+    "nosuch.key=1": "nosuch",
+    "seed=-1": "seed",
+    "noise.source=dice": "noise.source",
+    "privacy.epsilon": "privacy.epsilon",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_wrong_setting_gives_one_sentence_and_exit_code_2(
+    override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simulations.cli import run_command
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        sys.exit(run_command("run", [f"output_dir={tmp_path / 'run'}", override]))
+    message = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert message.startswith("fedsim: ")
+    assert "\n" not in message
+    assert WRONG[override] in message
+    assert "Traceback" not in message
+
+
+def test_help_is_there_for_the_program_and_each_command(tmp_path: Path) -> None:
+    shown = fedsim("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for command in ("compare", "run", "pretrain"):
+        assert command in shown.stdout
+    details = fedsim("run", "--help", cwd=tmp_path)
+    assert details.returncode == 0
+    assert "privacy" in details.stdout
+
+
+def test_an_unknown_command_gives_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    done = fedsim("trian", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "trian" in done.stderr

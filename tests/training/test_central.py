@@ -1,0 +1,123 @@
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from scipy import stats
+
+from fedsim_userdp.models.adapters import trainable_state
+from fedsim_userdp.models.stacked import StackedAdapters
+from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.training.batches import Unit, collate
+from fedsim_userdp.training.central import CentralSettings, OpacusStep, PlainStep, StepReport, train_on_records
+from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
+from tests.conftest import ragged_units, small_gpt2
+
+SGD = functools.partial(torch.optim.SGD, lr=1.0)
+
+
+def records(num: int = 6) -> list[Unit]:
+    return [Unit(u.index, u.records[:1]) for u in ragged_units(num)]
+
+
+def opacus_step(model: PeftModel, **changes: float) -> OpacusStep:
+    settings = {"clip_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "max_tokens": 40} | changes
+    return OpacusStep(model, SGD, noise=SeededNoise(0), **settings)
+
+
+def released_update(model: PeftModel, step: OpacusStep | PlainStep, units: list[Unit]) -> dict[str, torch.Tensor]:
+    """What the server's SGD of learning rate 1 moved by."""
+    before = trainable_state(model)
+    step(1, units)
+    return {name: before[name] - tensor for name, tensor in trainable_state(model).items()}
+
+
+def flat(state: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([state[name].flatten() for name in sorted(state)]).double()
+
+
+def test_opacus_and_stacked_record_level_gradients_agree(any_model: PeftModel) -> None:
+    state = trainable_state(any_model)
+    stacked = clipped_update_sum(StackedAdapters(any_model), state, records(), LocalTraining(), 0.1).clipped.total
+    released = released_update(any_model, opacus_step(any_model), records())
+    torch.testing.assert_close(flat(released), flat(stacked) / 4.0, rtol=1e-4, atol=1e-6)
+
+
+def test_removing_any_record_moves_the_released_sum_by_at_most_clip_norm() -> None:
+    model = small_gpt2()
+    everybody = flat(released_update(model, opacus_step(model), records()))
+    for i in range(len(records())):
+        other = small_gpt2()
+        rest = flat(released_update(other, opacus_step(other), records()[:i] + records()[i + 1 :]))
+        assert float((everybody - rest).norm()) * 4.0 <= 0.1 * (1 + 1e-4)
+
+
+def test_the_denominator_is_the_expected_batch_size_not_the_realised_one() -> None:
+    one, two = small_gpt2(), small_gpt2()
+    single = flat(released_update(one, opacus_step(one), records(1)))
+    doubled = flat(released_update(two, opacus_step(two), records(1) * 2))
+    torch.testing.assert_close(doubled, 2 * single, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("units", [[], records(2)])
+def test_noise_has_the_stated_stddev_even_on_an_empty_batch(units: list[Unit]) -> None:
+    noisy, plain = small_gpt2(), small_gpt2()
+    a = flat(released_update(noisy, opacus_step(noisy, noise_multiplier=50.0), units))
+    b = flat(released_update(plain, opacus_step(plain), units))
+    sample = (a - b).numpy() * 4.0 / 0.1
+    statistic = float(np.square(sample / 50.0).sum())
+    low, high = stats.chi2.ppf([5e-10, 1 - 5e-10], len(sample))
+    assert low < statistic < high
+    assert not low < statistic * 4 < high  # noise of half the stated stddev would look like this
+
+
+def test_a_record_that_is_not_finite_adds_an_exact_zero() -> None:
+    model = small_gpt2()
+    step = opacus_step(model)
+    step.optimizer.begin(1)
+    step.accumulate(collate(records(2)))
+    clean = flat(dict(enumerate(p.summed_grad.clone() for p in step.optimizer.params)))
+    for parameter in step.optimizer.params:
+        parameter.grad_sample = torch.full((3, *parameter.shape), 1e-4)
+        parameter.grad_sample[1] = math.nan
+    step.optimizer.clip_and_accumulate()
+    added = flat(dict(enumerate(p.summed_grad for p in step.optimizer.params))) - clean
+    assert torch.isfinite(added).all()
+    assert float(added.norm()) <= 2 * 0.1
+    assert step.optimizer.num_nonfinite == 1
+
+
+def test_plain_step_is_the_mean_gradient_without_clip() -> None:
+    model, other = small_gpt2(), small_gpt2()
+    plain = PlainStep(model, SGD, expected_batch_size=4.0, max_tokens=30)
+    released = released_update(model, plain, records())
+    stacked = clipped_update_sum(StackedAdapters(other), trainable_state(other), records(), LocalTraining(), math.inf)
+    torch.testing.assert_close(flat(released), flat(stacked.clipped.total) / 4.0, rtol=1e-4, atol=1e-6)
+
+
+def test_records_are_sampled_independently_at_the_stated_rate_and_a_wrong_rate_is_rejected() -> None:
+    pool = [np.array([1, 2])] * 500
+    counts = np.zeros(500)
+    order = []
+
+    def remember(step: int, units: list[Unit]) -> StepReport:
+        order.append(f"step {step}")
+        for unit in units:
+            counts[unit.index] += 1
+        return StepReport(step, len(units), 0, 0, 0.0)
+
+    settings = CentralSettings(steps=200, sampling_prob=0.1, max_tokens=100, seed=5)
+    list(train_on_records(remember, pool, settings, lambda step: order.append(f"ledger {step}")))
+    assert order[:4] == ["ledger 1", "step 1", "ledger 2", "step 2"]
+    assert stats.binomtest(int(counts.sum()), 500 * 200, 0.1).pvalue > 1e-9
+    assert stats.binomtest(int(counts.sum()), 500 * 200, 0.105).pvalue < 1e-4
+    # Independent users: the spread of the counts is binomial too.
+    assert 0.7 < counts.var() / (200 * 0.1 * 0.9) < 1.3
+
+
+def test_hooks_are_gone_after_close(model: PeftModel) -> None:
+    step = opacus_step(model)
+    step.close()
+    assert not any(module._forward_hooks for module in model.modules())

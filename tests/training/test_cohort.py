@@ -1,0 +1,85 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from fedsim_userdp.models.adapters import lora_layers, trainable_state
+from fedsim_userdp.models.stacked import StackedAdapters
+from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
+from tests.conftest import ragged_units
+
+CLIP_NORM = 0.05
+
+
+def total(model: PeftModel, units: list[Unit], local: LocalTraining, clip_norm: float = CLIP_NORM) -> torch.Tensor:
+    result = clipped_update_sum(StackedAdapters(model), trainable_state(model), units, local, clip_norm)
+    return torch.cat([tensor.flatten() for tensor in result.clipped.total.values()]).double()
+
+
+@pytest.mark.parametrize("local", [LocalTraining(max_tokens=64), LocalTraining(steps=3, learning_rate=1.0)])
+def test_removing_any_user_moves_the_sum_by_at_most_clip_norm(model: PeftModel, local: LocalTraining) -> None:
+    units = ragged_units(6)
+    everybody = total(model, units, local)
+    unclipped = total(model, units, local, clip_norm=math.inf)
+    moved = [float((everybody - total(model, units[:i] + units[i + 1 :], local)).norm()) for i in range(len(units))]
+    raw = [
+        float((unclipped - total(model, units[:i] + units[i + 1 :], local, math.inf)).norm()) for i in range(len(units))
+    ]
+    assert max(moved) <= CLIP_NORM * (1 + 1e-4)
+    assert max(raw) > 2 * CLIP_NORM  # the bound is the clip's doing
+
+
+def test_the_whole_users_update_is_clipped_not_each_record(model: PeftModel) -> None:
+    record = ragged_units(1)[0].records[0]
+    one, four = [Unit(0, [record])], [Unit(0, [record] * 4)]
+    assert float(total(model, four, LocalTraining()).norm()) <= CLIP_NORM
+    torch.testing.assert_close(total(model, one, LocalTraining()), total(model, four, LocalTraining()))
+
+
+def test_a_users_records_are_averaged_not_added(model: PeftModel) -> None:
+    record = ragged_units(1)[0].records[0]
+    one = total(model, [Unit(0, [record])], LocalTraining(), math.inf)
+    torch.testing.assert_close(one, total(model, [Unit(0, [record] * 3)], LocalTraining(), math.inf))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
+def test_the_sum_does_not_depend_on_the_micro_batches(model: PeftModel, max_tokens: int) -> None:
+    expected = total(model, ragged_units(7), LocalTraining(max_tokens=100))
+    torch.testing.assert_close(
+        total(model, ragged_units(7), LocalTraining(max_tokens=max_tokens)), expected, rtol=1e-4, atol=1e-7
+    )
+
+
+def test_a_user_whose_loss_is_not_finite_adds_an_exact_zero(model: PeftModel) -> None:
+    units = ragged_units(4)
+    poisoned = [*units, Unit(9, [np.array([39, 39, 39])])]
+    units = [Unit(u.index, [np.minimum(record, 38) for record in u.records]) for u in units]
+    poisoned = [*units, poisoned[-1]]
+    embedding = model.get_base_model().transformer.wte.weight
+    clean = total(model, units, LocalTraining())
+    with torch.no_grad():
+        embedding[39, 0] = math.nan
+    # The NaN also stands in the tied output layer: everybody's logit of token 39 would be NaN, so untie it.
+    model.get_base_model().lm_head.weight = torch.nn.Parameter(embedding.nan_to_num(0.0), requires_grad=False)
+    result = clipped_update_sum(StackedAdapters(model), trainable_state(model), poisoned, LocalTraining(), CLIP_NORM)
+    assert result.clipped.num_nonfinite == 1
+    assert all(torch.isfinite(tensor).all() for tensor in result.clipped.total.values())
+    alone = total(model, units, LocalTraining())
+    torch.testing.assert_close(
+        torch.cat([t.flatten() for t in result.clipped.total.values()]).double(), alone, rtol=1e-4, atol=1e-7
+    )
+    assert clean.shape == alone.shape
+
+
+def test_an_empty_cohort_gives_an_exact_zero(model: PeftModel) -> None:
+    assert float(total(model, [], LocalTraining()).abs().max()) == 0.0
+
+
+def test_training_leaves_the_models_own_adapter_alone(model: PeftModel) -> None:
+    before = trainable_state(model)
+    total(model, ragged_units(3), LocalTraining(steps=2))
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainable_state(model).items())
+    assert all(layer.lora_A["default"].weight.grad is None for layer in lora_layers(model).values())
