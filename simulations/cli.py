@@ -4,12 +4,19 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 
 COMMANDS = {
     "compare": ("simulations.compare", "train with every mechanism at one user-level budget and compare"),
     "run": ("simulations.run", "train with one mechanism"),
     "pretrain": ("simulations.pretrain", "make the bundled tiny model again from public text"),
 }
+
+# Said by a dependency about its own code on every run; nothing that a user could act on.
+_HARMLESS_WARNINGS = (
+    "`is_gradient_checkpointing` is deprecated",
+    "Full backward hook is firing when gradients are computed with respect to module outputs",
+)
 
 HELP = """Fine-tuning language models under user-level differential privacy: which mechanism, how set, what guaranteed.
 
@@ -68,6 +75,8 @@ def _prepare_process() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     for name in ("flwr", "transformers", "opacus"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _stop(message: str) -> None:

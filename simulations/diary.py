@@ -36,7 +36,14 @@ class Diary:
     """
 
     def __init__(
-        self, name: str, unit: str, rounds: int, task: Task, guarantee: Guarantee, model: PeftModel, progress: RunProgress
+        self,
+        name: str,
+        unit: str,
+        rounds: int,
+        task: Task,
+        guarantee: Guarantee,
+        model: PeftModel,
+        progress: RunProgress,
     ) -> None:
         self.name, self.num_rounds, self.task, self.guarantee, self.model = name, rounds, task, guarantee, model
         self.rounds: list[RoundRecord] = []

@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import hydra
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -25,7 +28,7 @@ PAD = "<|pad|>"
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """How the tiny model is built and trained; lengths in tokens, `minutes` of wall-clock training."""
+    """How the tiny model is built and trained; lengths in tokens."""
 
     vocab_size: int = 2048
     width: int = 128
@@ -209,3 +212,11 @@ def pretrain(settings: PretrainSettings, folder: Path) -> dict[str, object]:
     }
     save(folder, model, tokenizer, record)
     return record
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="pretrain")
+def main(config: DictConfig) -> None:
+    """Makes the model in the run folder."""
+    folder = Path(HydraConfig.get().runtime.output_dir) / "model"
+    record = pretrain(PretrainSettings(**config.pretrain), folder)
+    print(f"held-out perplexity {record['heldout_perplexity']}, model in {folder}")

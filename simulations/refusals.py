@@ -17,7 +17,9 @@ def sentence(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    if found := re.match(r"(?:In '[^']*': )?Could not find '([^']*)'\s+Available options in '([^']*)':\s+(.*)", text, re.S):
+    if found := re.match(
+        r"(?:In '[^']*': )?Could not find '([^']*)'\s+Available options in '([^']*)':\s+(.*)", text, re.S
+    ):
         chosen, group, options = found.groups()
         names = [line.strip() for line in options.splitlines() if re.fullmatch(r"\s*[\w-]+\s*", line)]
         return f"{group}={chosen.removeprefix(group + '/')} is unknown; expected one of {', '.join(names)}"

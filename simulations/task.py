@@ -121,7 +121,10 @@ def build_task(config: DictConfig) -> Task:
         torch.set_num_threads(int(config.threads))
     model: ModelSource = instantiate(config.model)
     store = open_store(
-        instantiate(config.data), model.load_tokenizer(), TokenSettings(**_plain(config.tokens)), _path(config.cache_dir)
+        instantiate(config.data),
+        model.load_tokenizer(),
+        TokenSettings(**_plain(config.tokens)),
+        _path(config.cache_dir),
     )
     split = split_users(
         store,

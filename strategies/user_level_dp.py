@@ -86,7 +86,10 @@ class UserLevelDP(Strategy):
         clip_norm = self.settings.clip_norm
         return [
             Message(
-                write_request(arrays, server_round, users, clip_norm), node, MessageType.TRAIN, group_id=str(server_round)
+                write_request(arrays, server_round, users, clip_norm),
+                node,
+                MessageType.TRAIN,
+                group_id=str(server_round),
             )
             for node, users in hosted.items()
         ]

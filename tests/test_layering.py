@@ -1,4 +1,4 @@
-"""Imports go one way (DESIGN section 2): simulations -> strategies, federation -> training -> models, data -> privacy."""
+"""Imports go one way: simulations -> strategies, federation -> training -> models, data, selection -> privacy."""
 
 import ast
 from pathlib import Path

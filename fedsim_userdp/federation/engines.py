@@ -126,5 +126,9 @@ def run_rounds(
 
 def switch_off_usage_reports() -> None:
     """Keeps Flower, Ray and the Hub client from reporting usage to their makers, unless the user set otherwise."""
-    for name, value in (("FLWR_TELEMETRY_ENABLED", "0"), ("RAY_USAGE_STATS_ENABLED", "0"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
+    for name, value in (
+        ("FLWR_TELEMETRY_ENABLED", "0"),
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ):
         os.environ.setdefault(name, value)

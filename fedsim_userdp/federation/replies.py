@@ -30,7 +30,7 @@ class RoundReplies:
     num_failed: int
     errors: tuple[str, ...]
 
-    def counts(self) -> dict[str, int | float]:
+    def counts(self) -> dict[str, int | float | list[int] | list[float]]:
         """Returns the counts as plain numbers; they are diagnostics, not private."""
         return {
             "num_sampled": self.num_sampled,

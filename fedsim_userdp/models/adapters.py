@@ -46,7 +46,7 @@ def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> Pef
     targets = settings.target_modules
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,
         target_modules=targets if isinstance(targets, str) else list(targets),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
         use_rslora=settings.use_rslora,

@@ -53,7 +53,7 @@ class StackedAdapters:
         self._trainable = {name for name, p in model.named_parameters() if p.requires_grad}
 
     def stack(self, state: Mapping[str, Tensor], num_units: int, device: torch.device | str) -> dict[str, Tensor]:
-        """Returns `num_units` copies of every tensor of `state`, as leaves of shape [units, ...] that take gradients."""
+        """Returns `num_units` copies of every tensor of `state`: leaves of shape [units, ...] that take gradients."""
         return {
             name: tensor.to(device).unsqueeze(0).repeat(num_units, *[1] * tensor.ndim).requires_grad_()
             for name, tensor in state.items()
@@ -98,5 +98,3 @@ def _per_unit_product(x: Tensor, weight: Tensor, rows: RowsOfUnits) -> Tensor:
     flat = x.reshape(x.shape[0], -1, x.shape[-1])
     gathered = weight.index_select(0, rows.unit_of_row)
     return torch.bmm(flat, gathered.transpose(1, 2)).reshape(*x.shape[:-1], weight.shape[1])
-
-

@@ -162,8 +162,9 @@ def methods(description: Description) -> tuple[str, ...]:
             return methods(description.run)
         case HyperparameterSearch():
             return ("group", "record") if isinstance(description.run, RecordLevel) else ("rdp",)
-    raise ValueError(f"description must be one of {[kind.__name__ for kind in AnyDescription.__constraints__]}, "
-                     f"got {description!r}")
+    raise ValueError(
+        f"description must be one of {[kind.__name__ for kind in AnyDescription.__constraints__]}, got {description!r}"
+    )
 
 
 def _check_method(description: Description, method: str | None) -> str:
@@ -173,7 +174,9 @@ def _check_method(description: Description, method: str | None) -> str:
         return allowed[0]
     if method not in allowed:
         reason = _REASONS.get((type(description), str(method)), "this accountant does not cover it")
-        raise AccountingError(f"method must be one of {list(allowed)} for {type(description).__name__}, got {method!r}: {reason}")
+        raise AccountingError(
+            f"method must be one of {list(allowed)} for {type(description).__name__}, got {method!r}: {reason}"
+        )
     return method
 
 
@@ -202,9 +205,7 @@ def _curve(description: Description, method: str | None) -> Curve:
                 description.noise_multiplier, description.sampling_prob, description.steps, description.records_per_user
             )
         case RecordLevel():
-            record = curves.sampled_gaussian(
-                description.noise_multiplier, description.sampling_prob, description.steps
-            )
+            record = curves.sampled_gaussian(description.noise_multiplier, description.sampling_prob, description.steps)
             return record if name == "record" else curves.grouped(record, description.records_per_user)
         case HyperparameterSearch(run=RecordLevel() as run):
             record = curves.renyi(dataclasses.replace(description, run=run.one_record()))

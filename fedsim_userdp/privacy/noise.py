@@ -16,7 +16,10 @@ from fedsim_userdp.privacy.streams import numpy_generator
 class NoiseSource(Protocol):
     """Where standard normal numbers come from."""
 
-    is_seeded: bool
+    @property
+    def is_seeded(self) -> bool:
+        """Whether the numbers repeat for the same seed: then they protect no release."""
+        ...
 
     def standard_normal(self, size: int, round: int) -> np.ndarray:
         """Returns `size` independent N(0, 1) numbers for `round`, float64, shape [size]."""

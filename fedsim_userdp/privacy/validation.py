@@ -7,7 +7,9 @@ MAX_RECORDS_PER_USER = 1000
 MAX_COUNT = 10**9
 
 
-def check_real(name: str, value: object, low: float, high: float, *, open_low: bool = True, open_high: bool = True) -> float:
+def check_real(
+    name: str, value: object, low: float, high: float, *, open_low: bool = True, open_high: bool = True
+) -> float:
     """Returns `value` as a float if it is a finite real number in the interval, else raises.
 
     Args:

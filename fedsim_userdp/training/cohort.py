@@ -97,7 +97,9 @@ def local_updates(
 
 def zero_update(state: Mapping[str, Tensor]) -> CohortUpdate:
     """Returns the update of an empty cohort: an exact zero."""
-    return CohortUpdate(ClippedSum({n: torch.zeros_like(t, dtype=torch.float32) for n, t in state.items()}, 0, 0, 0, 0.0), 0.0, 0)
+    return CohortUpdate(
+        ClippedSum({n: torch.zeros_like(t, dtype=torch.float32) for n, t in state.items()}, 0, 0, 0, 0.0), 0.0, 0
+    )
 
 
 def add(a: CohortUpdate, b: CohortUpdate) -> CohortUpdate:

@@ -8,7 +8,14 @@ from flwr.serverapp import Grid
 from fedsim_userdp.federation.hosting import group_by_host, wait_for_nodes
 from fedsim_userdp.federation.identity import ensure_identity
 from fedsim_userdp.federation.in_process import InProcessGrid
-from fedsim_userdp.federation.messages import from_arrays, read_reply, read_request, to_arrays, write_reply, write_request
+from fedsim_userdp.federation.messages import (
+    from_arrays,
+    read_reply,
+    read_request,
+    to_arrays,
+    write_reply,
+    write_request,
+)
 from fedsim_userdp.privacy.clipping import ClippedSum
 from fedsim_userdp.training.cohort import CohortUpdate
 

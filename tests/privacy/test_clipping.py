@@ -27,9 +27,7 @@ def test_clipped_update_norm_is_at_most_clip_norm(values: list[float], clip_norm
     assert norm(result.total) <= clip_norm
 
 
-@given(
-    values=st.lists(numbers, min_size=12, max_size=12), clip_norm=st.floats(1e-2, 1e2), removed=st.integers(0, 3)
-)
+@given(values=st.lists(numbers, min_size=12, max_size=12), clip_norm=st.floats(1e-2, 1e2), removed=st.integers(0, 3))
 @settings(max_examples=500, deadline=None)
 def test_removing_a_unit_moves_the_sum_by_at_most_clip_norm(
     values: list[float], clip_norm: float, removed: int

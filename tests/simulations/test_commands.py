@@ -27,7 +27,9 @@ def fedsim(*arguments: str, cwd: Path, timeout: int = 300) -> subprocess.Complet
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one small comparison."""
     folder = tmp_path_factory.mktemp("compare") / "run folder"
-    done = fedsim("compare", *SMALL, "privacy.epsilon=4", "mechanism.clip_norm=0.5", f"output_dir={folder}", cwd=folder.parent)
+    done = fedsim(
+        "compare", *SMALL, "privacy.epsilon=4", "mechanism.clip_norm=0.5", f"output_dir={folder}", cwd=folder.parent
+    )
     assert done.returncode == 0, done.stderr
     assert "record folder" not in done.stdout
     assert all(name in done.stdout for name in MECHANISMS)
