@@ -55,10 +55,13 @@ def run_command(name: str, arguments: list[str]) -> int:
     """Returns the exit code of a command: 0, or 2 with one sentence on stderr when a setting is wrong."""
     _prepare_process()
     sys.argv = [f"fedsim {name}", *arguments]
+    sys.path.append(os.getcwd())  # so that `_target_` finds classes in the user's own files
     from simulations.refusals import REFUSALS, sentence
 
     try:
         importlib.import_module(COMMANDS[name][0]).main()
+    except BrokenPipeError:
+        return 0
     except REFUSALS as error:
         _stop(sentence(error))
     except KeyboardInterrupt:

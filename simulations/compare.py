@@ -5,13 +5,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from simulations.errors import ConfigError
-from simulations.folder import RunFolder
-from simulations.session import run_mechanism
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="compare")
 def main(config: DictConfig) -> None:
     """Runs the mechanisms one after the other and writes table, plot and adapters."""
+    from simulations.folder import RunFolder  # here, so that --help need not load torch
+    from simulations.session import run_mechanism
+
     folder = RunFolder.of_this_job(config)
     configs = mechanism_configs(config)
     with folder.progress() as progress:

@@ -10,7 +10,7 @@ from fedsim_userdp.report.files import write_results, write_rounds, write_text
 from fedsim_userdp.report.plots import plot_comparison
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.report.table import results_table
+from fedsim_userdp.report.table import result_console, results_table
 from simulations.diary import Outcome
 
 
@@ -25,7 +25,7 @@ class RunFolder:
     @classmethod
     def of_this_job(cls, config: DictConfig) -> "RunFolder":
         """Returns the folder of the running Hydra job, the resolved configuration written to it."""
-        folder = cls(Path(HydraConfig.get().runtime.output_dir), Console())
+        folder = cls(Path(HydraConfig.get().runtime.output_dir), result_console())
         write_text(folder.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         return folder
 

@@ -3,13 +3,13 @@
 import hydra
 from omegaconf import DictConfig
 
-from simulations.folder import RunFolder
-from simulations.session import run_mechanism
-
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="run")
 def main(config: DictConfig) -> None:
     """Runs the configured mechanism and writes the run folder."""
+    from simulations.folder import RunFolder  # here, so that --help need not load torch
+    from simulations.session import run_mechanism
+
     folder = RunFolder.of_this_job(config)
     with folder.progress() as progress:
         folder.add(run_mechanism(config, progress))

@@ -12,6 +12,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from fedsim_userdp.data.cache import writable_cache_dir
+from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
 from fedsim_userdp.data.records import RandomRecords, RecordSelector
 from fedsim_userdp.data.split import UserSplit, split_users
 from fedsim_userdp.data.store import TokenStore, open_store
@@ -26,6 +28,7 @@ from fedsim_userdp.selection import ClientSelector
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.evaluation import perplexity
+from fedsim_userdp.training.scoring import BaseModelScorer
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
 from simulations.errors import ConfigError
 
@@ -142,8 +145,8 @@ def build_task(config: DictConfig) -> Task:
         split_seed=config.split.seed,
         model=model,
         lora=LoraSettings(**_plain(config.lora)),
-        records=instantiate(config.records),
-        selector=instantiate(config.selection),
+        records=_record_selector(config, model, store),
+        selector=_client_selector(config),
         optimizer_fn=instantiate(config.optimizer),
         noise=_noise(config),
         engine=instantiate(config.engine),
@@ -204,6 +207,30 @@ def _noise(config: DictConfig) -> NoiseSource:
     if config.noise.source not in sources:
         raise ConfigError(f"noise.source={config.noise.source} is unknown; expected seeded or os")
     return sources[config.noise.source]
+
+
+def _client_selector(config: DictConfig) -> ClientSelector:
+    """The client selector."""
+    selector = instantiate(config.selection)
+    if not isinstance(selector, ClientSelector):
+        raise ConfigError(
+            f"selection={config.selection._target_} has no `select`, `expected_cohort_size` and `release`: "
+            "see fedsim_userdp.selection.ClientSelector"
+        )
+    return selector
+
+
+def _record_selector(config: DictConfig, model: ModelSource, store: TokenStore) -> RecordSelector:
+    """The record selector; one that ranks by perplexity is given the base model's scores, kept on disk."""
+    selector = instantiate(config.records)
+    if isinstance(selector, PerplexityRecords):
+        scorer = BaseModelScorer(model)
+        folder = writable_cache_dir(_path(config.cache_dir))
+        scores = CachedScores(scorer, folder, corpus=store.fingerprint, model=scorer.fingerprint())
+        return selector.bind(scores)
+    if not isinstance(selector, RecordSelector):
+        raise ConfigError(f"records={config.records._target_} has no `fresh` and `select`: see RecordSelector")
+    return selector
 
 
 def _evaluation_units(config: DictConfig, store: TokenStore, split: UserSplit) -> list[Unit]:

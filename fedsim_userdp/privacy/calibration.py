@@ -62,7 +62,7 @@ def _bracket(excess: Callable[[float], float], start: float, step: float) -> tup
 
 
 def _between(low: float, at_low: float, high: float, at_high: float) -> float:
-    """Where the chord meets a point just below the target, kept away from the ends; the middle if it is not to trust."""
+    """Where the chord meets a point just below the target, off the ends; the middle where it is not to be trusted."""
     aim = math.log((1.0 + _LEAST_RATIO) / 2.0)
     if at_low >= 20.0 or at_high <= -20.0:
         return (low + high) / 2.0

@@ -1,11 +1,11 @@
-"""Which curve is whose: the accountants behind `accounting`, as pairs of epsilon(log delta) and log delta(epsilon)."""
+"""The accountants other than RDP, as privacy curves: closed form, checked PLD, and group privacy on top of either."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from fedsim_userdp.privacy import gaussian, pld, rdp
+from fedsim_userdp.privacy import gaussian, pld
 from fedsim_userdp.privacy.curve import Curve
-from fedsim_userdp.privacy.descriptions import Description
+from fedsim_userdp.privacy.descriptions import RecordLevel, UserWise
 from fedsim_userdp.privacy.errors import AccountingError
 from fedsim_userdp.privacy.group import log_delta_factor
 from fedsim_userdp.privacy.mixture import Floats, binomial_mixture
@@ -16,23 +16,28 @@ _ALARM = 2e-3
 _MAX_SHARE = 1e6
 
 
-def sampled_gaussian(noise_multiplier: float, sampling_prob: float, rounds: int, records: int = 1) -> Curve:
-    """Returns the PLD curve for a user with `records` records, each sampled independently in each of `rounds` rounds.
+def sampled_gaussian(releases: Sequence[tuple[UserWise | RecordLevel, int]]) -> Curve:
+    """Returns the user-level curve of Poisson-sampled releases: closed form without sampling, else PLD.
 
     Args:
-        noise_multiplier: In (0, inf).
-        sampling_prob: In (0, 1]; at 1 the curve is the closed form of the Gaussian.
-        rounds: At least 1.
-        records: At least 1; 1 is the Poisson-subsampled Gaussian, checked against RDP in closed form.
+        releases: Single releases and how often each is made. A UserWise one counts as one record per user.
     """
-    if sampling_prob == 1.0:
-        return shifted_gaussian(records * math.sqrt(rounds) / noise_multiplier)
-    composition = [(binomial_mixture(noise_multiplier, sampling_prob, records), rounds)]
+    if all(release.sampling_prob == 1.0 for release, _ in releases):
+        return shifted_gaussian(
+            math.sqrt(sum(count * (_records(release) / release.noise_multiplier) ** 2 for release, count in releases))
+        )
+    composition = [
+        (binomial_mixture(release.noise_multiplier, release.sampling_prob, _records(release)), count)
+        for release, count in releases
+    ]
     exact = Curve(
         epsilon=lambda log_delta: pld.epsilon(composition, log_delta),
         log_delta=lambda epsilon: pld.log_delta(composition, epsilon),
     )
-    return checked(exact, rounds * rdp_at_integers(noise_multiplier, sampling_prob)) if records == 1 else exact
+    if any(_records(release) > 1 for release, _ in releases):
+        return exact
+    divergences = [count * rdp_at_integers(r.noise_multiplier, r.sampling_prob) for r, count in releases]
+    return checked(exact, sum(divergences[1:], divergences[0]))
 
 
 def checked(exact: Curve, rdp: Floats) -> Curve:
@@ -58,13 +63,6 @@ def checked(exact: Curve, rdp: Floats) -> Curve:
     return Curve(epsilon=epsilon, log_delta=log_delta)
 
 
-def _at_most(value: float, ceiling: float, slack: float) -> float:
-    """The smaller of two bounds, or AccountingError where the one that should be smaller is not."""
-    if value > ceiling + slack + 1e-9:
-        raise AccountingError(f"the privacy loss distribution gives {value:g}, worse than RDP with {ceiling:g}")
-    return min(value, ceiling)
-
-
 def shifted_gaussian(mu: float) -> Curve:
     """Returns the exact curve of N(0, 1) against N(mu, 1)."""
     return Curve(
@@ -73,13 +71,12 @@ def shifted_gaussian(mu: float) -> Curve:
     )
 
 
-def renyi(description: Description) -> Curve:
-    """Returns the RDP curve of a description under its own neighbouring relation."""
-    return rdp.curve(description.event(), description.adjacency)
-
-
 def grouped(record: Curve, records_per_user: int) -> Curve:
-    """Returns the user-level curve that group privacy gives from a record-level one, for k = `records_per_user`."""
+    """Returns the user-level curve that group privacy gives from a record-level one, for k = `records_per_user`.
+
+    Epsilon is the least k e at which the record-level curve reaches e = epsilon(delta_record), delta_record being what
+    `to_record_level(k e, delta, k)` demands.
+    """
 
     def log_delta(epsilon: float) -> float:
         share = epsilon / records_per_user
@@ -102,3 +99,15 @@ def grouped(record: Curve, records_per_user: int) -> Curve:
         return records_per_user * share
 
     return Curve(epsilon=epsilon, log_delta=log_delta)
+
+
+def _records(release: UserWise | RecordLevel) -> int:
+    """Number of records, or 1 where the sampled unit is the user."""
+    return release.records_per_user if isinstance(release, RecordLevel) else 1
+
+
+def _at_most(value: float, ceiling: float, slack: float) -> float:
+    """The smaller of two bounds, or AccountingError where the one that should be smaller is not."""
+    if value > ceiling + slack + 1e-9:
+        raise AccountingError(f"the privacy loss distribution gives {value:g}, worse than RDP with {ceiling:g}")
+    return min(value, ceiling)

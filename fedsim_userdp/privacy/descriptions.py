@@ -64,6 +64,15 @@ class UserWise:
         step = dp.PoissonSampledDpEvent(self.sampling_prob, dp.GaussianDpEvent(self.noise_multiplier))
         return dp.SelfComposedDpEvent(step, self.rounds)
 
+    @property
+    def num_releases(self) -> int:
+        """Number of releases."""
+        return self.rounds
+
+    def first(self, num_releases: int) -> Self:
+        """Returns the first `num_releases` >= 1 releases of the run, or more of the same."""
+        return dataclasses.replace(self, rounds=num_releases)
+
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Returns the same run with another noise multiplier."""
         return dataclasses.replace(self, noise_multiplier=noise_multiplier)
@@ -118,6 +127,15 @@ class RecordLevel:
         """Returns the same run seen by one record: a Poisson-subsampled Gaussian whose "user" is a record."""
         return UserWise(self.noise_multiplier, self.sampling_prob, self.steps)
 
+    @property
+    def num_releases(self) -> int:
+        """Number of releases."""
+        return self.steps
+
+    def first(self, num_releases: int) -> Self:
+        """Returns the first `num_releases` >= 1 releases of the run, or more of the same."""
+        return dataclasses.replace(self, steps=num_releases)
+
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Returns the same run with another noise multiplier."""
         return dataclasses.replace(self, noise_multiplier=noise_multiplier)
@@ -164,6 +182,15 @@ class FixedSize:
         step = dp.SampledWithoutReplacementDpEvent(self.num_users, self.cohort_size, gaussian)
         return dp.SelfComposedDpEvent(step, self.rounds)
 
+    @property
+    def num_releases(self) -> int:
+        """Number of releases."""
+        return self.rounds
+
+    def first(self, num_releases: int) -> Self:
+        """Returns the first `num_releases` >= 1 releases of the run, or more of the same."""
+        return dataclasses.replace(self, rounds=num_releases)
+
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Returns the same run with another noise multiplier."""
         return dataclasses.replace(self, noise_multiplier=noise_multiplier)
@@ -209,6 +236,15 @@ class NoAmplification:
 
         gaussian = dp.GaussianDpEvent(self.noise_multiplier / self.sensitivity)
         return dp.SelfComposedDpEvent(gaussian, self.max_participations)
+
+    @property
+    def num_releases(self) -> int:
+        """Number of releases that one user's data enters, at most."""
+        return self.max_participations
+
+    def first(self, num_releases: int) -> Self:
+        """Returns the run as it is for a user who takes part in `num_releases` >= 1 releases."""
+        return dataclasses.replace(self, max_participations=num_releases)
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Returns the same run with another noise multiplier."""
@@ -264,6 +300,15 @@ class AdaptiveClipping:
     def event(self) -> "dp_accounting.DpEvent":
         """Returns the dp_accounting event of the whole run, with the pair of queries as one Gaussian."""
         return self.run.event()
+
+    @property
+    def num_releases(self) -> int:
+        """Number of releases of update and count together."""
+        return self.run.num_releases
+
+    def first(self, num_releases: int) -> Self:
+        """Returns the first `num_releases` >= 1 releases of the run, or more of the same."""
+        return dataclasses.replace(self, run=self.run.first(num_releases))
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Returns the same run with another noise multiplier of the pair of queries."""
@@ -322,4 +367,52 @@ class HyperparameterSearch:
         return dataclasses.replace(self, run=self.run.with_noise_multiplier(noise_multiplier))
 
 
-Description = Run | AdaptiveClipping | HyperparameterSearch
+@dataclasses.dataclass(frozen=True)
+class Composed:
+    """Several runs one after the other, all of them released: other noise from some round on, or a search by hand.
+
+    Guarantee: adaptive composition of the parts, which must share one neighbouring relation. A search over a fixed
+        list of m settings is `Composed((run,) * m)`, whatever is kept of it.
+
+    Attributes:
+        parts: Single runs, at least one. Equal releases are counted together.
+    """
+
+    parts: tuple[Run | AdaptiveClipping, ...]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the parts are no runs, or their neighbouring relations differ."""
+        if not isinstance(self.parts, tuple) or not self.parts:
+            raise ValueError(f"parts must be a tuple of at least one description, got {self.parts!r}")
+        for part in self.parts:
+            if not isinstance(part, Run | AdaptiveClipping):
+                raise ValueError(f"parts must be descriptions of single runs, got {part!r}")
+        relations = sorted({part.adjacency.value for part in self.parts})
+        if len(relations) > 1:
+            raise ValueError(f"parts must share one neighbouring relation to have one epsilon, got {relations}")
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """Neighbouring relation of every part."""
+        return self.parts[0].adjacency
+
+    def counted(self) -> list[tuple[Run, int]]:
+        """Returns the distinct single releases, and how often each is made."""
+        counts: dict[Run, int] = {}
+        for part in self.parts:
+            run = part.run if isinstance(part, AdaptiveClipping) else part
+            counts[run.first(1)] = counts.get(run.first(1), 0) + run.num_releases
+        return list(counts.items())
+
+    def event(self) -> "dp_accounting.DpEvent":
+        """Returns the dp_accounting event of all parts."""
+        import dp_accounting as dp
+
+        return dp.ComposedDpEvent([run.first(count).event() for run, count in self.counted()])
+
+    def with_noise_multiplier(self, noise_multiplier: float) -> Self:
+        """Returns the same runs, all with one other noise multiplier."""
+        return dataclasses.replace(self, parts=tuple(p.with_noise_multiplier(noise_multiplier) for p in self.parts))
+
+
+Description = Run | AdaptiveClipping | HyperparameterSearch | Composed

@@ -105,7 +105,7 @@ class Release:
         Guarantee: it dominates the true pair: its hockey-stick divergence is at least the true one at every epsilon, up
             to rounding. A loss in [a, b] has its mass split between a and b so that both P and Q keep theirs.
         """
-        losses = grid.between(float(self.loss[0]), float(self.loss[-1])) * grid.spacing
+        losses: Floats = grid.between(float(self.loss[0]), float(self.loss[-1])).astype(np.float64) * grid.spacing
         edges = np.concatenate((self.x[:1], self._invert(losses[1:-1]), self.x[-1:]))
         without, with_user, gap = self.mixture.masses(edges)
         if removed:

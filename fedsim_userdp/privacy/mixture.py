@@ -81,7 +81,7 @@ def binomial_mixture(noise_multiplier: float, sampling_prob: float, records: int
 
 def interval_mass(u: Floats) -> Floats:
     """Returns the standard normal mass of (u_j, u_{j+1}], from whichever tail keeps the digits."""
-    tail = special.ndtr(-np.abs(u))
+    tail: Floats = special.ndtr(-np.abs(u))
     left, right = tail[:-1], tail[1:]
-    mass = np.where(u[1:] <= 0.0, right - left, left - right)
-    return np.where((u[:-1] < 0.0) & (u[1:] > 0.0), 1.0 - left - right, mass)
+    mass: Floats = np.where(u[1:] <= 0.0, right - left, left - right)
+    return np.asarray(np.where((u[:-1] < 0.0) & (u[1:] > 0.0), 1.0 - left - right, mass))

@@ -1,57 +1,99 @@
 """Renyi accounting, by way of dp_accounting, which is imported only here and only when it is needed."""
 
+import contextlib
+import functools
+import logging
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedsim_userdp.privacy.curve import Curve
-from fedsim_userdp.privacy.descriptions import Adjacency
+from fedsim_userdp.privacy.descriptions import AdaptiveClipping, Adjacency, Composed, Description, HyperparameterSearch
 from fedsim_userdp.privacy.errors import AccountingError
+from fedsim_userdp.privacy.mixture import Floats
 
 if TYPE_CHECKING:
     import dp_accounting
 
 
-def curve(event: "dp_accounting.DpEvent", adjacency: Adjacency) -> Curve:
-    """Returns the RDP curve of an event whose noise already holds the sensitivity.
+def curve(description: Description) -> Curve:
+    """Returns the RDP curve of a description under its own neighbouring relation, at dp_accounting's orders.
 
     Args:
-        event: Event of the whole run.
-        adjacency: Neighbouring relation that the event is stated for.
+        description: Any but a RecordLevel one: its user-level event has no RDP.
 
     Raises:
-        AccountingError: RDP does not support the pair. The curve raises it where it has no finite answer.
+        AccountingError: RDP does not support the description. The curve raises it where it has no finite answer.
     """
-    accountant = _accountant(event, adjacency)
+    from dp_accounting.rdp import rdp_privacy_accountant as renyi
+
+    orders, rdp = np.array(renyi.DEFAULT_RDP_ORDERS), divergences(description)
+    if not np.any(np.isfinite(rdp)):
+        raise AccountingError("RDP has no finite answer here: too little noise for double precision")
+    orders, rdp = orders[np.isfinite(rdp)], rdp[np.isfinite(rdp)]
 
     def epsilon(log_delta: float) -> float:
-        if log_delta < -700.0:
-            raise AccountingError(f"RDP is not evaluated at a delta of e^{log_delta:.0f}")
-        value = float(accountant.get_epsilon(math.exp(log_delta)))
-        if not math.isfinite(value):
-            raise AccountingError("RDP has no finite epsilon here: too little noise for double precision")
-        return value
+        if log_delta > -700.0:
+            return float(renyi.compute_epsilon(orders, rdp, math.exp(log_delta))[0])
+        return float(np.min(rdp + np.log1p(-1.0 / orders) - (log_delta + np.log(orders)) / (orders - 1.0)))
 
     def log_delta(epsilon: float) -> float:
-        value = float(accountant.get_delta(epsilon))
+        value = float(renyi.compute_delta(orders, rdp, epsilon)[0])
         return math.log(value) if value > 0.0 else -700.0
 
     return Curve(epsilon=epsilon, log_delta=log_delta)
 
 
-def _accountant(event: "dp_accounting.DpEvent", adjacency: Adjacency) -> "dp_accounting.rdp.RdpAccountant":
-    """An accountant that has composed the event."""
+def divergences(description: Description) -> Floats:
+    """Returns the Renyi divergences of a run at dp_accounting's default orders; infinite where they did not converge.
+
+    The divergence of one release is computed once and multiplied, so that a run can ask after every round.
+    """
+    match description:
+        case HyperparameterSearch():
+            return _of_event(description.event(), description.adjacency)
+        case AdaptiveClipping():
+            return divergences(description.run)
+        case Composed():
+            return np.asarray(np.sum([count * _of_one_release(run) for run, count in description.counted()], axis=0))
+        case _:
+            return description.num_releases * _of_one_release(description.first(1))
+
+
+@functools.lru_cache(maxsize=256)
+def _of_one_release(release: Description) -> Floats:
+    """Renyi divergences of one release."""
+    return _of_event(release.event(), release.adjacency)
+
+
+def _of_event(event: "dp_accounting.DpEvent", adjacency: Adjacency) -> Floats:
+    """Renyi divergences of an event whose noise already holds the sensitivity."""
     import dp_accounting as dp
     from dp_accounting import rdp
 
     relations = {
         Adjacency.ADD_OR_REMOVE_USER: dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        Adjacency.ADD_OR_REMOVE_RECORD: dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
         Adjacency.REPLACE_USER: dp.NeighboringRelation.REPLACE_ONE,
         Adjacency.ZERO_OUT_USER: dp.NeighboringRelation.REPLACE_SPECIAL,
     }
     accountant = rdp.RdpAccountant(neighboring_relation=relations[adjacency])
     try:
-        accountant.compose(event)
+        with _without_warnings():
+            accountant.compose(event)
     except dp.UnsupportedEventError as error:
         raise AccountingError(f"RDP cannot account for {event} under '{adjacency.value}': {error}") from error
-    return accountant
+    return np.array(accountant.rdp, dtype=np.float64)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps dp_accounting from reporting each order that it leaves out; fewer orders only loosen the bound."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

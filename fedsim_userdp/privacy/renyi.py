@@ -19,8 +19,10 @@ def rdp_at_integers(noise_multiplier: float, sampling_prob: float) -> Floats:
 
     Args:
         noise_multiplier: s in (0, inf).
-        sampling_prob: q in (0, 1).
+        sampling_prob: q in (0, 1]; 1 is the Gaussian, a / (2 s^2).
     """
+    if sampling_prob == 1.0:
+        return _ORDERS / (2.0 * noise_multiplier**2)
     return np.array([_one_order(noise_multiplier, sampling_prob, int(order)) for order in _ORDERS])
 
 
@@ -43,9 +45,11 @@ def _one_order(noise_multiplier: float, sampling_prob: float, order: int) -> flo
     i = np.arange(order + 1.0)
     log_choose = special.gammaln(order + 1.0) - special.gammaln(i + 1.0) - special.gammaln(order - i + 1.0)
     log_weight = log_choose + i * math.log(sampling_prob) + (order - i) * math.log1p(-sampling_prob)
-    # the weights sum to one: what exceeds it is kept apart, so that a divergence near zero keeps its digits
     exponent = i * (i - 1.0) / (2.0 * noise_multiplier**2)
     total = float(special.logsumexp(log_weight + exponent))
-    if total < 0.1:
-        total = math.log1p(float(np.exp(log_weight) @ np.expm1(exponent)))
+    if total < 0.1:  # the weights sum to one: summing the rest keeps the digits of a divergence near zero
+        weight = np.exp(log_weight)
+        small = weight * np.expm1(np.minimum(exponent, 1.0))
+        large = np.exp(np.minimum(log_weight + exponent, 1.0)) - weight
+        total = math.log1p(float(np.where(exponent < 1.0, small, large).sum()))
     return total / (order - 1.0)

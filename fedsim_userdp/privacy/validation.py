@@ -49,9 +49,10 @@ def check_count(name: str, value: object, low: int = 1, high: int = MAX_COUNT) -
     allowed = f"[{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(f"{name} must be a whole number in {allowed}, got {value!r}")
-    if not low <= value <= high:
+    count = int(value)
+    if not low <= count <= high:
         raise ValueError(f"{name} must be in {allowed}, got {value!r}")
-    return int(value)
+    return count
 
 
 def check_epsilon(name: str, value: object) -> float:

@@ -2,18 +2,32 @@
 
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from fedsim_userdp.report.records import ResultRow
 
+TABLE_WIDTH = 108
+HEADINGS = ("eps", "tight eps", "delta", "noise mult.", "clip norm", "k", "perplexity", "seconds")
+FOOTNOTE = (
+    "eps, tight eps: user-level, the latter of the same run by the tight ELS accountant; 'none': no user-level\n"
+    "guarantee.  k: most records of a user.  Perplexity: held-out users, lower is better, not private."
+)
+
+
+def result_console() -> Console:
+    """Returns a console that is wide enough for the table where the output is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)
+
 
 def results_table(rows: Sequence[ResultRow]) -> Table:
     """Returns the rows as a table; a dash stands for "does not apply"."""
-    table = Table(title="Held-out users' perplexity at one user-level budget (perplexity is not private)")
+    table = Table(caption=FOOTNOTE, caption_justify="left")
     table.add_column("mechanism", no_wrap=True)
     table.add_column("unit", no_wrap=True)
-    for heading in ("user-level eps", "delta", "noise mult.", "clip norm", "k", "perplexity", "seconds"):
-        table.add_column(heading, justify="right")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row))
     return table
@@ -21,12 +35,13 @@ def results_table(rows: Sequence[ResultRow]) -> Table:
 
 def _cells(row: ResultRow) -> list[str]:
     """The row's cells."""
-    no_guarantee = "none" if row.unit in ("record", "none") and row.mechanism != "zero_shot" else "no training"
+    without = "none" if row.rounds else "-"
     return [
         row.mechanism,
         row.unit if row.unit != "none" else "-",
-        no_guarantee if row.epsilon is None else f"{row.epsilon:.3g}",
-        "-" if row.delta is None else f"{row.delta:.2g}",
+        without if row.epsilon is None else f"{row.epsilon:.2f}",
+        "-" if row.epsilon_tight is None else f"{row.epsilon_tight:.2f}",
+        "-" if row.delta is None else f"{row.delta:.1e}",
         f"{row.noise_multiplier:.3f}" if row.noise_multiplier else "-",
         "-" if row.clip_norm is None else f"{row.clip_norm:g}",
         str(row.records_per_user) if row.rounds else "-",

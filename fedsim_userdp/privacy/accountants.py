@@ -1,0 +1,105 @@
+"""Which accountants fit which description, and the curve that each gives."""
+
+import dataclasses
+import math
+
+from fedsim_userdp.privacy import curves, rdp
+from fedsim_userdp.privacy.curve import Curve
+from fedsim_userdp.privacy.descriptions import (
+    AdaptiveClipping,
+    Composed,
+    Description,
+    FixedSize,
+    HyperparameterSearch,
+    NoAmplification,
+    RecordLevel,
+    UserWise,
+)
+from fedsim_userdp.privacy.errors import AccountingError
+
+_REASONS = {
+    "pld": "its privacy loss distribution is not known here (or, for records, say which unit is meant)",
+    "rdp": "the user-level event of record-level sampling has no RDP",
+    "tight": "the tight accountant is for Poisson sampling of records or users, without a private choice among runs",
+    "group": "group privacy is for record-level runs with one cap on records per user",
+    "record": "only record-level runs have a record-level answer",
+}
+
+
+def methods(description: Description) -> tuple[str, ...]:
+    """Returns the names of the accountants that fit a description, the default first.
+
+    Raises:
+        ValueError: `description` is not a description.
+    """
+    match description:
+        case UserWise() | NoAmplification():
+            return ("pld", "rdp")
+        case RecordLevel():
+            return ("group", "tight", "record")
+        case FixedSize():
+            return ("rdp",)
+        case AdaptiveClipping():
+            return methods(description.run)
+        case HyperparameterSearch():
+            return ("group", "record") if isinstance(description.run, RecordLevel) else ("rdp",)
+        case Composed():
+            return _methods_of_parts([run for run, _ in description.counted()])
+    raise ValueError(f"description must be an object of fedsim_userdp.privacy.descriptions, got {description!r}")
+
+
+def check_method(description: Description, method: str | None) -> str:
+    """Returns the name of the accountant, the default where `method` is None.
+
+    Raises:
+        ValueError: `description` is not a description.
+        AccountingError: The accountant does not fit it, with the reason.
+    """
+    allowed = methods(description)
+    if method is None:
+        return allowed[0]
+    if method not in allowed:
+        reason = _REASONS.get(str(method), "there is no such accountant")
+        kind = type(description).__name__
+        raise AccountingError(f"method must be one of {list(allowed)} for {kind}, got {method!r}: {reason}")
+    return method
+
+
+def curve(description: Description, method: str) -> Curve:
+    """Returns the privacy curve of a description by an accountant out of `methods(description)`."""
+    match description:
+        case _ if method == "rdp":
+            return rdp.curve(description)
+        case AdaptiveClipping():
+            return curve(description.run, method)
+        case HyperparameterSearch(run=RecordLevel() as run):
+            record = rdp.curve(dataclasses.replace(description, run=run.one_record()))
+            return record if method == "record" else curves.grouped(record, run.records_per_user)
+        case Composed():
+            return _curve(description.counted(), method)
+        case HyperparameterSearch():
+            raise AccountingError(_REASONS[method])
+        case _:
+            return _curve([(description.first(1), description.num_releases)], method)
+
+
+def _methods_of_parts(runs: list[UserWise | RecordLevel | FixedSize | NoAmplification]) -> tuple[str, ...]:
+    """Names of the accountants of composed runs."""
+    kinds = {type(run) for run in runs}
+    caps = {run.records_per_user for run in runs if isinstance(run, RecordLevel)}
+    if kinds == {RecordLevel}:
+        return ("group", "tight", "record") if len(caps) == 1 else ("tight", "record")
+    return ("tight",) if RecordLevel in kinds else methods(runs[0])
+
+
+def _curve(releases: list[tuple[UserWise | RecordLevel | FixedSize | NoAmplification, int]], method: str) -> Curve:
+    """The curve of releases made so many times each, by closed form, PLD or group privacy."""
+    if method in ("record", "group"):
+        runs = [(run, count) for run, count in releases if isinstance(run, RecordLevel)]
+        record = curves.sampled_gaussian([(run.one_record(), count) for run, count in runs])
+        return record if method == "record" else curves.grouped(record, runs[0][0].records_per_user)
+    unsampled = [(run, count) for run, count in releases if isinstance(run, NoAmplification)]
+    if unsampled:
+        squares = [count * (run.sensitivity / run.noise_multiplier) ** 2 for run, count in unsampled]
+        return curves.shifted_gaussian(math.sqrt(math.fsum(squares)))
+    return curves.sampled_gaussian([(run, count) for run, count in releases if isinstance(run, UserWise | RecordLevel)])

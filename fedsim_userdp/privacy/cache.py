@@ -1,0 +1,71 @@
+"""Answers kept on disk between processes. Losing the cache costs time only; a damaged entry is as good as none.
+
+One JSON file for each question under `$FEDSIM_CACHE_DIR`, else `$XDG_CACHE_HOME/fedsim_userdp`, else
+`~/.cache/fedsim_userdp`. A file holds its whole question, so that a collision or a stale version is noticed.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+ALGORITHM_VERSION = 1  # to be raised whenever an answer of the accounting may change
+
+
+def remembered(question: tuple[str | float, ...], compute: Callable[[], float], *, worth: bool) -> float:
+    """Returns the answer to a question, from disk if it is there, and keeps a new one there.
+
+    Args:
+        question: What identifies the answer, apart from the versions of the software.
+        compute: Called where the answer is not known. What it raises is passed on, and nothing is kept.
+        worth: Whether the disk is used at all.
+    """
+    if not worth:
+        return compute()
+    key = json.dumps([ALGORITHM_VERSION, *_versions(), *question])
+    path = directory() / "accounting" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    answer = _read(path, key)
+    if answer is None:
+        answer = compute()
+        _write(path, key, answer)
+    return answer
+
+
+def directory() -> Path:
+    """Returns the folder of everything that the package may keep between runs; it need not exist."""
+    chosen = os.environ.get("FEDSIM_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim_userdp"
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    """Versions of what computes the answers."""
+    return tuple(metadata.version(name) for name in ("dp_accounting", "numpy", "scipy"))
+
+
+def _read(path: Path, key: str) -> float | None:
+    """The answer in a file, or None where there is no sound one."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    answer = entry.get("answer") if isinstance(entry, dict) and entry.get("question") == key else None
+    return answer if isinstance(answer, float) and math.isfinite(answer) else None
+
+
+def _write(path: Path, key: str, answer: float) -> None:
+    """Puts an answer into a file at once, so that a reader sees all of it or nothing; a full disk is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+            json.dump({"question": key, "answer": float(answer)}, file)
+        os.replace(file.name, path)
+    except OSError:
+        return

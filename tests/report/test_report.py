@@ -1,0 +1,78 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fedsim_userdp.report.files import write_json, write_results, write_rounds, write_text
+from fedsim_userdp.report.plots import plot_comparison
+from fedsim_userdp.report.progress import RunProgress
+from fedsim_userdp.report.records import ResultRow, RoundRecord
+from fedsim_userdp.report.table import TABLE_WIDTH, results_table
+
+
+def row(mechanism: str, epsilon: float | None, rounds: int = 5) -> ResultRow:
+    return ResultRow(
+        mechanism=mechanism, unit="user", epsilon=epsilon, delta=None if epsilon is None else 1e-4, guarantee="",
+        noise_multiplier=0.6, clip_norm=0.3, records_per_user=4, rounds=rounds, sampling_prob=0.1, learning_rate=0.01,
+        seed=0, perplexity=123.4, train_tokens=1000, seconds=2.0,
+    )  # fmt: skip
+
+
+def record(mechanism: str, round: int, perplexity: float | None) -> RoundRecord:
+    return RoundRecord(mechanism, 0, round, 0.5, perplexity, 4.2, 10, 3, 0, 0, 100, 1.0)
+
+
+ROWS = [row("user_wise", 7.99), row("record_level", None), row("zero_shot", None, rounds=0)]
+ROUNDS = [record("user_wise", 0, 300.0), record("user_wise", 1, None), record("user_wise", 2, 123.4)]
+
+
+def test_table_fits_and_says_where_there_is_no_user_level_guarantee() -> None:
+    console = Console(width=TABLE_WIDTH, record=True)
+    console.print(results_table(ROWS))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= TABLE_WIDTH
+    assert "7.99" in next(line for line in lines if "user_wise" in line)
+    assert "none" in next(line for line in lines if "record_level" in line)
+    assert "…" not in console.export_text()
+
+
+def test_results_can_be_read_back(tmp_path: Path) -> None:
+    write_results(tmp_path, ROWS)
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert read[0]["epsilon"] == 7.99
+    assert read[1]["epsilon"] is None
+    assert (tmp_path / "results.csv").read_text().splitlines()[0].startswith("mechanism,unit,epsilon,delta")
+
+
+def test_diagnostics_lie_in_a_folder_that_says_not_private(tmp_path: Path) -> None:
+    write_rounds(tmp_path, ROUNDS)
+    assert len((tmp_path / "not_private" / "rounds.csv").read_text().splitlines()) == 4
+
+
+def test_a_plot_is_drawn_for_any_mix_of_mechanisms(tmp_path: Path) -> None:
+    plot_comparison(tmp_path / "a.png", ROWS, ROUNDS)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "x.json"
+    write_json(target, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(target, {"a": math.nan})
+    assert json.loads(target.read_text()) == {"a": 1}
+    write_text(target, "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_progress_is_plain_lines_where_output_is_no_terminal() -> None:
+    console = Console(width=80, record=True, force_terminal=False)
+    with RunProgress(console) as progress:
+        progress.start("user_wise", 2, "users")
+        progress.advance(1, 10, 0.5, None)
+        progress.advance(2, 10, 0.7, 120.0)
+    text = console.export_text()
+    assert "user_wise: round 2/2  eps 0.70" in text
+    assert "users/s" in text
+    assert "\x1b" not in text
