@@ -1,10 +1,13 @@
 """The `fedsim` command: dispatches to the studies and turns a wrong setting into one sentence and exit code 2."""
 
+import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
 import warnings
+from typing import TextIO
 
 COMMANDS = {
     "compare": ("simulations.compare", "train with every mechanism at one user-level budget and compare"),
@@ -54,12 +57,14 @@ def main() -> None:
 def run_command(name: str, arguments: list[str]) -> int:
     """Returns the exit code of a command: 0, or 2 with one sentence on stderr when a setting is wrong."""
     _prepare_process()
-    sys.argv = [f"fedsim {name}", *arguments]
     sys.path.append(os.getcwd())  # so that `_target_` finds classes in the user's own files
+    from simulations.arguments import continued_arguments
     from simulations.refusals import REFUSALS, sentence
 
     try:
-        importlib.import_module(COMMANDS[name][0]).main()
+        sys.argv = [f"fedsim {name}", *continued_arguments(arguments)]
+        with contextlib.redirect_stderr(_WithoutPreamble(sys.stderr)):
+            importlib.import_module(COMMANDS[name][0]).main()
     except BrokenPipeError:
         return 0
     except REFUSALS as error:
@@ -68,6 +73,29 @@ def run_command(name: str, arguments: list[str]) -> int:
         print("fedsim: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+class _WithoutPreamble(io.TextIOBase):
+    """A stream that drops the line with which Hydra precedes an error that we say in our own words."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes everything but that line."""
+        return len(text) if text.startswith("Error executing job with overrides") else self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flushes the stream behind."""
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream behind is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The file descriptor behind."""
+        return self._stream.fileno()
 
 
 def _prepare_process() -> None:

@@ -4,6 +4,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from simulations.arguments import override_key
 from simulations.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ def main(config: DictConfig) -> None:
     configs = mechanism_configs(config)
     with folder.progress() as progress:
         for one in configs:
-            folder.add(run_mechanism(one, progress))
+            folder.add(run_mechanism(one, progress, folder.path))
     folder.finish()
 
 
@@ -40,14 +41,9 @@ def compose_again(config_name: str, changes: dict[str, str | int]) -> DictConfig
     An override of a setting that the changed mechanism does not have (`mechanism.clip_norm` of the non-private run)
     is left out; that some mechanism has it was checked when the job was composed.
     """
-    own = [override for override in HydraConfig.get().overrides.task if _key(override) not in changes]
+    own = [override for override in HydraConfig.get().overrides.task if override_key(override) not in changes]
     changed = [f"{key}={value}" for key, value in changes.items()]
-    general = [override for override in own if not _key(override).startswith("mechanism.")]
+    general = [override for override in own if not override_key(override).startswith("mechanism.")]
     has = hydra.compose(config_name, overrides=[*general, *changed]).mechanism
-    special = [o for o in own if _key(o).startswith("mechanism.") and _key(o).split(".")[1] in has]
+    special = [o for o in own if override_key(o).startswith("mechanism.") and override_key(o).split(".")[1] in has]
     return hydra.compose(config_name, overrides=[*general, *changed, *special])
-
-
-def _key(override: str) -> str:
-    """The key of an override such as `+a.b=c` or `~a`."""
-    return override.split("=")[0].lstrip("+~")

@@ -1,7 +1,8 @@
 """What a run writes down as it goes: rounds, evaluations, progress, and at the end its row."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 from peft import PeftModel
 
@@ -9,6 +10,7 @@ from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.training.central import StepReport
+from fedsim_userdp.training.checkpoints import CheckpointError
 from simulations.guarantee import Guarantee
 from simulations.task import Task
 
@@ -51,8 +53,26 @@ class Diary:
         self._progress = progress
         self._spent = [0.0, *per_round] if (per_round := guarantee.epsilon_per_round(rounds)) else []
         self._start = time.perf_counter()
-        progress.start(name, rounds, unit)
+        self._unit = unit
+
+    def begin(self) -> None:
+        """Writes down the state before training."""
+        self._progress.start(self.name, self.num_rounds, self._unit)
         self._write(0, num_units=0, loss_sum=0.0, num_clipped=None, num_failed=0, num_nonfinite=0)
+
+    def resume(self, notes: Mapping[str, object]) -> None:
+        """Goes on from what `notes` gave, as read from a checkpoint."""
+        rounds = notes["rounds"]
+        if not isinstance(rounds, list) or not rounds:
+            raise CheckpointError("the checkpoint's notes hold no rounds")
+        self.rounds = [RoundRecord(**record) for record in rounds]
+        self.train_tokens = self.rounds[-1].train_tokens
+        self._start = time.perf_counter() - self.rounds[-1].seconds
+        self._progress.start(self.name, self.num_rounds, self._unit, first=self.rounds[-1].round)
+
+    def notes(self) -> dict[str, object]:
+        """Returns what `resume` needs, as JSON values."""
+        return {"rounds": [asdict(record) for record in self.rounds]}
 
     def is_due(self, round: int) -> bool:
         """Returns whether the round is evaluated."""
@@ -62,6 +82,8 @@ class Diary:
         """Writes down a round of the federation."""
         clipped = replies.update.clipped
         self.train_tokens += replies.update.num_tokens
+        if replies.num_failed:
+            self._progress.warn(f"{self.name}: round {round}: {replies.num_failed} users failed: {replies.errors[0]}")
         self._write(
             round,
             num_units=clipped.num_units,
@@ -89,7 +111,7 @@ class Diary:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start, to the millisecond."""
+        """Seconds of work since the start, to the millisecond; time between a kill and a resume does not count."""
         return round(time.perf_counter() - self._start, 3)
 
     @property

@@ -10,7 +10,8 @@ from fedsim_userdp.report.files import write_results, write_rounds, write_text
 from fedsim_userdp.report.plots import plot_comparison
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.report.table import result_console, results_table
+from fedsim_userdp.report.table import FOOTNOTE, result_console, results_table
+from simulations.arguments import check_continues
 from simulations.diary import Outcome
 
 
@@ -26,6 +27,8 @@ class RunFolder:
     def of_this_job(cls, config: DictConfig) -> "RunFolder":
         """Returns the folder of the running Hydra job, the resolved configuration written to it."""
         folder = cls(Path(HydraConfig.get().runtime.output_dir), result_console())
+        if config.resume is not None:
+            check_continues(config, folder.path)
         write_text(folder.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         return folder
 
@@ -49,4 +52,5 @@ class RunFolder:
         """Draws the plot and prints the table."""
         plot_comparison(self.path / "comparison.png", self.rows, self.rounds)
         self.console.print(results_table(self.rows))
+        self.console.print(FOOTNOTE, highlight=False)
         self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)

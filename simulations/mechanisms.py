@@ -5,7 +5,8 @@ of steps with the same kind of optimizer, and are scored on the same users.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
@@ -22,9 +23,11 @@ from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.training.central import CentralSettings, OpacusStep, PlainStep, RecordStep, train_on_records
+from fedsim_userdp.training.checkpoints import load_optimizer_tensors
 from simulations.diary import Diary, Outcome
 from simulations.errors import ConfigError
 from simulations.guarantee import NO_GUARANTEE, Guarantee, calibrated
+from simulations.saver import Saver, begin_or_resume, open_saver
 from simulations.task import Task
 from strategies.optimizers import ServerOptimizer
 from strategies.user_level_dp import UserLevelDP, UserLevelSettings
@@ -49,6 +52,7 @@ class ZeroShot:
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Scores the base model with an adapter that does nothing yet."""
         diary = Diary(self.name, "users", 0, task, NO_GUARANTEE, _fresh_model(task), progress)
+        diary.begin()
         return diary.outcome(_row(self.name, "none", diary, "no training data used"))
 
 
@@ -72,6 +76,8 @@ class _Training:
         for field, value in (("rounds", self.rounds), ("records_per_user", self.records_per_user)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"mechanism.{field}={value} must be a whole number of at least 1")
+        if not re.fullmatch(r"\w[\w-]{0,99}", self.name):
+            raise ConfigError(f"mechanism.name={self.name!r} must be letters, digits, '_' and '-': it names a folder")
         _check_positive("learning_rate", self.learning_rate)
 
 
@@ -95,19 +101,19 @@ class UserWise(_Training):
         guarantee = calibrated(release, task.budget, None, "user")
         worker = task.worker(self.records_per_user)
         diary = Diary(self.name, "users", self.rounds, task, guarantee, worker.adapters.model, progress)
+        start = begin_or_resume(diary)
         state = trainable_state(diary.model)
-        strategy = self._strategy(task, guarantee, state, partial(_note_round, diary))
-        task.engine.run(strategy, task.worker_recipe(self.records_per_user), worker, state, Rounds(1, self.rounds))
-        load_trainable_state(diary.model, strategy.optimizer.state)
+        with open_saver(task, diary, start) as saver:
+            optimizer = ServerOptimizer(state, partial(task.optimizer_fn, lr=self.learning_rate))
+            if start is not None:
+                load_optimizer_tensors(optimizer.torch_optimizer, start.optimizer)
+            strategy = self._strategy(task, guarantee, optimizer, saver)
+            rounds = Rounds(1 if start is None else start.round + 1, self.rounds)
+            task.engine.run(strategy, task.worker_recipe(self.records_per_user), worker, state, rounds)
+        load_trainable_state(diary.model, optimizer.state)
         return diary.outcome(_row(self.name, "user", diary, guarantee.in_words(), self, self.clip_norm))
 
-    def _strategy(
-        self,
-        task: Task,
-        guarantee: Guarantee,
-        state: dict[str, Tensor],
-        after_round: Callable[[int, RoundReplies, dict[str, Tensor]], None],
-    ) -> UserLevelDP:
+    def _strategy(self, task: Task, guarantee: Guarantee, optimizer: ServerOptimizer, saver: Saver) -> UserLevelDP:
         """The server's strategy."""
         settings = UserLevelSettings(
             num_users=task.num_users,
@@ -116,8 +122,8 @@ class UserWise(_Training):
             seed=task.seed,
             num_nodes=task.engine.num_nodes_for(task.num_users),
         )
-        optimizer = ServerOptimizer(state, partial(task.optimizer_fn, lr=self.learning_rate))
-        return UserLevelDP(settings, task.selector, optimizer, task.noise, lambda round: None, after_round)
+        after_round = partial(_note_round, saver, optimizer)
+        return UserLevelDP(settings, task.selector, optimizer, task.noise, saver.record, after_round)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,19 +202,33 @@ def _sampling_prob(task: Task, name: str) -> float:
     return task.selector.sampling_prob
 
 
-def _note_round(diary: Diary, round: int, replies: RoundReplies, state: dict[str, Tensor]) -> None:
-    """Writes a round of the federation down, the model brought up to date if it is to be evaluated."""
-    if diary.is_due(round):
-        load_trainable_state(diary.model, state)
-    diary.write_replies(round, replies)
+def _note_round(
+    saver: Saver, optimizer: ServerOptimizer, round: int, replies: RoundReplies, state: dict[str, Tensor]
+) -> None:
+    """Writes a round of the federation down, the model brought up to date if it is to be evaluated.
+
+    Raises RuntimeError when every user of the first round failed: then it is the program, not a user.
+    """
+    if round == 1 and replies.num_failed == replies.num_sampled > 0:
+        raise RuntimeError(f"every user of round 1 failed: {replies.errors[0]}")
+    if saver.diary.is_due(round):
+        load_trainable_state(saver.diary.model, state)
+    saver.diary.write_replies(round, replies)
+    saver.save_if_due(round, state, optimizer.torch_optimizer)
 
 
 def _train_centrally(diary: Diary, step: RecordStep, records: Sequence[np.ndarray]) -> None:
     """Takes the steps of a centralized run and writes them down."""
     task = diary.task
     settings = CentralSettings(diary.num_rounds, _sampling_prob(task, diary.name), task.local.max_tokens, task.seed)
-    for report in train_on_records(step, records, settings, lambda step: None):
-        diary.write_step(report)
+    start = begin_or_resume(diary)
+    if start is not None:
+        load_optimizer_tensors(step.torch_optimizer, start.optimizer)
+    first = 1 if start is None else start.round + 1
+    with open_saver(task, diary, start) as saver:
+        for report in train_on_records(step, records, settings, saver.record, first):
+            diary.write_step(report)
+            saver.save_if_due(report.step, trainable_state(diary.model), step.torch_optimizer)
 
 
 def _row(

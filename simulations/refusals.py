@@ -5,9 +5,10 @@ import re
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
+from fedsim_userdp.privacy.errors import LedgerError
 from simulations.errors import ConfigError
 
-REFUSALS = (ConfigError, HydraException, OmegaConfBaseException, ValueError, OSError)
+REFUSALS = (ConfigError, LedgerError, HydraException, OmegaConfBaseException, ValueError, OSError)
 
 
 def sentence(error: BaseException) -> str:

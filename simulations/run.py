@@ -12,5 +12,5 @@ def main(config: DictConfig) -> None:
 
     folder = RunFolder.of_this_job(config)
     with folder.progress() as progress:
-        folder.add(run_mechanism(config, progress))
+        folder.add(run_mechanism(config, progress, folder.path))
     folder.finish()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim_userdp.data.cache import writable_cache_dir
+from fedsim_userdp.data.cache import default_cache_dir
 from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
 from fedsim_userdp.data.records import RandomRecords, RecordSelector
 from fedsim_userdp.data.split import UserSplit, split_users
@@ -24,12 +23,15 @@ from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.models.stacked import StackedAdapters
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
+from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.selection import ClientSelector
 from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.checkpoints import CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.evaluation import perplexity
 from fedsim_userdp.training.scoring import BaseModelScorer
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
+from simulations.arguments import FREE
 from simulations.errors import ConfigError
 
 
@@ -62,6 +64,10 @@ class Task:
         local: local training and micro-batch size.
         evaluation_units: the users that perplexity is computed on, capped.
         evaluate_every: rounds between evaluations.
+        folder: the run folder.
+        checkpoint_every: rounds between checkpoints.
+        checkpoint_keep: how many of the latest checkpoints stay.
+        is_resumed: whether to go on from the latest checkpoint.
     """
 
     name: str
@@ -81,6 +87,21 @@ class Task:
     local: LocalTraining
     evaluation_units: list[Unit]
     evaluate_every: int
+    folder: Path
+    checkpoint_every: int
+    checkpoint_keep: int
+    is_resumed: bool
+
+    @property
+    def run_name(self) -> str:
+        """Names this run's files in a folder that may hold several mechanisms and seeds."""
+        return f"{self.name}-seed{self.seed}"
+
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        """The run's checkpoints; they hold diagnostics too, hence their place."""
+        path = self.folder / NOT_PRIVATE / "checkpoints" / self.run_name
+        return CheckpointFolder(path, self.config_hash, self.checkpoint_keep)
 
     @property
     def num_users(self) -> int:
@@ -114,8 +135,8 @@ class Task:
         return perplexity(model, self.evaluation_units, 2 * self.local.max_tokens)
 
 
-def build_task(config: DictConfig) -> Task:
-    """Returns the objects that a resolved configuration names.
+def build_task(config: DictConfig, folder: Path) -> Task:
+    """Returns the objects that a resolved configuration names, for a run in `folder`.
 
     Raises:
         ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong with it.
@@ -137,7 +158,7 @@ def build_task(config: DictConfig) -> Task:
     )
     return Task(
         name=config.mechanism.name,
-        config_hash=config_hash(config),
+        config_hash=config_hash(config, store.fingerprint),
         seed=_seed(config.seed),
         budget=_budget(config, len(split.train)),
         store=store,
@@ -152,17 +173,23 @@ def build_task(config: DictConfig) -> Task:
         engine=instantiate(config.engine),
         local=LocalTraining(**_plain(config.local)),
         evaluation_units=_evaluation_units(config, store, split),
-        evaluate_every=_evaluate_every(config),
+        evaluate_every=_at_least_one("evaluation.every", config.evaluation.every),
+        folder=folder,
+        checkpoint_every=_at_least_one("checkpoint.every", config.checkpoint.every),
+        checkpoint_keep=_at_least_one("checkpoint.keep", config.checkpoint.keep),
+        is_resumed=config.resume is not None,
     )
 
 
-def config_hash(config: DictConfig) -> str:
-    """Returns a hash of the configuration without output, display and speed settings."""
-    plain = {key: value for key, value in _plain(config).items() if key not in _WITHOUT_EFFECT}
+def config_hash(config: DictConfig, data_fingerprint: str) -> str:
+    """Returns a hash of what decides a run's releases: the data, and the settings but for output and speed."""
+    plain = {"data_fingerprint": data_fingerprint} | {
+        key: value for key, value in _plain(config).items() if key not in _WITHOUT_EFFECT
+    }
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
-_WITHOUT_EFFECT = frozenset({"output_dir", "resume", "threads", "cache_dir", "engine", "compare"})
+_WITHOUT_EFFECT = FREE | {"compare", "evaluation"}
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -225,7 +252,7 @@ def _record_selector(config: DictConfig, model: ModelSource, store: TokenStore) 
     selector = instantiate(config.records)
     if isinstance(selector, PerplexityRecords):
         scorer = BaseModelScorer(model)
-        folder = writable_cache_dir(_path(config.cache_dir))
+        folder = _path(config.cache_dir) or default_cache_dir()
         scores = CachedScores(scorer, folder, corpus=store.fingerprint, model=scorer.fingerprint())
         return selector.bind(scores)
     if not isinstance(selector, RecordSelector):
@@ -244,8 +271,8 @@ def _evaluation_units(config: DictConfig, store: TokenStore, split: UserSplit) -
     return chosen.units(range(len(users)), round=0)
 
 
-def _evaluate_every(config: DictConfig) -> int:
-    """Rounds between evaluations, at least 1."""
-    if config.evaluation.every < 1 or not math.isfinite(config.evaluation.every):
-        raise ConfigError(f"evaluation.every={config.evaluation.every} must be at least 1")
-    return int(config.evaluation.every)
+def _at_least_one(key: str, value: int) -> int:
+    """The setting, a whole number of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key}={value} must be a whole number of at least 1")
+    return value

@@ -24,6 +24,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from fedsim_userdp.privacy import accountants, cache
 from fedsim_userdp.privacy.accountants import methods
 from fedsim_userdp.privacy.calibration import least_noise
@@ -43,7 +45,7 @@ from fedsim_userdp.privacy.descriptions import (
 from fedsim_userdp.privacy.errors import AccountingError
 from fedsim_userdp.privacy.group import is_vacuous, log_delta_factor, to_record_level, to_user_level
 from fedsim_userdp.privacy.pld import MIN_LOG_DELTA
-from fedsim_userdp.privacy.validation import check_count, check_delta, check_epsilon
+from fedsim_userdp.privacy.validation import MAX_COUNT, check_count, check_delta, check_epsilon
 
 __all__ = [
     "AccountingError",
@@ -153,15 +155,16 @@ def calibrate(
 
 
 def epsilon_per_round(
-    description: AnyDescription, delta: float, rounds: Sequence[int] | None = None, method: str | None = None
+    description: Description, delta: float, rounds: int | Sequence[int] | None = None, method: str | None = None
 ) -> list[float]:
     """Returns the epsilon after each of the given rounds of a run, for showing its progress.
 
     Args:
-        description: The whole run; a search over hyper-parameters has no rounds of its own.
+        description: The whole run, of one kind of release.
         delta: In (0, 1).
-        rounds: Numbers of releases made so far, each at least 1; every one from 1 to the last by default. Each takes
-            some 10 ms.
+        rounds: Numbers of releases made so far, each at least 1, or how many rounds to go through from the first on; by
+            default all rounds of the run. Each takes some 10 ms ("group": 60 ms). A run without amplification stops
+            spending at its `max_participations`.
         method: Accountant, as for `epsilon`.
 
     Returns:
@@ -173,15 +176,18 @@ def epsilon_per_round(
     """
     log_delta = math.log(check_delta("delta", delta))
     name = accountants.check_method(description, method)
-    if isinstance(description, HyperparameterSearch):
-        raise AccountingError("a search over hyper-parameters is released once, at its end: it has no rounds")
-    wanted = range(1, description.num_releases + 1) if rounds is None else [check_count("rounds", r) for r in rounds]
+    if isinstance(description, HyperparameterSearch | Composed):
+        raise AccountingError(f"a {type(description).__name__} has no rounds of its own: ask for those of its runs")
+    last = description.num_releases if rounds is None else rounds
+    wanted = range(1, check_count("rounds", last) + 1) if not isinstance(last, Sequence | np.ndarray) else last
+    run = description.run if isinstance(description, AdaptiveClipping) else description
+    cap = run.max_participations if isinstance(run, NoAmplification) else MAX_COUNT
     answers: dict[int, float] = {}
     spent = 0.0
-    for number in sorted(set(wanted)):
+    for number in sorted({min(check_count("rounds", each), cap) for each in wanted}):
         spent = max(spent, accountants.curve(description.first(number), name).epsilon(log_delta))
         answers[number] = spent
-    return [answers[number] for number in wanted]
+    return [answers[min(number, cap)] for number in wanted]
 
 
 def _least_noise(run: Run | HyperparameterSearch, target: float, log_delta: float, method: str) -> float:

@@ -29,7 +29,7 @@ def to_user_level(epsilon_record: float, delta_record: float, records_per_user: 
     epsilon = check_epsilon("epsilon_record", epsilon_record)
     delta = check_delta("delta_record", delta_record)
     count = check_count("records_per_user", records_per_user, 1, MAX_RECORDS_PER_USER)
-    delta_user = _exp(math.log(delta) + log_delta_factor(epsilon, count))
+    delta_user = _scale(delta, log_delta_factor(epsilon, count))
     return (math.inf if is_vacuous(delta_user) else count * epsilon), delta_user
 
 
@@ -52,7 +52,7 @@ def to_record_level(epsilon_user: float, delta_user: float, records_per_user: in
     delta = check_delta("delta_user", delta_user)
     count = check_count("records_per_user", records_per_user, 1, MAX_RECORDS_PER_USER)
     epsilon_record = epsilon / count
-    return epsilon_record, _exp(math.log(delta) - log_delta_factor(epsilon_record, count))
+    return epsilon_record, _scale(delta, -log_delta_factor(epsilon_record, count))
 
 
 def is_vacuous(delta: float) -> bool:
@@ -72,6 +72,9 @@ def _log_expm1(x: float) -> float:
     return x + math.log(-math.expm1(-x))
 
 
-def _exp(x: float) -> float:
-    """e^x, infinite where it overflows."""
-    return math.inf if x > 709.0 else math.exp(x)
+def _scale(delta: float, log_factor: float) -> float:
+    """delta * e^log_factor, infinite where it overflows."""
+    if abs(log_factor) < 700.0:
+        return delta * math.exp(log_factor)
+    exponent = math.log(delta) + log_factor
+    return math.inf if exponent > 709.0 else math.exp(exponent)

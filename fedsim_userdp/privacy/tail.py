@@ -93,9 +93,10 @@ def compose(losses: list[tuple[Loss, int]], window: Window) -> Tail:
     density, rounding = _convolve(losses, theta, spacing, start, size)
     log_scale = math.fsum(count * loss.cumulant(theta) for loss, count in losses)
     infinite = -math.expm1(math.fsum(count * math.log1p(-loss.infinite) for loss, count in losses))
+    deviation = math.sqrt(math.fsum(count * loss.moments(theta)[1] for loss, count in losses)) + spacing
     log_above = min(
-        math.fsum(count * loss.cumulant(factor * theta) for loss, count in losses) - factor * theta * top
-        for factor in (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 9.0)
+        math.fsum(count * loss.cumulant(order) for loss, count in losses) - order * top
+        for order in (theta, *(theta + 2.0**power / deviation for power in range(-2, 6)))
     )
     return Tail(
         losses=(start + np.arange(size)) * spacing,

@@ -62,6 +62,10 @@ class RunProgress:
             self.console.print(line, highlight=False, soft_wrap=True)
             self._last_line = time.monotonic()
 
+    def warn(self, message: str) -> None:
+        """Prints a line above the bar."""
+        self.console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def _note(self, epsilon: float | None, perplexity: float | None, rate: float) -> str:
         """What stands beside the bar."""
         parts = [f"eps {epsilon:.2f}" if epsilon is not None else "no user-level eps", f"{rate:.0f} {self._unit}/s"]

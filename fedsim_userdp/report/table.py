@@ -9,10 +9,9 @@ from fedsim_userdp.report.records import ResultRow
 
 TABLE_WIDTH = 108
 HEADINGS = ("eps", "tight eps", "delta", "noise mult.", "clip norm", "k", "perplexity", "seconds")
-FOOTNOTE = (
-    "eps, tight eps: user-level, the latter of the same run by the tight ELS accountant; 'none': no user-level\n"
-    "guarantee.  k: most records of a user.  Perplexity: held-out users, lower is better, not private."
-)
+FOOTNOTE = """\
+eps: user-level, "none" where there is no user-level guarantee; tight eps: the same run by the tight ELS accountant.
+k: most records of a user.  Perplexity: on held-out users, lower is better; it is not private."""
 
 
 def result_console() -> Console:
@@ -23,7 +22,7 @@ def result_console() -> Console:
 
 def results_table(rows: Sequence[ResultRow]) -> Table:
     """Returns the rows as a table; a dash stands for "does not apply"."""
-    table = Table(caption=FOOTNOTE, caption_justify="left")
+    table = Table()
     table.add_column("mechanism", no_wrap=True)
     table.add_column("unit", no_wrap=True)
     for heading in HEADINGS:

@@ -59,6 +59,11 @@ class StepReport:
 class RecordStep(Protocol):
     """One optimizer step on a batch of records, given as units of one record each."""
 
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer whose state a checkpoint keeps."""
+        ...
+
     def __call__(self, step: int, records: Sequence[Unit]) -> StepReport:
         """Changes the model in place."""
         ...
@@ -69,6 +74,7 @@ def train_on_records(
     records: Sequence[np.ndarray],
     settings: CentralSettings,
     before_release: Callable[[int], None],
+    first: int = 1,
 ) -> Iterator[StepReport]:
     """Yields a report after each step; every record takes part independently with `sampling_prob`.
 
@@ -77,8 +83,9 @@ def train_on_records(
         records: the capped pool, token ids of each record.
         settings: steps and sampling.
         before_release: called with the step before its noise is drawn.
+        first: the first step to take; later ones when a run is resumed.
     """
-    for step in range(1, settings.steps + 1):
+    for step in range(first, settings.steps + 1):
         generator = numpy_generator(settings.seed, "selection", round=step)
         size = generator.binomial(len(records), settings.sampling_prob)
         chosen = np.sort(generator.choice(len(records), size=size, replace=False, shuffle=False))
@@ -123,6 +130,11 @@ class OpacusStep:
             noise=noise,
         )
         self.max_tokens = max_tokens
+
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that Opacus wraps."""
+        return self.optimizer.original_optimizer
 
     def __call__(self, step: int, records: Sequence[Unit]) -> StepReport:
         """Takes one step on the batch, micro-batch by micro-batch."""
@@ -200,19 +212,19 @@ class PlainStep:
     def __init__(
         self, model: nn.Module, optimizer_fn: OptimizerFn, *, expected_batch_size: float, max_tokens: int
     ) -> None:
-        self.model, self.optimizer = model, optimizer_fn(_trainable(model))
+        self.model, self.torch_optimizer = model, optimizer_fn(_trainable(model))
         self.expected_batch_size, self.max_tokens = expected_batch_size, max_tokens
 
     def __call__(self, step: int, records: Sequence[Unit]) -> StepReport:
         """Takes one step on the batch, micro-batch by micro-batch."""
         tokens, loss_sum = 0, 0.0
-        self.optimizer.zero_grad()
+        self.torch_optimizer.zero_grad()
         for batch in micro_batches(records, self.max_tokens, next(self.model.parameters()).device):
             losses = record_losses(self.model, batch)
             (losses.sum() / self.expected_batch_size).backward()
             tokens += batch.num_tokens
             loss_sum += float(losses.detach().sum())
-        self.optimizer.step()
+        self.torch_optimizer.step()
         return StepReport(step, len(records), tokens, 0, loss_sum)
 
 

@@ -1,0 +1,298 @@
+"""The ledger: an append-only file of what a run has released, written before each release.
+
+One JSON object a line. Each carries a hash over itself and the hash of the line before, so that a changed, missing or
+reordered line is noticed. (Whole lines cut off the end are not: keep `head` with the checkpoints and pass it to
+`Ledger.open` as `must_contain`.)
+
+Guarantee: after any crash, the epsilon that a ledger gives is at least that of the releases made. A line is on disk
+    before its release, so a crash can only leave a line too many. A last line that was cut off while being written
+    belongs to a release that was not made, if the file system kept its word; it is counted nevertheless, as one more
+    of each kind of release in the ledger, because a disk that lost half a line may have lost it later. The cost is at
+    most one round, after a crash at that very moment.
+Assumes: every release is recorded first, by `record`, and the caller waits for it to return.
+"""
+
+import dataclasses
+import fcntl
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fedsim_userdp.privacy import accountants, entries
+from fedsim_userdp.privacy.descriptions import Composed
+from fedsim_userdp.privacy.entries import Contents, Entry, NoiseSource, Release, Torn
+from fedsim_userdp.privacy.errors import AccountingError, BudgetExceeded, LedgerError
+from fedsim_userdp.privacy.validation import check_count, check_delta, check_epsilon
+
+_PREFERRED = ("pld", "tight", "rdp", "group")
+
+
+class Ledger:
+    """An open ledger with its lock. Make one with `Ledger.open`, and use it as a context manager.
+
+    Attributes:
+        path: The file.
+        delta: Delta that epsilon is asked at, unless said otherwise.
+        budget_epsilon: Epsilon that no release may exceed, or None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        descriptor: int,
+        contents: Contents,
+        *,
+        delta: float,
+        budget_epsilon: float | None,
+        config_hash: str,
+        noise_source: NoiseSource,
+        method: str | None,
+    ) -> None:
+        """Not to be called directly; see `open`."""
+        self.path, self.delta, self.budget_epsilon = path, delta, budget_epsilon
+        self._descriptor, self._config_hash, self._noise_source = descriptor, config_hash, noise_source
+        self._method = method
+        self._num_torn, self._head = contents.num_torn, contents.head
+        self._entries: list[Entry] = []
+        self._by_round: dict[int, list[Entry]] = {}
+        self._counts: dict[Release, int] = {}
+        self._known: tuple[Composed, float, str, float] | None = None
+        for entry in contents.entries:
+            self._add(entry)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        delta: float,
+        config_hash: str,
+        budget_epsilon: float | None = None,
+        noise_source: NoiseSource = "seeded",
+        method: str | None = None,
+        must_contain: str | None = None,
+    ) -> Self:
+        """Returns the ledger at `path`, made anew if there is none, locked against other writers.
+
+        Args:
+            path: A file in a folder that exists.
+            delta: In (0, 1).
+            config_hash: Hash of everything that decides the releases of this run: settings, data, seed.
+            budget_epsilon: Epsilon at `delta` that no release may exceed, in (0, inf), or None for no limit.
+            noise_source: "seeded" if a repeated round gives the same release again, "os" if it gives a new one.
+            method: Accountant of the budget and of `epsilon`; by default the tightest at user level that fits. "record"
+                makes both of them record-level.
+            must_contain: `head` at an earlier time, to notice that lines at the end are gone; or None.
+
+        Raises:
+            ValueError: An argument is out of range.
+            LedgerError: The ledger is damaged, lacks `must_contain`, or is open elsewhere.
+        """
+        check_delta("delta", delta)
+        if budget_epsilon is not None:
+            check_epsilon("budget_epsilon", budget_epsilon)
+        if noise_source not in ("seeded", "os"):
+            raise ValueError(f"noise_source must be 'seeded' or 'os', got {noise_source!r}")
+        if not isinstance(config_hash, str) or not config_hash:
+            raise ValueError(f"config_hash must be a text that is not empty, got {config_hash!r}")
+        file = Path(path)
+        descriptor = _open_locked(file)
+        try:
+            data = file.read_bytes()
+            contents = entries.decode(data)
+            if must_contain not in (None, entries.FIRST_HASH) and str(must_contain).encode() not in data:
+                raise LedgerError(f"{file} lacks the line {must_contain}: its end was cut off")
+            contents = _mark_torn(descriptor, contents)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(
+            file,
+            descriptor,
+            contents,
+            delta=delta,
+            budget_epsilon=budget_epsilon,
+            config_hash=config_hash,
+            noise_source=noise_source,
+            method=method,
+        )
+
+    def record(self, round: int, release: Release) -> None:
+        """Writes a release to the disk; to be called, and to return, before the release is made.
+
+        The last round may be recorded again after a crash, and so may earlier ones in order: with seeded noise the
+        same round is the same release, counted once, if release and config hash are the same too. With noise from the
+        operating system it is a new release, and counted again.
+
+        Args:
+            round: Number of the round, in [0, 1e9]; not below the last one unless repeated.
+            release: What the round releases: a description with `rounds` or `steps` of 1 (or as many as are meant).
+
+        Raises:
+            ValueError: The round is out of range, or the release has no epsilon together with the earlier ones.
+            BudgetExceeded: The epsilon including this release would exceed the budget. Nothing was written.
+            LedgerError: The round was recorded before with another release or config, or comes too late.
+        """
+        entry = Entry(check_count("round", round, 0), _checked(release), self._config_hash, self._noise_source)
+        if self._is_repeated(entry):
+            return
+        counts = dict(self._counts)
+        entries.count(counts, entry)
+        after = entries.total(counts, self._num_torn)
+        name = _choose(after, self._method)
+        if self.budget_epsilon is not None:
+            spent = self._epsilon(after, self.delta, name)
+            if spent > self.budget_epsilon:
+                raise BudgetExceeded(
+                    f"round {round} would bring epsilon to {spent:.4g} at delta = {self.delta:g}, "
+                    f"above the budget of {self.budget_epsilon:g}: it was not taken"
+                )
+        if self._descriptor < 0:
+            raise LedgerError(f"{self.path} is closed")
+        line, head = entries.encode(entry, self._head)
+        try:
+            _write(self._descriptor, line)
+        except OSError:
+            self.close()  # what was written of the line is a torn piece now: the next `open` marks and counts it
+            raise
+        self._head = head
+        self._add(entry)
+
+    def epsilon(self, delta: float | None = None, method: str | None = None) -> float:
+        """Returns the epsilon of everything recorded so far.
+
+        Args:
+            delta: In (0, 1); that of the ledger by default.
+            method: Accountant; by default the tightest of those that fit all releases.
+
+        Returns:
+            Epsilon in [0, inf); 0 for an empty ledger; infinity while its only line is torn, so that it is not known
+            what was released.
+
+        Raises:
+            ValueError: An argument is out of range or does not fit.
+        """
+        at = self.delta if delta is None else check_delta("delta", delta)
+        released = self.released
+        if released is None:
+            return math.inf if self._num_torn else 0.0
+        return self._epsilon(released, at, _choose(released, method or self._method))
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Rounds recorded so far, in order."""
+        return tuple(entry.round for entry in self._entries)
+
+    @property
+    def num_torn(self) -> int:
+        """Number of lines that were cut off by crashes, each counted as a release."""
+        return self._num_torn
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line; it stands for the whole ledger so far."""
+        return self._head
+
+    @property
+    def released(self) -> Composed | None:
+        """Everything recorded so far as one description, or None."""
+        return entries.total(self._counts, self._num_torn)
+
+    def close(self) -> None:
+        """Gives the lock back; the ledger cannot be written any more."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        """Returns the ledger."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the ledger."""
+        self.close()
+
+    def _is_repeated(self, entry: Entry) -> bool:
+        """Whether the entry repeats a release that is already counted; raises where it contradicts one."""
+        same_round = self._by_round.get(entry.round, [])
+        if entry.noise_source == "os" and all(known.noise_source == "os" for known in same_round):
+            return False
+        if entry in same_round:
+            return True
+        if same_round:
+            raise LedgerError(f"round {entry.round} was recorded before, with another release, config or noise source")
+        if self._entries and entry.round < self._entries[-1].round:
+            raise LedgerError(f"round {entry.round} comes after round {self._entries[-1].round}")
+        return False
+
+    def _add(self, entry: Entry) -> None:
+        """Takes an entry that is on the disk into account."""
+        self._entries.append(entry)
+        self._by_round.setdefault(entry.round, []).append(entry)
+        entries.count(self._counts, entry)
+
+    def _epsilon(self, released: Composed | None, delta: float, method: str) -> float:
+        """Epsilon, remembered for the case that the same is asked again."""
+        if released is None:
+            return 0.0
+        if self._known is None or self._known[:3] != (released, delta, method):
+            spent = accountants.curve(released, method).epsilon(math.log(delta))
+            self._known = (released, delta, method, spent)
+        return self._known[3]
+
+
+def _checked(release: Release) -> Release:
+    """A release that a ledger can hold."""
+    if not isinstance(release, Release):
+        raise ValueError(f"release must be the description of a single run, got {release!r}")
+    return release
+
+
+def _choose(released: Composed | None, method: str | None) -> str:
+    """The accountant asked for, if it fits everything released, or the tightest at user level that does."""
+    if released is None:
+        raise AccountingError("nothing was released")
+    if method is not None:
+        return accountants.check_method(released, method)
+    return next(name for name in _PREFERRED if name in accountants.methods(released))
+
+
+def _open_locked(path: Path) -> int:
+    """A descriptor that appends to the file, with an exclusive lock; the file's name is on the disk too."""
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise LedgerError(f"{path} is open in another process or ledger: a ledger has one writer at a time") from error
+    if is_new:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return descriptor
+
+
+def _mark_torn(descriptor: int, contents: Contents) -> Contents:
+    """The contents after an unfinished last line was ended, and marked where it is not sound."""
+    if contents.ended and not contents.unmarked:
+        return contents
+    if not contents.unmarked:
+        _write(descriptor, b"\n")
+        return contents
+    mark, head = entries.encode(Torn(entries.digest_of(contents.unmarked)), contents.head)
+    _write(descriptor, mark if contents.ended else b"\n" + mark)
+    return dataclasses.replace(contents, unmarked=b"", ended=True, head=head)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Appends bytes and waits until they are on the disk."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+    os.fsync(descriptor)
