@@ -3,23 +3,17 @@
 import contextlib
 import importlib
 import io
-import logging
 import os
 import sys
-import warnings
 from typing import TextIO
+
+from simulations.process import prepare_process
 
 COMMANDS = {
     "compare": ("simulations.compare", "train with every mechanism at one user-level budget and compare"),
     "run": ("simulations.run", "train with one mechanism"),
     "pretrain": ("simulations.pretrain", "make the bundled tiny model again from public text"),
 }
-
-# Said by a dependency about its own code on every run; nothing that a user could act on.
-_HARMLESS_WARNINGS = (
-    "`is_gradient_checkpointing` is deprecated",
-    "Full backward hook is firing when gradients are computed with respect to module outputs",
-)
 
 HELP = """Fine-tuning language models under user-level differential privacy: which mechanism, how set, what guaranteed.
 
@@ -56,7 +50,7 @@ def main() -> None:
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Returns the exit code of a command: 0, or 2 with one sentence on stderr when a setting is wrong."""
-    _prepare_process()
+    prepare_process()
     sys.path.append(os.getcwd())  # so that `_target_` finds classes in the user's own files
     from simulations.arguments import continued_arguments
     from simulations.refusals import REFUSALS, sentence
@@ -96,18 +90,6 @@ class _WithoutPreamble(io.TextIOBase):
     def fileno(self) -> int:
         """The file descriptor behind."""
         return self._stream.fileno()
-
-
-def _prepare_process() -> None:
-    """Usage reports off, libraries quiet, errors of the configuration raised rather than printed."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    for name in ("flwr", "transformers", "opacus"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in _HARMLESS_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
 
 
 def _stop(message: str) -> None:

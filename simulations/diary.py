@@ -1,5 +1,6 @@
 """What a run writes down as it goes: rounds, evaluations, progress, and at the end its row."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,6 +8,7 @@ from dataclasses import asdict, dataclass
 from peft import PeftModel
 
 from fedsim_userdp.federation.replies import RoundReplies
+from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.training.central import StepReport
@@ -17,9 +19,10 @@ from simulations.task import Task
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its row, its rounds and the model with the trained adapter."""
+    """A finished run: its row, what it promises, its rounds and the model with the trained adapter."""
 
     row: ResultRow
+    statement: PrivacyStatement
     rounds: list[RoundRecord]
     model: PeftModel
 
@@ -106,8 +109,27 @@ class Diary:
         )
 
     def outcome(self, row: ResultRow) -> Outcome:
-        """Returns the outcome; `row` says what is known without measuring."""
-        return Outcome(row, self.rounds, self.model)
+        """Returns the outcome of the finished run."""
+        return Outcome(row, self._statement(row), self.rounds, self.model)
+
+    def _statement(self, row: ResultRow) -> PrivacyStatement:
+        """What the run promises."""
+        promise = self.guarantee
+        target = self.task.budget.epsilon
+        return PrivacyStatement(
+            level=promise.level,
+            release=promise.release,
+            mechanism=row.mechanism,
+            num_users=self.task.num_users,
+            rounds=max(row.rounds, 1),
+            delta=None if promise.level == "nobody" else promise.delta,
+            method=promise.method if promise.level == "user" else None,
+            clip_norm=row.clip_norm,
+            records_per_user=row.records_per_user or None,
+            target_epsilon=None if math.isinf(target) or promise.level == "nobody" else target,
+            noise_source="seeded" if self.task.noise.is_seeded else "os",
+            num_searched=self.task.num_searched,
+        )
 
     @property
     def seconds(self) -> float:

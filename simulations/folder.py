@@ -6,7 +6,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fedsim_userdp.report.files import write_results, write_rounds, write_text
+from fedsim_userdp.privacy.statement import PrivacyStatement
+from fedsim_userdp.report.files import write_json, write_results, write_rounds, write_text
 from fedsim_userdp.report.plots import plot_comparison
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
@@ -22,6 +23,7 @@ class RunFolder:
         self.path, self.console = path, console
         self.rows: list[ResultRow] = []
         self.rounds: list[RoundRecord] = []
+        self.statements: list[PrivacyStatement] = []
 
     @classmethod
     def of_this_job(cls, config: DictConfig) -> "RunFolder":
@@ -45,8 +47,17 @@ class RunFolder:
             outcome.model.save_pretrained(str(self.path / "adapters" / name))
         self.rows.append(row)
         self.rounds.extend(outcome.rounds)
+        self.statements.append(outcome.statement)
         write_results(self.path, self.rows)
         write_rounds(self.path, self.rounds)
+        write_json(self.path / "privacy.json", self._statements_by_run())
+        paragraphs = [f"## {s.mechanism}\n\n{s.paragraph()}\n" for s in self.statements]
+        write_text(self.path / "PRIVACY.md", "\n".join(["# What is guaranteed\n", *paragraphs]))
+
+    def _statements_by_run(self) -> list[dict[str, object]]:
+        """The statements, each with its run's seed."""
+        pairs = zip(self.rows, self.statements, strict=True)
+        return [{"seed": row.seed, **statement.to_json()} for row, statement in pairs]
 
     def finish(self) -> None:
         """Draws the plot and prints the table."""

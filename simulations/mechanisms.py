@@ -24,6 +24,7 @@ from fedsim_userdp.report.records import ResultRow
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.training.central import CentralSettings, OpacusStep, PlainStep, RecordStep, train_on_records
 from fedsim_userdp.training.checkpoints import load_optimizer_tensors
+from fedsim_userdp.training.schedule import LearningRate
 from simulations.diary import Diary, Outcome
 from simulations.errors import ConfigError
 from simulations.guarantee import NO_GUARANTEE, Guarantee, calibrated
@@ -64,13 +65,19 @@ class _Training:
         name: label in tables and files.
         rounds: rounds or steps, at least 1.
         records_per_user: k, at least 1.
-        learning_rate: of the server's optimizer, above 0.
+        learning_rate: of the server's optimizer in the first round, above 0.
+        learning_rate_decays: whether it falls linearly towards 0 over the rounds.
     """
 
     name: str
     rounds: int
     records_per_user: int
     learning_rate: float
+    learning_rate_decays: bool = True
+
+    def schedule(self) -> LearningRate:
+        """Returns the learning rate of each round."""
+        return LearningRate(self.learning_rate, self.rounds, self.learning_rate_decays)
 
     def __post_init__(self) -> None:
         for field, value in (("rounds", self.rounds), ("records_per_user", self.records_per_user)):
@@ -104,7 +111,7 @@ class UserWise(_Training):
         start = begin_or_resume(diary)
         state = trainable_state(diary.model)
         with open_saver(task, diary, start) as saver:
-            optimizer = ServerOptimizer(state, partial(task.optimizer_fn, lr=self.learning_rate))
+            optimizer = ServerOptimizer(state, task.optimizer_fn, self.schedule())
             if start is not None:
                 load_optimizer_tensors(optimizer.torch_optimizer, start.optimizer)
             strategy = self._strategy(task, guarantee, optimizer, saver)
@@ -152,7 +159,8 @@ class RecordLevelDP(_Training):
         model = _fresh_model(task)
         step = OpacusStep(
             model,
-            partial(task.optimizer_fn, lr=self.learning_rate),
+            task.optimizer_fn,
+            self.schedule(),
             clip_norm=self.clip_norm,
             noise_multiplier=guarantee.noise_multiplier,
             expected_batch_size=_sampling_prob(task, self.name) * len(records),
@@ -175,7 +183,8 @@ class NonPrivate(_Training):
         model = _fresh_model(task)
         step = PlainStep(
             model,
-            partial(task.optimizer_fn, lr=self.learning_rate),
+            task.optimizer_fn,
+            self.schedule(),
             expected_batch_size=_sampling_prob(task, self.name) * len(records),
             max_tokens=task.local.max_tokens,
         )

@@ -68,6 +68,7 @@ class Task:
         checkpoint_every: rounds between checkpoints.
         checkpoint_keep: how many of the latest checkpoints stay.
         is_resumed: whether to go on from the latest checkpoint.
+        num_searched: runs on these users, this one included, that the settings were chosen among; for the statement.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Task:
     checkpoint_every: int
     checkpoint_keep: int
     is_resumed: bool
+    num_searched: int
 
     @property
     def run_name(self) -> str:
@@ -178,6 +180,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         checkpoint_every=_at_least_one("checkpoint.every", config.checkpoint.every),
         checkpoint_keep=_at_least_one("checkpoint.keep", config.checkpoint.keep),
         is_resumed=config.resume is not None,
+        num_searched=_at_least_one("privacy.num_searched", config.privacy.num_searched),
     )
 
 

@@ -1,11 +1,11 @@
 """The server's optimizer: takes the noisy mean update as the gradient of the global adapter."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-OptimizerFn = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
 
 
 class ServerOptimizer:
@@ -15,20 +15,23 @@ class ServerOptimizer:
 
     Args:
         state: initial values, name to tensor.
-        optimizer_fn: parameters to optimizer, e.g. `functools.partial(torch.optim.Adam, lr=0.01)`.
+        optimizer_fn: parameters and `lr` to optimizer, e.g. `torch.optim.Adam`.
+        learning_rate: of each round.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], optimizer_fn: OptimizerFn) -> None:
+    def __init__(self, state: Mapping[str, Tensor], optimizer_fn: OptimizerFn, learning_rate: LearningRate) -> None:
         self._parameters = {name: torch.nn.Parameter(tensor.detach().clone()) for name, tensor in state.items()}
-        self.torch_optimizer = optimizer_fn(self._parameters.values())
+        self.torch_optimizer = optimizer_fn(self._parameters.values(), lr=learning_rate.peak)
+        self._learning_rate = learning_rate
 
     @property
     def state(self) -> dict[str, Tensor]:
         """A copy of the current values."""
         return {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
-    def step(self, mean_update: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the values after one step along `mean_update` (a gradient: the step goes against it)."""
+    def step(self, mean_update: Mapping[str, Tensor], round: int) -> dict[str, Tensor]:
+        """Returns the values after the step of `round` against `mean_update`, which is taken as a gradient."""
+        self._learning_rate.apply(self.torch_optimizer, round)
         for name, parameter in self._parameters.items():
             parameter.grad = mean_update[name].to(parameter)
         self.torch_optimizer.step()

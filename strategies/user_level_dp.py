@@ -100,7 +100,7 @@ class UserLevelDP(Strategy):
         self._before_release(server_round)  # the ledger comes first: a crash can only over-state what was spent
         noisy_sum = add_noise(collected.update.clipped.total, self.stddev, self.noise, server_round)
         mean_update = {name: tensor / self.expected_cohort for name, tensor in noisy_sum.items()}
-        state = self.optimizer.step(mean_update)
+        state = self.optimizer.step(mean_update, server_round)
         self._after_round(server_round, collected, state)
         return to_arrays(state), MetricRecord(collected.counts())
 

@@ -136,12 +136,14 @@ def calibrate(
         method: Accountant, as for the function `epsilon`.
 
     Returns:
-        A new description, whose epsilon by the same accountant is at most the target and at least 99% of it.
+        A new description, whose epsilon by the same accountant is at most the target and at least 99% of it. Where
+        epsilon jumps over that range as noise grows (group privacy at rare sampling, RDP near zero), it is the least
+        noise below the jump.
 
     Raises:
         ValueError: An argument is out of range, or `description` is none.
-        AccountingError: A ValueError for what cannot be accounted for, or for a target that no noise multiplier from
-            0.001 to 1e7 meets.
+        AccountingError: A ValueError for what cannot be accounted for, or for a target that noise multipliers from
+            0.001 to 1e7 do not enclose.
     """
     target, log_delta = check_epsilon("epsilon", epsilon), math.log(check_delta("delta", delta))
     name = accountants.check_method(description, method)

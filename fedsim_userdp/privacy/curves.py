@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from fedsim_userdp.privacy import gaussian, pld
+from fedsim_userdp.privacy import gaussian, pld, single
 from fedsim_userdp.privacy.curve import Curve
 from fedsim_userdp.privacy.descriptions import RecordLevel, UserWise
 from fedsim_userdp.privacy.errors import AccountingError
@@ -17,7 +17,7 @@ _MAX_SHARE = 1e6
 
 
 def sampled_gaussian(releases: Sequence[tuple[UserWise | RecordLevel, int]]) -> Curve:
-    """Returns the user-level curve of Poisson-sampled releases: closed form without sampling, else PLD.
+    """Returns the user-level curve of Poisson-sampled releases: exact for one release or no sampling, else PLD.
 
     Args:
         releases: Single releases and how often each is made. A UserWise one counts as one record per user.
@@ -30,6 +30,12 @@ def sampled_gaussian(releases: Sequence[tuple[UserWise | RecordLevel, int]]) -> 
         (binomial_mixture(release.noise_multiplier, release.sampling_prob, _records(release)), count)
         for release, count in releases
     ]
+    if len(composition) == 1 and composition[0][1] == 1:
+        mixture = composition[0][0]
+        return Curve(
+            epsilon=lambda log_delta: single.epsilon(mixture, log_delta),
+            log_delta=lambda epsilon: single.log_delta(mixture, epsilon),
+        )
     exact = Curve(
         epsilon=lambda log_delta: pld.epsilon(composition, log_delta),
         log_delta=lambda epsilon: pld.log_delta(composition, epsilon),
@@ -43,7 +49,8 @@ def sampled_gaussian(releases: Sequence[tuple[UserWise | RecordLevel, int]]) -> 
 def checked(exact: Curve, rdp: Floats) -> Curve:
     """Returns a PLD curve that is never above RDP: an answer above it by more than its own tolerance is refused.
 
-    Where delta is too small for the PLD (below e^-640, which only large groups of records ask for), RDP answers.
+    Where delta is below e^-60, which only large groups of records ask for, the smaller of both answers; below e^-640,
+    where normal tails underflow, RDP alone.
 
     Args:
         exact: The PLD curve.
@@ -54,11 +61,14 @@ def checked(exact: Curve, rdp: Floats) -> Curve:
         ceiling = epsilon_bound(rdp, log_delta)
         if log_delta < pld.MIN_LOG_DELTA:
             return ceiling
-        return _at_most(exact.epsilon(log_delta), ceiling, _ALARM * ceiling)
+        slack = _ALARM * ceiling if log_delta >= pld.USUAL_LOG_DELTA else math.inf
+        return _at_most(exact.epsilon(log_delta), ceiling, slack)
 
     def log_delta(epsilon: float) -> float:
         ceiling = log_delta_bound(rdp, epsilon)
-        return ceiling if ceiling < pld.MIN_LOG_DELTA else _at_most(exact.log_delta(epsilon), ceiling, _ALARM)
+        if ceiling < pld.MIN_LOG_DELTA:
+            return ceiling
+        return _at_most(exact.log_delta(epsilon), ceiling, _ALARM if ceiling >= pld.USUAL_LOG_DELTA else math.inf)
 
     return Curve(epsilon=epsilon, log_delta=log_delta)
 

@@ -19,10 +19,13 @@ from fedsim_userdp.privacy.tail import compose
 Composition = Sequence[tuple[Mixture, int]]
 
 MIN_LOG_DELTA = -640.0  # smaller deltas underflow in the normal tails
+USUAL_LOG_DELTA = -60.0  # below, only large groups of records ask, and a loose bound after less work will do
 _TOLERANCE = 5e-4
 _LARGEST_DOUBT = 1e-2
+_LOG_GAIN = 8.0  # what Chernoff's bound usually gives away
 _LOG_TRUNCATION = -12.0  # mass that truncation makes infinite, relative to delta
 _MAX_GRID = 1 << 21
+_MAX_GRID_UNUSUAL = 1 << 17
 
 
 def epsilon(composition: Composition, log_delta: float) -> float:
@@ -33,14 +36,20 @@ def epsilon(composition: Composition, log_delta: float) -> float:
         log_delta: log of delta, in [-640, 0).
 
     Returns:
-        The larger of the epsilons of removing and of adding the user, in [0, inf).
+        The larger of the epsilons of removing and of adding the user, in [0, inf). Below a delta of e^-60 it may be
+        looser than that.
 
     Raises:
         AccountingError: delta is too small for double precision, or no affordable grid settles the answer to 1%.
     """
     if sum(count * mixture.distance() for mixture, count in composition) <= math.exp(log_delta):
         return 0.0
-    return _worse_direction(prepare_all(composition, log_delta), EpsilonAt(log_delta))
+    question = EpsilonAt(log_delta)
+    releases = prepare_all(composition, log_delta)
+    plans = _plans(releases, question)
+    value = _worse_direction(releases, question, plans)
+    _check(value, plans[0].bound, _LARGEST_DOUBT * plans[0].bound)
+    return value
 
 
 def log_delta(composition: Composition, epsilon: float) -> float:
@@ -51,18 +60,25 @@ def log_delta(composition: Composition, epsilon: float) -> float:
         epsilon: In [0, inf).
 
     Returns:
-        The larger of the log deltas of removing and of adding the user, in [-640, 0].
+        The larger of the log deltas of removing and of adding the user, in [-640, 0]. Below -60 it may be looser.
 
     Raises:
         AccountingError: No affordable grid settles the answer to 1%.
     """
     question = DeltaAt(epsilon)
-    rough = prepare_all(composition, MIN_LOG_DELTA)
-    bound = max(make_plan(rough, question, removed=removed).bound for removed in (True, False))
-    if bound < MIN_LOG_DELTA:
-        return MIN_LOG_DELTA
-    releases = prepare_all(composition, max(min(bound, 0.0) - 7.0, MIN_LOG_DELTA))
-    return max(_worse_direction(releases, question), MIN_LOG_DELTA)
+    bound = min(_plans(prepare_all(composition, MIN_LOG_DELTA), question)[0].bound, 0.0)
+    value, level = bound, bound - _LOG_GAIN
+    while level > MIN_LOG_DELTA:
+        releases = prepare_all(composition, level)
+        plans = _plans(releases, question)
+        value = level + _LOG_TRUNCATION
+        if plans[0].bound > value - _LOG_GAIN:
+            value = _worse_direction(releases, question, plans)
+        if value >= level - _LOG_GAIN / 2.0:
+            _check(value, bound, _LARGEST_DOUBT)
+            return value
+        level = value - _LOG_GAIN  # the cuts were too near: delta is much smaller than Chernoff's bound
+    return max(value, MIN_LOG_DELTA)
 
 
 def prepare_all(composition: Composition, log_delta: float) -> Releases:
@@ -73,28 +89,38 @@ def prepare_all(composition: Composition, log_delta: float) -> Releases:
     return [(prepare(mixture, log_mass), count) for mixture, count in composition]
 
 
-def _worse_direction(releases: Releases, question: Question) -> float:
-    """The answer for removing or adding the user, whichever is larger."""
+def _check(value: float, bound: float, slack: float) -> None:
+    """Refuses an answer that is worse than Chernoff's bound from rough tables: a grid that swamps the answer."""
+    if value > bound + slack + 1e-6:
+        raise AccountingError(f"the privacy loss gives {value:g}, worse than its own moments with {bound:g}")
+
+
+def _plans(releases: Releases, question: Question) -> list[Plan]:
+    """Plans for both directions, the one that looks worse first."""
     plans = [make_plan(releases, question, removed=removed) for removed in (True, False)]
-    first, second = sorted(plans, key=lambda plan: plan.bound, reverse=True)
+    return sorted(plans, key=lambda plan: plan.bound, reverse=True)
+
+
+def _worse_direction(releases: Releases, question: Question, plans: list[Plan]) -> float:
+    """The answer for removing or adding the user, whichever is larger."""
+    first, second = plans
     worst, last = _settle(releases, question, first)
     if _ask(releases, question, dataclasses.replace(last, removed=second.removed)) > worst:
         worst = max(worst, _settle(releases, question, second)[0])  # the cheap bound was not enough to leave it out
-    if worst > first.bound + _LARGEST_DOUBT * question.scale(first.bound):
-        raise AccountingError(f"the privacy loss gives {worst:g}, worse than its own moments with {first.bound:g}")
     return worst
 
 
 def _settle(releases: Releases, question: Question, plan: Plan) -> tuple[float, Plan]:
     """The answer in one direction on a grid fine enough, and that grid."""
     values, changes = [math.inf], [math.inf]
-    while plan.num_points <= _MAX_GRID:
+    is_usual = question.log_delta(plan.bound) >= USUAL_LOG_DELTA
+    while plan.num_points <= (_MAX_GRID if is_usual or len(values) == 1 else _MAX_GRID_UNUSUAL):
         values.append(min(_ask(releases, question, plan), values[-1]))
         changes.append((values[-2] - values[-1]) / question.scale(values[-1]))
         if changes[-1] <= _TOLERANCE and changes[-2] <= 8.0 * _TOLERANCE:
             return values[-1], plan
         plan = plan.refined()
-    if changes[-1] <= _LARGEST_DOUBT:
+    if changes[-1] <= _LARGEST_DOUBT or (len(values) > 1 and not is_usual):
         return values[-1], plan
     raise AccountingError(f"the privacy loss does not settle within 1% on a grid of {_MAX_GRID} points")
 

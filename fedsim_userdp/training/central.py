@@ -18,8 +18,7 @@ from fedsim_userdp.privacy.noise import NoiseSource, add_noise
 from fedsim_userdp.privacy.streams import numpy_generator
 from fedsim_userdp.training.batches import MicroBatch, Unit, micro_batches
 from fedsim_userdp.training.losses import record_losses
-
-OptimizerFn = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,8 @@ class OpacusStep:
 
     Args:
         model: a PEFT model; its trainable parameters are changed in place.
-        optimizer_fn: parameters to optimizer.
+        optimizer_fn: parameters and `lr` to optimizer.
+        learning_rate: of each step.
         clip_norm: bound on the norm of a record's gradient, above 0.
         noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`.
         expected_batch_size: sampling_prob times the number of records, the denominator.
@@ -113,6 +113,7 @@ class OpacusStep:
         self,
         model: nn.Module,
         optimizer_fn: OptimizerFn,
+        learning_rate: LearningRate,
         *,
         clip_norm: float,
         noise_multiplier: float,
@@ -122,14 +123,14 @@ class OpacusStep:
     ) -> None:
         self.module = GradSampleModule(model, loss_reduction="sum")
         self.optimizer = AddressedDPOptimizer(
-            optimizer_fn(_trainable(model)),
+            optimizer_fn(_trainable(model), lr=learning_rate.peak),
             noise_multiplier=noise_multiplier,
             max_grad_norm=clip_norm,
             expected_batch_size=expected_batch_size,
             names=[name for name, p in model.named_parameters() if p.requires_grad],
             noise=noise,
         )
-        self.max_tokens = max_tokens
+        self.learning_rate, self.max_tokens = learning_rate, max_tokens
 
     @property
     def torch_optimizer(self) -> torch.optim.Optimizer:
@@ -143,6 +144,7 @@ class OpacusStep:
         for batch in micro_batches(records, self.max_tokens, next(self.module.parameters()).device):
             tokens += batch.num_tokens
             loss_sum += self.accumulate(batch)
+        self.learning_rate.apply(self.torch_optimizer, step)
         self.optimizer.release()
         return StepReport(step, len(records), tokens, self.optimizer.num_nonfinite, loss_sum)
 
@@ -210,9 +212,16 @@ class PlainStep:
     """A step without privacy on the same batches: the mean gradient, no clip, no noise."""
 
     def __init__(
-        self, model: nn.Module, optimizer_fn: OptimizerFn, *, expected_batch_size: float, max_tokens: int
+        self,
+        model: nn.Module,
+        optimizer_fn: OptimizerFn,
+        learning_rate: LearningRate,
+        *,
+        expected_batch_size: float,
+        max_tokens: int,
     ) -> None:
-        self.model, self.torch_optimizer = model, optimizer_fn(_trainable(model))
+        self.model, self.learning_rate = model, learning_rate
+        self.torch_optimizer = optimizer_fn(_trainable(model), lr=learning_rate.peak)
         self.expected_batch_size, self.max_tokens = expected_batch_size, max_tokens
 
     def __call__(self, step: int, records: Sequence[Unit]) -> StepReport:
@@ -224,6 +233,7 @@ class PlainStep:
             (losses.sum() / self.expected_batch_size).backward()
             tokens += batch.num_tokens
             loss_sum += float(losses.detach().sum())
+        self.learning_rate.apply(self.torch_optimizer, step)
         self.torch_optimizer.step()
         return StepReport(step, len(records), tokens, 0, loss_sum)
 

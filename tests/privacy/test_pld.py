@@ -1,5 +1,6 @@
 """The privacy loss distribution against quadrature, closed forms, sampling, and other people's accountants."""
 
+import itertools
 import math
 import warnings
 
@@ -9,7 +10,7 @@ from dp_accounting.pld import privacy_loss_distribution as library
 from scipy import integrate, stats
 
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy import pld
+from fedsim_userdp.privacy import pld, single
 from fedsim_userdp.privacy.loss import Grid, prepare
 from fedsim_userdp.privacy.mixture import binomial_mixture
 
@@ -34,7 +35,7 @@ def quadrature(noise_multiplier: float, sampling_prob: float, records: int, epsi
     points = np.linspace(*ends, 60)
     pairs = [(with_user, without), (without, with_user)]
     return max(
-        sum(integrate.quad(gap, a, b, args=pair, epsabs=1e-12)[0] for a, b in zip(points, points[1:], strict=False))
+        sum(integrate.quad(gap, a, b, args=pair, epsabs=1e-12)[0] for a, b in itertools.pairwise(points))
         for pair in pairs
     )
 
@@ -46,6 +47,21 @@ def test_one_step_delta_agrees_with_quadrature(
     exact = quadrature(noise_multiplier, sampling_prob, records, epsilon)
     found = acc.delta(acc.RecordLevel(noise_multiplier, sampling_prob, 1, records), epsilon, "tight")
     assert exact - 1e-10 <= found <= exact + 1e-6
+
+
+@pytest.mark.parametrize(("noise_multiplier", "sampling_prob", "records", "epsilon"), ONE_STEP)
+def test_numerical_delta_of_one_step_is_just_above_the_exact_one(
+    noise_multiplier: float, sampling_prob: float, records: int, epsilon: float
+) -> None:
+    mixture = binomial_mixture(noise_multiplier, sampling_prob, records)
+    exact = math.exp(single.log_delta(mixture, epsilon))
+    assert exact * (1 - 1e-9) <= math.exp(pld.log_delta([(mixture, 1)], epsilon)) <= exact * 1.002
+
+
+def test_exact_epsilon_of_one_step_inverts_its_delta() -> None:
+    mixture = binomial_mixture(1.0, 0.2, 3)
+    for log_delta in (-3.0, -12.0, -60.0):
+        assert single.log_delta(mixture, single.epsilon(mixture, log_delta)) == pytest.approx(log_delta, abs=1e-9)
 
 
 @pytest.mark.parametrize("records", [1, 3])

@@ -1,4 +1,3 @@
-import functools
 import math
 from collections.abc import Callable
 
@@ -19,11 +18,12 @@ from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.selection import FixedSizeSelector, PoissonSelector
 from fedsim_userdp.training.cohort import CohortUpdate, zero_update
+from fedsim_userdp.training.schedule import LearningRate
 from strategies.optimizers import ServerOptimizer
 from strategies.user_level_dp import UserLevelDP, UserLevelSettings
 
 SIZE = 5000
-SGD = functools.partial(torch.optim.SGD, lr=1.0)
+ONE = LearningRate(1.0, 1, decays=False)
 TrainFn = Callable[[TrainRequest], CohortUpdate]
 
 
@@ -56,7 +56,7 @@ class Run:
         self.strategy = UserLevelDP(
             settings,
             selector or PoissonSelector(1.0),
-            ServerOptimizer(self.start, SGD),
+            ServerOptimizer(self.start, torch.optim.SGD, ONE),
             SeededNoise(seed),
             lambda round: self.events.append(f"ledger {round}"),
             self.remember,
@@ -108,7 +108,7 @@ def test_noise_goes_in_before_the_server_optimizer() -> None:
             super().step(closure)
 
     run = Run(noise_multiplier=2.0)
-    optimizer = ServerOptimizer(run.start, functools.partial(Watched, lr=1.0))
+    optimizer = ServerOptimizer(run.start, Watched, ONE)
     run.strategy.optimizer = optimizer
     grid = InProcessGrid(make_client_app(constant_update), 1)
     run_rounds(run.strategy, grid, to_arrays(run.start), Rounds(1, 1))
@@ -133,9 +133,13 @@ def test_a_ledger_that_refuses_stops_the_run_before_any_noise_is_drawn() -> None
     source = Counting()
     start = {"a": torch.zeros(3)}
     strategy = UserLevelDP(
-        UserLevelSettings(3, 1.0, 1.0, 0), PoissonSelector(1.0), ServerOptimizer(start, SGD), source, refuse,
+        UserLevelSettings(3, 1.0, 1.0, 0),
+        PoissonSelector(1.0),
+        ServerOptimizer(start, torch.optim.SGD, ONE),
+        source,
+        refuse,
         lambda round, replies, state: None,
-    )  # fmt: skip
+    )
     with pytest.raises(RuntimeError, match="budget"):
         run_rounds(strategy, InProcessGrid(make_client_app(constant_update)), to_arrays(start), Rounds(1, 1))
     assert source.calls == 0

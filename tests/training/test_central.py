@@ -1,4 +1,3 @@
-import functools
 import math
 
 import numpy as np
@@ -13,9 +12,10 @@ from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.central import CentralSettings, OpacusStep, PlainStep, StepReport, train_on_records
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
+from fedsim_userdp.training.schedule import LearningRate
 from tests.conftest import ragged_units, small_gpt2
 
-SGD = functools.partial(torch.optim.SGD, lr=1.0)
+ONE = LearningRate(1.0, 1, decays=False)
 
 
 def records(num: int = 6) -> list[Unit]:
@@ -24,7 +24,7 @@ def records(num: int = 6) -> list[Unit]:
 
 def opacus_step(model: PeftModel, **changes: float) -> OpacusStep:
     settings = {"clip_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "max_tokens": 40} | changes
-    return OpacusStep(model, SGD, noise=SeededNoise(0), **settings)
+    return OpacusStep(model, torch.optim.SGD, ONE, noise=SeededNoise(0), **settings)
 
 
 def released_update(model: PeftModel, step: OpacusStep | PlainStep, units: list[Unit]) -> dict[str, torch.Tensor]:
@@ -91,7 +91,7 @@ def test_a_record_that_is_not_finite_adds_an_exact_zero() -> None:
 
 def test_plain_step_is_the_mean_gradient_without_clip() -> None:
     model, other = small_gpt2(), small_gpt2()
-    plain = PlainStep(model, SGD, expected_batch_size=4.0, max_tokens=30)
+    plain = PlainStep(model, torch.optim.SGD, ONE, expected_batch_size=4.0, max_tokens=30)
     released = released_update(model, plain, records())
     stacked = clipped_update_sum(StackedAdapters(other), trainable_state(other), records(), LocalTraining(), math.inf)
     torch.testing.assert_close(flat(released), flat(stacked.clipped.total) / 4.0, rtol=1e-4, atol=1e-6)

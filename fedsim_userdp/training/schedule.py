@@ -1,0 +1,32 @@
+"""The learning rate as a function of the round, so that a resumed run needs no scheduler's state."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+OptimizerFn = Callable[..., torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """A learning rate that is constant or falls linearly towards 0.
+
+    Attributes:
+        peak: the learning rate of the first round, above 0.
+        rounds: number of rounds of the run, at least 1.
+        decays: whether round t has peak * (1 - (t - 1) / rounds), which averages the noise of late rounds away.
+    """
+
+    peak: float
+    rounds: int
+    decays: bool = True
+
+    def __call__(self, round: int) -> float:
+        """Returns the learning rate of `round`, counted from 1."""
+        return self.peak * (1 - (round - 1) / self.rounds) if self.decays else self.peak
+
+    def apply(self, optimizer: torch.optim.Optimizer, round: int) -> None:
+        """Sets the learning rate of `round` in the optimizer."""
+        for group in optimizer.param_groups:
+            group["lr"] = self(round)

@@ -1,0 +1,49 @@
+"""Settings of this process and of those it starts: quiet libraries, no usage reports, memory kept."""
+
+import ctypes
+import ctypes.util
+import logging
+import os
+import sys
+import warnings
+
+_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # For worker processes, what `_keep_freed_memory` does for this one.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+# Said by a dependency about its own code on every run; nothing that a user could act on.
+_HARMLESS_WARNINGS = (
+    "`is_gradient_checkpointing` is deprecated",
+    "Full backward hook is firing when gradients are computed with respect to module outputs",
+)
+# glibc's mallopt parameters, malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def prepare_process() -> None:
+    """Sets what every command wants, without overriding what the user has set in the environment."""
+    if not any(name.startswith("MALLOC_") for name in os.environ):
+        _keep_freed_memory()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration are raised, not printed
+    for name in ("flwr", "transformers", "opacus"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep freed blocks: activations of tens of MB otherwise page-fault anew in every micro-batch."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 2**26)

@@ -1,0 +1,339 @@
+"""The ledger never says less than was released."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy import ledger as module
+from fedsim_userdp.privacy.entries import FIRST_HASH, Release
+from fedsim_userdp.privacy.errors import BudgetExceeded, LedgerError
+from fedsim_userdp.privacy.ledger import Ledger
+
+DELTA = 1e-5
+ROUND = acc.UserWise(1.0, 0.05, 1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.jsonl"
+
+
+def opened(path: Path, **changed: object) -> Ledger:
+    return Ledger.open(path, **{"delta": DELTA, "config_hash": "c0", **changed})
+
+
+def filled(path: Path, num_rounds: int, release: Release = ROUND, **changed: object) -> bytes:
+    with opened(path, **changed) as ledger:
+        for number in range(num_rounds):
+            ledger.record(number, release)
+    return path.read_bytes()
+
+
+def test_epsilon_is_that_of_the_rounds_recorded(path: Path) -> None:
+    with opened(path) as ledger:
+        assert ledger.epsilon() == 0.0
+        for number in range(5):
+            ledger.record(number, ROUND)
+        assert ledger.rounds == (0, 1, 2, 3, 4)
+        assert ledger.epsilon() == acc.epsilon(acc.UserWise(1.0, 0.05, 5), DELTA)
+        assert ledger.epsilon(method="rdp") == acc.epsilon(acc.UserWise(1.0, 0.05, 5), DELTA, "rdp")
+        assert ledger.epsilon(1e-3) < ledger.epsilon()
+
+
+def test_resumed_ledger_goes_on_where_it_was(path: Path) -> None:
+    filled(path, 3)
+    with opened(path) as ledger:
+        assert ledger.rounds == (0, 1, 2)
+        ledger.record(3, ROUND)
+        assert ledger.epsilon() == acc.epsilon(acc.UserWise(1.0, 0.05, 4), DELTA)
+
+
+def test_line_is_on_the_disk_before_record_returns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    with opened(path) as ledger:
+        monkeypatch.setattr(module.os, "fsync", lambda descriptor: synced.append(path.stat().st_size))
+        ledger.record(0, ROUND)
+        assert synced == [path.stat().st_size]
+        assert b'"round":0' in path.read_bytes()
+
+
+def test_run_refuses_the_round_that_would_exceed_the_budget(path: Path) -> None:
+    budget = acc.epsilon(acc.UserWise(1.0, 0.05, 10), DELTA)
+    with opened(path, budget_epsilon=budget) as ledger:
+        for number in range(10):
+            ledger.record(number, ROUND)
+        before = path.read_bytes()
+        with pytest.raises(BudgetExceeded, match=r"round 10 would bring epsilon to .* above the budget"):
+            ledger.record(10, ROUND)
+        assert path.read_bytes() == before
+        assert ledger.epsilon() == budget
+    with opened(path, budget_epsilon=budget) as ledger, pytest.raises(BudgetExceeded):
+        ledger.record(10, ROUND)
+
+
+def test_calibrated_run_fits_its_budget_to_the_last_round(path: Path) -> None:
+    run = acc.calibrate(acc.UserWise(1.0, 0.1, 30), epsilon=2.0, delta=DELTA)
+    with opened(path, budget_epsilon=2.0) as ledger:
+        for number in range(30):
+            ledger.record(number, run.first(1))
+        assert 1.98 <= ledger.epsilon() <= 2.0
+
+
+def test_repeated_identical_round_is_counted_once(path: Path) -> None:
+    filled(path, 5)
+    with opened(path) as ledger:
+        for number in (3, 4, 5):
+            ledger.record(number, ROUND)
+        assert ledger.rounds == (0, 1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("number", "release", "config"),
+    [(2, acc.UserWise(1.1, 0.05, 1), "c0"), (2, ROUND, "c1"), (0, acc.RecordLevel(1.0, 0.05, 1, 2), "c0")],
+)
+def test_repeated_round_that_differs_is_refused(path: Path, number: int, release: Release, config: str) -> None:
+    before = filled(path, 3)
+    with opened(path, config_hash=config) as ledger, pytest.raises(LedgerError, match="recorded before"):
+        ledger.record(number, release)
+    assert path.read_bytes() == before
+
+
+def test_repeated_round_with_fresh_noise_is_counted_again(path: Path) -> None:
+    filled(path, 3, noise_source="os")
+    with opened(path, noise_source="os") as ledger:
+        ledger.record(2, ROUND)
+        assert ledger.rounds == (0, 1, 2, 2)
+        assert ledger.epsilon() == acc.epsilon(acc.UserWise(1.0, 0.05, 4), DELTA)
+
+
+def test_seeded_round_cannot_be_repeated_with_fresh_noise_or_the_other_way_round(path: Path) -> None:
+    filled(path, 2)
+    with opened(path, noise_source="os") as ledger, pytest.raises(LedgerError, match="recorded before"):
+        ledger.record(1, ROUND)
+
+
+def test_round_before_the_last_one_is_refused(path: Path) -> None:
+    with opened(path) as ledger:
+        ledger.record(5, ROUND)
+        with pytest.raises(LedgerError, match="comes after round 5"):
+            ledger.record(4, ROUND)
+
+
+def test_killed_at_any_byte_it_never_reports_less_than_was_released(path: Path) -> None:
+    """A release follows its line, so the releases made are at most the whole lines; a torn one counts on top."""
+    unsampled = acc.UserWise(4.0, 1.0, 1)
+    data = filled(path, 3, unsampled)
+    exact = [acc.epsilon(acc.UserWise(4.0, 1.0, n), DELTA) if n else 0.0 for n in range(5)]
+    for size in range(len(data) + 1):
+        whole = data[:size].count(b"\n") + (size < len(data) and data[size : size + 1] == b"\n" and size > 0)
+        torn = size > 0 and data[size - 1 : size] != b"\n" and data[size : size + 1] != b"\n"
+        path.write_bytes(data[:size])
+        with opened(path) as ledger:
+            assert len(ledger.rounds) == whole
+            assert ledger.num_torn == torn
+            assert ledger.epsilon() == (math.inf if torn and not whole else exact[whole + torn])
+            ledger.record(whole, unsampled)
+            assert ledger.epsilon() == exact[whole + torn + 1]
+        with opened(path) as ledger:
+            assert (len(ledger.rounds), ledger.num_torn) == (whole + 1, torn)
+
+
+def test_killed_while_marking_a_torn_line_it_still_opens(path: Path) -> None:
+    data = filled(path, 2)
+    torn = data[: len(data) - 20]
+    path.write_bytes(torn)
+    opened(path).close()
+    marked = path.read_bytes()
+    for size in range(len(torn), len(marked)):
+        path.write_bytes(marked[:size])
+        with opened(path) as ledger:
+            assert ledger.rounds == (0,)
+            assert ledger.num_torn >= 1
+            ledger.record(1, ROUND)
+        with opened(path) as ledger:
+            assert ledger.rounds == (0, 1)
+
+
+def test_torn_line_counts_as_one_more_of_each_kind(path: Path) -> None:
+    with opened(path) as ledger:
+        ledger.record(0, ROUND)
+        ledger.record(1, acc.UserWise(2.0, 0.05, 1))
+    with path.open("ab") as file:
+        file.write(b'{"round": 2, "rel')
+    with opened(path) as ledger:
+        both = acc.Composed((acc.UserWise(1.0, 0.05, 2), acc.UserWise(2.0, 0.05, 2)))
+        assert ledger.epsilon() == acc.epsilon(both, DELTA)
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_changed_line_is_noticed(path: Path, line: int) -> None:
+    lines = filled(path, 3).splitlines(keepends=True)
+    lines[line] = lines[line].replace(b'"noise_multiplier":1.0', b'"noise_multiplier":9.0')
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(LedgerError, match=rf"line {line + 1} of the ledger was changed"):
+        opened(path)
+
+
+@pytest.mark.parametrize("change", ["remove", "swap", "repeat", "torn in the middle"])
+def test_missing_or_moved_line_is_noticed(path: Path, change: str) -> None:
+    a, b, c = filled(path, 3).splitlines(keepends=True)
+    path.write_bytes(
+        {"remove": a + c, "swap": b + a + c, "repeat": a + a + b + c, "torn in the middle": a + b[:9] + b"\n" + b + c}[
+            change
+        ]
+    )
+    with pytest.raises(LedgerError):
+        opened(path)
+
+
+def test_lines_cut_off_the_end_are_noticed_by_the_head_of_a_checkpoint(path: Path) -> None:
+    with opened(path, must_contain=FIRST_HASH) as ledger:
+        ledger.record(0, ROUND)
+        ledger.record(1, ROUND)
+        head = ledger.head
+    opened(path, must_contain=head).close()
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(LedgerError, match="cut off"):
+        opened(path, must_contain=head)
+
+
+def test_ledger_has_one_writer_at_a_time(path: Path) -> None:
+    with opened(path), pytest.raises(LedgerError, match="one writer at a time"):
+        opened(path)
+    opened(path).close()
+
+
+def test_closed_ledger_takes_no_release(path: Path) -> None:
+    ledger = opened(path)
+    ledger.close()
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.record(0, ROUND)
+
+
+def test_failed_write_closes_the_ledger_and_is_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(path, 1)
+    ledger = opened(path)
+    real = os.write
+    with monkeypatch.context() as patch:
+
+        def full_disk(descriptor: int, data: bytes) -> int:
+            real(descriptor, data[:10])
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(module.os, "write", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            ledger.record(1, ROUND)
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.record(1, ROUND)
+    with opened(path) as again:
+        assert (again.rounds, again.num_torn) == ((0,), 1)
+
+
+def test_releases_of_different_neighbouring_relations_are_refused_before_the_second(path: Path) -> None:
+    before = filled(path, 1)
+    with opened(path) as ledger, pytest.raises(ValueError, match="neighbouring relation"):
+        ledger.record(1, acc.FixedSize(1.0, 100, 10, 1))
+    assert path.read_bytes() == before
+
+
+def test_participations_are_capped_as_declared_and_the_cap_cannot_change(path: Path) -> None:
+    with opened(path) as ledger:
+        for number in range(10):
+            ledger.record(number, acc.NoAmplification(4.0, max_participations=3))
+        assert ledger.epsilon() == acc.epsilon(acc.NoAmplification(4.0, 3), DELTA)
+        ledger.record(10, acc.NoAmplification(2.0, max_participations=3))
+        mu = math.sqrt(0.5**2 + 2 * 0.25**2)
+        assert ledger.epsilon() == pytest.approx(acc.epsilon(acc.NoAmplification(1.0 / mu, 1), DELTA))
+        with pytest.raises(ValueError, match="one max_participations"):
+            ledger.record(11, acc.NoAmplification(2.0, max_participations=4))
+
+
+@pytest.mark.parametrize(
+    ("release", "whole", "method"),
+    [
+        (acc.RecordLevel(3.0, 0.05, 1, 4), acc.RecordLevel(3.0, 0.05, 6, 4), "tight"),
+        (acc.RecordLevel(3.0, 0.05, 2, 4), acc.RecordLevel(3.0, 0.05, 12, 4), "group"),
+        (acc.RecordLevel(3.0, 0.05, 1, 4), acc.RecordLevel(3.0, 0.05, 6, 4), "record"),
+        (acc.FixedSize(2.0, 1000, 50, 1), acc.FixedSize(2.0, 1000, 50, 6), "rdp"),
+        (acc.AdaptiveClipping(ROUND, 3.0), acc.UserWise(1.0, 0.05, 6), "pld"),
+    ],
+    ids=str,
+)
+def test_every_kind_of_release_is_accounted_for(
+    path: Path, release: Release, whole: acc.Description, method: str
+) -> None:
+    filled(path, 6, release)
+    with opened(path, method=method) as ledger:
+        assert ledger.epsilon() == pytest.approx(acc.epsilon(whole, DELTA, method), rel=1e-9)
+
+
+def test_budget_of_a_record_level_run_is_record_level(path: Path) -> None:
+    run = acc.calibrate(acc.RecordLevel(1.0, 0.05, 20, 8), epsilon=2.0, delta=DELTA, method="record")
+    with opened(path, budget_epsilon=2.0, method="record") as ledger:
+        for number in range(20):
+            ledger.record(number, run.first(1))
+        assert ledger.epsilon() <= 2.0 < ledger.epsilon(method="tight")
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"delta": 0.0}, "delta must be in"),
+        ({"budget_epsilon": -1.0}, "budget_epsilon must be in"),
+        ({"config_hash": ""}, "config_hash must be"),
+        ({"noise_source": "numpy"}, "noise_source must be"),
+    ],
+)
+def test_bad_arguments_are_named(path: Path, changed: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        opened(path, **changed)
+    with opened(path) as ledger:
+        with pytest.raises(ValueError, match="round must be"):
+            ledger.record(-1, ROUND)
+        with pytest.raises(ValueError, match="release must be"):
+            ledger.record(0, "noise")  # type: ignore[arg-type]
+
+
+def test_epsilon_of_every_round_of_a_run_costs_under_50_ms_each(path: Path) -> None:
+    with opened(path, budget_epsilon=50.0) as ledger:
+        start = time.perf_counter()
+        for number in range(60):
+            ledger.record(number, acc.UserWise(0.7, 0.08, 1))
+            ledger.epsilon()
+        assert time.perf_counter() - start < 60 * 0.05
+
+
+CHILD = """
+import sys
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.ledger import Ledger
+with Ledger.open(sys.argv[1], delta=1e-5, config_hash="c0") as ledger:
+    first = len(ledger.rounds)
+    for number in range(first, 100_000):
+        ledger.record(number, acc.UserWise(1.0, 0.05, 1))
+        print(number, flush=True)
+"""
+
+
+def test_killed_process_leaves_every_release_it_made_in_the_ledger(path: Path) -> None:
+    released = 0
+    for _ in range(4):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        for _ in range(20):
+            released = int(child.stdout.readline()) + 1
+        child.send_signal(signal.SIGKILL)
+        rest = child.stdout.read().split()
+        child.wait()
+        child.stdout.close()
+        released = int(rest[-1]) + 1 if rest else released
+        with opened(path) as ledger:
+            assert len(ledger.rounds) >= released
+            assert ledger.epsilon() >= acc.epsilon(acc.UserWise(1.0, 0.05, released), DELTA)
