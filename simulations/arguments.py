@@ -2,13 +2,27 @@
 
 from pathlib import Path
 
+import hydra
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from simulations.errors import ConfigError
 
 # What may differ between a run and its continuation, since it cannot change a result.
 FREE = frozenset({"resume", "output_dir", "threads", "cache_dir", "engine", "checkpoint"})
+
+GROUPS = frozenset(
+    {"mechanism", "selection", "data", "records", "model", "engine", "optimizer", "experiment"}
+)  # choices of a file, not settings
+# bool comes first: it is an int to Python
+_KINDS: tuple[tuple[type, tuple[type, ...]], ...] = (
+    (bool, (bool,)),
+    (int, (int,)),
+    (float, (int, float)),
+    (str, (str, int, float, ListConfig)),
+)
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def continued_arguments(arguments: list[str]) -> list[str]:
@@ -48,6 +62,20 @@ def check_continues(config: DictConfig, folder: Path) -> None:
 def override_key(override: str) -> str:
     """Returns the key of an override such as `+a.b=c` or `~a`."""
     return override.split("=")[0].lstrip("+~")
+
+
+def check_types(config: DictConfig, config_name: str) -> None:
+    """Raises ConfigError when an override of the running job is of another kind than the setting's default."""
+    overrides = HydraConfig.get().overrides.task
+    choices = [override for override in overrides if override_key(override) in GROUPS]
+    defaults = hydra.compose(config_name, overrides=choices)
+    for key in (override_key(override) for override in overrides):
+        before, now = OmegaConf.select(defaults, key), OmegaConf.select(config, key)
+        for kind, wanted in _KINDS:
+            if key not in GROUPS and isinstance(before, kind) and not (isinstance(now, wanted) or now is None):
+                raise ConfigError(f"{key}={now} must be {_WORDS[kind]}, such as {before}")
+            if isinstance(before, kind):
+                break
 
 
 def _flat(node: object, prefix: str = "") -> dict[str, object]:

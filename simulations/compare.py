@@ -4,7 +4,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from simulations.arguments import override_key
+from simulations.arguments import check_types, override_key
 from simulations.errors import ConfigError
 
 
@@ -14,6 +14,7 @@ def main(config: DictConfig) -> None:
     from simulations.folder import RunFolder  # here, so that --help need not load torch
     from simulations.session import run_mechanism
 
+    check_types(config, "compare")
     folder = RunFolder.of_this_job(config)
     configs = mechanism_configs(config)
     with folder.progress() as progress:

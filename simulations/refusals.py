@@ -14,7 +14,9 @@ REFUSALS = (ConfigError, LedgerError, HydraException, OmegaConfBaseException, Va
 def sentence(error: BaseException) -> str:
     """Returns the error as one line: for what Hydra wraps, the cause; for a missing choice, what there is."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return sentence(error.__cause__)
+        key = re.search(r"full_key: (\S+)", str(error))
+        said = sentence(error.__cause__)
+        return said if key is None or key.group(1) in said else f"{key.group(1)}: {said}"
     text = str(error).strip() or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"

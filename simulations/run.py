@@ -3,6 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
+from simulations.arguments import check_types
+
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="run")
 def main(config: DictConfig) -> None:
@@ -10,6 +12,7 @@ def main(config: DictConfig) -> None:
     from simulations.folder import RunFolder  # here, so that --help need not load torch
     from simulations.session import run_mechanism
 
+    check_types(config, "run")
     folder = RunFolder.of_this_job(config)
     with folder.progress() as progress:
         folder.add(run_mechanism(config, progress, folder.path))

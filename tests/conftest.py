@@ -38,7 +38,7 @@ def small_llama(lora: LoraSettings | None = None) -> PeftModel:
 
 
 def _with_adapter(base: torch.nn.Module, lora: LoraSettings | None) -> PeftModel:
-    model = attach_lora(base.eval().requires_grad_(False), lora or LoraSettings(rank=2), seed=0)
+    model = attach_lora(base.eval().requires_grad_(False), lora or LoraSettings(rank=2, freeze_a=False), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in lora_layers(model).values():

@@ -28,11 +28,11 @@ class LoraSettings:
         freeze_a: train B only (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313), so that averaging is exact.
     """
 
-    rank: int = 4
+    rank: int = 8
     alpha: float = 8.0
     target_modules: str | tuple[str, ...] = "all-linear"
     use_rslora: bool = False
-    freeze_a: bool = False
+    freeze_a: bool = True
 
     def __post_init__(self) -> None:
         if self.rank < 1:

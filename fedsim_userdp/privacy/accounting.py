@@ -26,7 +26,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedsim_userdp.privacy import accountants, cache
+from fedsim_userdp.privacy import accountants, cache, curves
 from fedsim_userdp.privacy.accountants import methods
 from fedsim_userdp.privacy.calibration import least_noise
 from fedsim_userdp.privacy.descriptions import (
@@ -198,7 +198,6 @@ def _least_noise(run: Run | HyperparameterSearch, target: float, log_delta: floa
     def epsilon_of(noise_multiplier: float) -> float:
         return accountants.curve(run.with_noise_multiplier(noise_multiplier), method).epsilon(log_delta)
 
-    start, step = 1.0, 0.7
     if method == "group" and isinstance(run, RecordLevel):
         share = target / run.records_per_user
         record_log_delta = log_delta - log_delta_factor(share, run.records_per_user)
@@ -206,8 +205,12 @@ def _least_noise(run: Run | HyperparameterSearch, target: float, log_delta: floa
         def record_epsilon_of(noise_multiplier: float) -> float:
             return accountants.curve(run.with_noise_multiplier(noise_multiplier), "record").epsilon(record_log_delta)
 
-        start, step = least_noise(record_epsilon_of, share, start, step), 0.002
-    return least_noise(epsilon_of, target, start, step)
+        def user_epsilon_of(noise_multiplier: float) -> float:
+            record = accountants.curve(run.with_noise_multiplier(noise_multiplier), "record")
+            return curves.grouped(record, run.records_per_user, limit=2.0 * target).epsilon(log_delta)
+
+        return least_noise(user_epsilon_of, target, least_noise(record_epsilon_of, share, 1.0, 0.7), 0.002)
+    return least_noise(epsilon_of, target, 1.0, 0.7)
 
 
 def _is_slow(description: Description) -> bool:

@@ -13,7 +13,7 @@ from fedsim_userdp.privacy.renyi import epsilon_bound, log_delta_bound, rdp_at_i
 from fedsim_userdp.privacy.roots import crossing
 
 _ALARM = 2e-3
-_MAX_SHARE = 1e6
+_MAX_EPSILON = 1e9
 
 
 def sampled_gaussian(releases: Sequence[tuple[UserWise | RecordLevel, int]]) -> Curve:
@@ -81,11 +81,16 @@ def shifted_gaussian(mu: float) -> Curve:
     )
 
 
-def grouped(record: Curve, records_per_user: int) -> Curve:
+def grouped(record: Curve, records_per_user: int, limit: float = _MAX_EPSILON) -> Curve:
     """Returns the user-level curve that group privacy gives from a record-level one, for k = `records_per_user`.
 
     Epsilon is the least k e at which the record-level curve reaches e = epsilon(delta_record), delta_record being what
     `to_record_level(k e, delta, k)` demands.
+
+    Args:
+        record: Record-level curve.
+        records_per_user: k >= 1.
+        limit: User-level epsilon above which the search may give up, with AccountingError.
     """
 
     def log_delta(epsilon: float) -> float:
@@ -103,8 +108,8 @@ def grouped(record: Curve, records_per_user: int) -> Curve:
         high = low
         while shortfall(high) > 0.0:
             low, high = high, 2.0 * high
-            if high > _MAX_SHARE:
-                raise AccountingError(f"group privacy gives no record-level epsilon below {_MAX_SHARE:g} here")
+            if low * records_per_user > limit:
+                raise AccountingError(f"group privacy gives no epsilon below {limit:g} here")
         share = crossing(shortfall, low, high, width=1e-4, close=1e-4) if high > low else low
         return records_per_user * share
 

@@ -17,6 +17,8 @@ from fedsim_userdp.privacy.mixture import Floats
 if TYPE_CHECKING:
     import dp_accounting
 
+_ROUNDING = 1e-14  # of a divergence near zero, which would else come out negative, and be taken for none at all
+
 
 def curve(description: Description) -> Curve:
     """Returns the RDP curve of a description under its own neighbouring relation, at dp_accounting's orders.
@@ -84,7 +86,7 @@ def _of_event(event: "dp_accounting.DpEvent", adjacency: Adjacency) -> Floats:
             accountant.compose(event)
     except dp.UnsupportedEventError as error:
         raise AccountingError(f"RDP cannot account for {event} under '{adjacency.value}': {error}") from error
-    return np.array(accountant.rdp, dtype=np.float64)
+    return np.maximum(np.array(accountant.rdp, dtype=np.float64), 0.0) + _ROUNDING
 
 
 @contextlib.contextmanager

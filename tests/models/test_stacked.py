@@ -55,7 +55,7 @@ def test_frozen_a_is_not_updated() -> None:
 
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_stacked_copies_of_one_adapter_give_the_models_own_logits(use_rslora: bool) -> None:
-    model = small_gpt2(LoraSettings(rank=2, use_rslora=use_rslora))
+    model = small_gpt2(LoraSettings(rank=2, use_rslora=use_rslora, freeze_a=False))
     batch = collate(ragged_units(3))
     adapters = StackedAdapters(model)
     stacked = adapters.stack(trainable_state(model), 3, "cpu")

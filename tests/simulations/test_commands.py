@@ -103,6 +103,14 @@ WRONG = {
     "seed=-1": "seed",
     "noise.source=dice": "noise.source",
     "privacy.epsilon": "privacy.epsilon",
+    "lora.rank=many": "lora.rank",
+    "lora.rank=0": "lora.rank",
+    "seed=1.5": "seed",
+    "tokens.window=1": "window",
+    "split.heldout_users=100000": "heldout",
+    "mechanism.name=../elsewhere": "mechanism.name",
+    "evaluation.users=everybody": "evaluation.users",
+    "resume=/no/such/run": "/no/such/run",
 }
 
 
