@@ -63,5 +63,5 @@ class RunFolder:
         """Draws the plot and prints the table."""
         plot_comparison(self.path / "comparison.png", self.rows, self.rounds)
         self.console.print(results_table(self.rows))
-        self.console.print(FOOTNOTE, highlight=False)
+        self.console.print(FOOTNOTE, highlight=False, soft_wrap=True)
         self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)

@@ -38,7 +38,6 @@ from fedsim_userdp.privacy.descriptions import (
     HyperparameterSearch,
     NoAmplification,
     RecordLevel,
-    Run,
     Unamplified,
     UserWise,
 )
@@ -69,9 +68,7 @@ __all__ = [
     "to_user_level",
 ]
 
-AnyDescription = TypeVar(
-    "AnyDescription", UserWise, RecordLevel, FixedSize, NoAmplification, AdaptiveClipping, HyperparameterSearch
-)
+AnyDescription = TypeVar("AnyDescription", bound=Description)
 
 
 def epsilon(description: Description, delta: float, method: str | None = None) -> float:
@@ -147,7 +144,7 @@ def calibrate(
     """
     target, log_delta = check_epsilon("epsilon", epsilon), math.log(check_delta("delta", delta))
     name = accountants.check_method(description, method)
-    run: Run | HyperparameterSearch = description.run if isinstance(description, AdaptiveClipping) else description
+    run: Description = description.run if isinstance(description, AdaptiveClipping) else description
     noise_multiplier = cache.remembered(
         ("calibrate", repr(run.with_noise_multiplier(1.0)), name, target, log_delta),
         lambda: _least_noise(run, target, log_delta, name),
@@ -192,7 +189,7 @@ def epsilon_per_round(
     return [answers[min(number, cap)] for number in wanted]
 
 
-def _least_noise(run: Run | HyperparameterSearch, target: float, log_delta: float, method: str) -> float:
+def _least_noise(run: Description, target: float, log_delta: float, method: str) -> float:
     """The noise multiplier for a checked target; group privacy starts from the record-level target it implies."""
 
     def epsilon_of(noise_multiplier: float) -> float:

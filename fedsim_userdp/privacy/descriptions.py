@@ -169,6 +169,11 @@ class Composed:
         """Neighbouring relation of every part."""
         return self.parts[0].adjacency
 
+    @property
+    def noise_multiplier(self) -> float:
+        """The least noise multiplier of all parts."""
+        return min(part.noise_multiplier for part in self.parts)
+
     def counted(self) -> list[tuple[Run, int]]:
         """Returns the distinct single releases, and how often each is made."""
         counts: dict[Run, int] = {}

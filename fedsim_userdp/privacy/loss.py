@@ -30,7 +30,8 @@ class Loss:
         """Returns log E[e^(theta loss); loss finite]."""
         exponent = theta * self.values
         peak = float(exponent.max())
-        return peak + math.log(float(self.probs @ np.exp(exponent - peak)))
+        # np.sum, not a BLAS product: here and below, BLAS threads cost more than they bring, the more on a busy machine
+        return peak + math.log(float(np.sum(self.probs * np.exp(exponent - peak))))
 
     def tilted(self, theta: float) -> Floats:
         """Returns probs * e^(theta loss), normalised to one."""
@@ -41,8 +42,8 @@ class Loss:
     def moments(self, theta: float) -> tuple[float, float]:
         """Returns mean and variance of the tilted loss."""
         weights = self.tilted(theta)
-        mean = float(weights @ self.values)
-        return mean, float(weights @ (self.values - mean) ** 2)
+        mean = float(np.sum(weights * self.values))
+        return mean, float(np.sum(weights * (self.values - mean) ** 2))
 
 
 @dataclasses.dataclass(frozen=True)

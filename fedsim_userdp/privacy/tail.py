@@ -41,7 +41,7 @@ class Tail:
         """Returns an upper bound of log delta(epsilon), for epsilon at or above the lowest loss."""
         above = slice(int(np.searchsorted(self.losses, epsilon, side="right")), None)
         excess = self.losses[above] - epsilon
-        total = float(self.density[above] @ (np.exp(-self.theta * excess) * -np.expm1(-excess)))
+        total = float(np.sum(self.density[above] * np.exp(-self.theta * excess) * -np.expm1(-excess)))
         log_finite = self.log_scale - self.theta * epsilon + math.log(total) if total > 0.0 else -math.inf
         return min(float(np.logaddexp(log_finite, self.log_infinite)), 0.0)
 
@@ -117,7 +117,7 @@ def _convolve(
         wrapped = np.bincount(index % size, weights=probs, minlength=size)
         transform = fft.rfft(wrapped)
         spectrum *= transform**count
-        error += count * float(np.linalg.norm(wrapped)) / np.maximum(np.abs(transform), 1e-200)
+        error += count * math.sqrt(float(np.sum(wrapped**2))) / np.maximum(np.abs(transform), 1e-200)
     rounding = _ROUNDING * math.log2(size) * float(np.mean(np.abs(spectrum) * error))
     density = np.roll(fft.irfft(spectrum, size), -(start % size))
     return np.maximum(density, 0.0), rounding

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 
@@ -68,6 +69,7 @@ def _curves(axes: Axes, rows: Sequence[ResultRow], records: Sequence[RoundRecord
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round")
     axes.set_ylabel("perplexity on held-out users")
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,11 +7,12 @@ from rich.table import Table
 
 from fedsim_userdp.report.records import ResultRow
 
-TABLE_WIDTH = 108
-HEADINGS = ("eps", "tight eps", "delta", "noise mult.", "clip norm", "k", "perplexity", "seconds")
+TABLE_WIDTH = 100
+HEADINGS = ("eps", "tight", "delta", "noise", "clip", "k", "perplexity", "seconds")
 FOOTNOTE = """\
-eps: user-level, "none" where there is no user-level guarantee; tight eps: the same run by the tight ELS accountant.
-k: most records of a user.  Perplexity: on held-out users, lower is better; it is not private."""
+eps: user-level epsilon; "none" where there is no user-level guarantee.  tight: user-level epsilon of the
+same run by the tight ELS accountant.  noise: noise multiplier.  clip: clip norm.  k: most records of a user.
+perplexity: on held-out users, lower is better; it is not private."""
 
 
 def result_console() -> Console:

@@ -131,7 +131,8 @@ def test_killed_at_any_byte_it_never_reports_less_than_was_released(path: Path) 
     unsampled = acc.UserWise(4.0, 1.0, 1)
     data = filled(path, 3, unsampled)
     exact = [acc.epsilon(acc.UserWise(4.0, 1.0, n), DELTA) if n else 0.0 for n in range(5)]
-    for size in range(len(data) + 1):
+    ends = [at for at, byte in enumerate(data) if byte == ord("\n")]
+    for size in sorted({*range(0, len(data), 7), *(end + shift for end in ends for shift in (-1, 0, 1))}):
         whole = data[:size].count(b"\n") + (size < len(data) and data[size : size + 1] == b"\n" and size > 0)
         torn = size > 0 and data[size - 1 : size] != b"\n" and data[size : size + 1] != b"\n"
         path.write_bytes(data[:size])

@@ -51,9 +51,9 @@ WORSE = {
     acc.HyperparameterSearch: ("mean_runs",),
 }
 CASES = {
-    "user_wise pld": (USER_WISE, "pld", 30),
+    "user_wise pld": (USER_WISE, "pld", 20),
     "user_wise rdp": (USER_WISE, "rdp", 10),
-    "record_level tight": (RECORD_LEVEL, "tight", 30),
+    "record_level tight": (RECORD_LEVEL, "tight", 20),
     "record_level group": (RECORD_LEVEL, "group", 4),
     "record_level record": (RECORD_LEVEL, "record", 10),
     "no_amplification pld": (UNAMPLIFIED, "pld", 300),
@@ -81,7 +81,7 @@ def worsened(description: acc.Description, attribute: str) -> acc.Description:
     return dataclasses.replace(description, **{attribute: more})
 
 
-def check_monotone(case: str, data: st.DataObject) -> None:
+def check_monotone(case: str, data: st.DataObject, *, wide: bool) -> None:
     """Epsilon does not fall when the run gets worse or delta smaller."""
     descriptions, method, _ = CASES[case]
     run, delta = data.draw(descriptions), data.draw(DELTAS)
@@ -93,7 +93,7 @@ def check_monotone(case: str, data: st.DataObject) -> None:
     assert worse >= spent * (1.0 - SLACK) - 1e-9
 
 
-def check_delta(case: str, data: st.DataObject) -> None:
+def check_delta(case: str, data: st.DataObject, *, wide: bool) -> None:
     """Delta is a probability that does not rise with epsilon, and fits the epsilon that belongs to it."""
     descriptions, method, _ = CASES[case]
     run, epsilon = data.draw(descriptions), data.draw(EPSILONS)
@@ -104,10 +104,17 @@ def check_delta(case: str, data: st.DataObject) -> None:
         assert acc.epsilon(run, delta * 1.01, method) <= epsilon * (1.0 + SLACK) + 1e-9
 
 
-def check_calibration(case: str, data: st.DataObject) -> None:
-    """The calibrated epsilon is between 99% and 100% of the target, or a little less noise already exceeds it."""
+def check_calibration(case: str, data: st.DataObject, *, wide: bool) -> None:
+    """The calibrated epsilon is between 99% and 100% of the target, or a little less noise already exceeds it.
+
+    Rare sampling makes calibration slow, up to a minute near a jump of epsilon: it is tried if `wide`.
+    """
     descriptions, method, _ = CASES[case]
     run, epsilon, delta = data.draw(descriptions), data.draw(EPSILONS), data.draw(spread(1e-8, 1e-4))
+    if not wide and isinstance(run, acc.UserWise | acc.RecordLevel):
+        run = dataclasses.replace(run.first(min(run.num_releases, 1000)), sampling_prob=max(run.sampling_prob, 0.01))
+    if isinstance(run, acc.AdaptiveClipping):
+        run = dataclasses.replace(run, count_stddev=1e6)  # enough for whatever noise the calibration ends with
     try:
         found = acc.calibrate(run, epsilon=epsilon, delta=delta, method=method)
     except acc.AccountingError:
@@ -122,19 +129,17 @@ def check_calibration(case: str, data: st.DataObject) -> None:
 
 CHECKS = {"monotone": check_monotone, "delta": check_delta, "calibration": check_calibration}
 SHARES = {"monotone": 1.0, "delta": 0.3, "calibration": 0.1}
-PAIRS = [
-    (check, case) for check in CHECKS for case in CASES if (check, case) != ("calibration", "adaptive_clipping pld")
-]
+PAIRS = [(check, case) for check in CHECKS for case in CASES]
 
 
 @pytest.mark.parametrize(("check", "case"), PAIRS)
 def test_sampled_inputs(check: str, case: str) -> None:
-    number = max(3, int(SHARES[check] * CASES[case][2]))
+    number = max(2, int(SHARES[check] * CASES[case][2]))
 
     @examples(number)
     @given(st.data())
     def run(data: st.DataObject) -> None:
-        CHECKS[check](case, data)
+        CHECKS[check](case, data, wide=False)
 
     run()
 
@@ -145,12 +150,12 @@ def test_a_thousand_inputs(check: str, case: str) -> None:
     @examples(1000, fixed=False)
     @given(st.data())
     def run(data: st.DataObject) -> None:
-        CHECKS[check](case, data)
+        CHECKS[check](case, data, wide=True)
 
     run()
 
 
-@examples(10)
+@examples(5)
 @given(RECORD_LEVEL, DELTAS)
 def test_tight_is_never_above_group(run: acc.RecordLevel, delta: float) -> None:
     assert acc.epsilon(run, delta, "tight") <= acc.epsilon(run, delta, "group") * (1.0 + SLACK) + 1e-9

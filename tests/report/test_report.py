@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ ROUNDS = [record("user_wise", 0, 300.0), record("user_wise", 1, None), record("u
 
 def test_table_fits_and_says_where_there_is_no_user_level_guarantee() -> None:
     console = Console(width=TABLE_WIDTH, record=True)
-    console.print(results_table(ROWS))
+    longest = replace(row("example_level_tight", 7.99), unit="record", epsilon_tight=46.78, seconds=1234.0)
+    console.print(results_table([*ROWS, longest]))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= TABLE_WIDTH
     assert "7.99" in next(line for line in lines if "user_wise" in line)
