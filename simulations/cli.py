@@ -12,6 +12,7 @@ from simulations.process import prepare_process
 COMMANDS = {
     "compare": ("simulations.compare", "train with every mechanism at one user-level budget and compare"),
     "run": ("simulations.run", "train with one mechanism"),
+    "budget": ("simulations.budget", "plan the noise for a user-level budget, without data or model"),
     "pretrain": ("simulations.pretrain", "make the bundled tiny model again from public text"),
 }
 

@@ -22,7 +22,7 @@ Every number is an upper bound. Random sources, finite precision of the noise an
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def calibrate(
         lambda: _least_noise(run, target, log_delta, name),
         worth=_is_slow(description),
     )
-    return description.with_noise_multiplier(noise_multiplier)
+    return cast(AnyDescription, description.with_noise_multiplier(noise_multiplier))
 
 
 def epsilon_per_round(

@@ -1,0 +1,163 @@
+"""What `fedsim budget` says: a table, sentences, and the files `budget.csv` and `budget.json`."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from fedsim_userdp.privacy.planning import BudgetRow, BudgetSetting
+from fedsim_userdp.report.files import write_csv, write_json
+
+LEGEND = """\
+sigma: noise multiplier.  batch: expected units averaged in a round.  noise: stddev of the noise on that
+mean, in each coordinate.  eps: user-level epsilon, recomputed.  tight: the same run by the tight ELS
+accountant.  tie: how many times smaller the user-wise clip norm must be for equal noise."""
+_HEADINGS = {"records_per_user": "k", "num_users": "users", "sampling_prob": "q"}
+TIE = 0.01  # calibration meets its target within 1%, so that a smaller difference in noise says nothing
+
+
+def budget_table(plans: Sequence[Sequence[BudgetRow]], axis: str | None = None) -> Table:
+    """Returns the plans as a table, a section for each; a dash stands for "does not apply".
+
+    Args:
+        plans: Rows of `planning.plan`, one list for each value that was swept.
+        axis: What was swept, as the first column; None for a single setting.
+    """
+    table = Table()
+    if axis is not None:
+        table.add_column(_HEADINGS.get(axis, axis), justify="right", no_wrap=True)
+    table.add_column("mechanism", no_wrap=True)
+    for heading in ("sigma", "clip", "batch", "noise", "eps", "tight", "tie"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for rows in plans:
+        for position, row in enumerate(rows):
+            first = [] if axis is None else [f"{axis_value(row, axis):g}" if position == 0 else ""]
+            table.add_row(*first, *_cells(row))
+        table.add_section()
+    return table
+
+
+def axis_value(row: BudgetRow, axis: str) -> float:
+    """Returns the row's value on one of `planning.AXES`."""
+    return float(getattr(row, "epsilon_target" if axis == "epsilon" else axis))
+
+
+def setting_in_words(setting: BudgetSetting, axis: str | None = None) -> str:
+    """Returns the setting as one line, without what is swept."""
+    swept = {axis, "sampling_prob"} if axis == "cohort" else {axis, "cohort"} if axis == "sampling_prob" else {axis}
+    delta = setting.user_level_delta
+    parts = {
+        "epsilon": f"epsilon {setting.epsilon:g}",
+        "delta": "delta num_users^-1.1" if axis == "num_users" and setting.delta is None else f"delta {delta:.2g}",
+        "num_users": f"{setting.num_users} users",
+        "records_per_user": f"k = {setting.records_per_user} records of each",
+        "rounds": f"{setting.rounds} rounds",
+        "cohort": f"cohort {setting.expected_cohort:g}",
+        "sampling_prob": f"sampling_prob {setting.probability:.3g}",
+    }
+    if axis == "num_users":  # one of the two follows from the other and from what is swept
+        swept.add("sampling_prob" if setting.sampling_prob is None else "cohort")
+    return "user level: " + ", ".join(text for name, text in parts.items() if name not in swept)
+
+
+def in_words(rows: Sequence[BudgetRow]) -> list[str]:
+    """Returns what one plan says: who adds less noise at equal clip norm, by how much, and why clip norms differ.
+
+    Args:
+        rows: Of `planning.plan`.
+    """
+    sentences = [f"{row.mechanism} has no answer: {row.problem}." for row in rows if row.problem]
+    noise = {row.mechanism: row.noise_per_clip for row in rows if row.noise_per_clip is not None}
+    if len(noise) < 2:
+        return sentences
+    best = min(noise, key=lambda name: noise[name])
+    others = " and ".join(f"{value:.3g} ({name})" for name, value in noise.items() if name != best)
+    if max(noise.values()) <= (1 + TIE) * noise[best]:
+        sentences.append(f"At equal clip norm all add the same noise to the mean, {noise[best]:.3g} * clip_norm.")
+    else:
+        sentences.append(
+            f"At equal clip norm {best} adds the least noise to the mean: {noise[best]:.3g} * clip_norm, against {others}."
+        )
+    k = rows[0].records_per_user
+    if k == 1:
+        return [*sentences, "With k = 1 a user is one record, and the mechanisms differ in name only."]
+    return [*sentences, *(_tie(row) for row in rows if row.tie_ratio is not None), _why(rows, k), *_as_set(rows)]
+
+
+def sweep_in_words(plans: Sequence[Sequence[BudgetRow]], axis: str) -> list[str]:
+    """Returns what a sweep says: the sentences of its last value, and who adds less noise over the whole axis."""
+    ratios = [(axis_value(row, axis), row) for rows in plans for row in rows if row.mechanism == "example_level_tight"]
+    ties = [f"{row.tie_ratio:.2f} at {value:g}" for value, row in ratios if row.tie_ratio is not None]
+    overall = f"To tie with example_level_tight, the user-wise clip norm must be smaller by a factor, over {axis}, of "
+    problems = [
+        f"{axis}={axis_value(row, axis):g}: {row.mechanism} has no answer: {row.problem}."
+        for rows in plans[:-1]
+        for row in rows
+        if row.problem
+    ]
+    last = [f"At {axis}={axis_value(plans[-1][0], axis):g}:", *in_words(plans[-1])]
+    return [*problems, *([overall + ", ".join(ties) + "."] if ties else []), *last]
+
+
+def write_budget(
+    folder: Path, setting: BudgetSetting, plans: Sequence[Sequence[BudgetRow]], axis: str | None, words: Sequence[str]
+) -> None:
+    """Writes `budget.csv` (the rows) and `budget.json` (setting, swept axis, rows and sentences)."""
+    rows = [dataclasses.asdict(row) for rows in plans for row in rows]
+    write_csv(folder / "budget.csv", [field.name for field in dataclasses.fields(BudgetRow)], rows)
+    write_json(
+        folder / "budget.json",
+        {"setting": dataclasses.asdict(setting), "axis": axis, "in_words": list(words), "rows": rows},
+    )
+
+
+def _cells(row: BudgetRow) -> list[str]:
+    """The row's cells."""
+
+    def cell(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    return [
+        row.mechanism,
+        cell(row.noise_multiplier, ".4g"),
+        f"{row.clip_norm:g}",
+        f"{row.expected_units:.4g} {row.unit}s",
+        cell(row.noise_stddev, ".3g"),
+        cell(row.epsilon, ".3f"),
+        cell(row.epsilon_tight, ".3f"),
+        cell(row.tie_ratio, ".3f"),
+    ]
+
+
+def _tie(row: BudgetRow) -> str:
+    """How the user-wise clip norm compares with a record-level mechanism's at equal noise."""
+    ratio = row.tie_ratio or math.nan
+    if abs(ratio - 1) <= TIE:
+        return f"user_wise ties with {row.mechanism} at equal clip norm (ratio {ratio:.3f})."
+    if ratio < 1:
+        return f"user_wise has less noise than {row.mechanism} even at a clip norm up to {1 / ratio:.2f} times larger."
+    return f"user_wise ties with {row.mechanism} when its clip norm is {ratio:.2f} times smaller, and has less noise below that."
+
+
+def _why(rows: Sequence[BudgetRow], k: int) -> str:
+    """Why clip norms differ, and whether that can be enough."""
+    needed = max((row.tie_ratio for row in rows if row.tie_ratio is not None), default=1.0)
+    why = (
+        f"Clip norms differ because user_wise clips the mean of k = {k} records, which is shorter than one record's "
+        f"gradient: up to about sqrt(k) = {math.sqrt(k):.2f} times where a user's records have little in common, "
+        "hardly at all where they agree"
+    )
+    if needed <= 1 + TIE:
+        return f"{why}; here user_wise needs none of that."
+    return f"{why}; user_wise wins only through that, here where a user's mean is more than {needed:.2f} times shorter."
+
+
+def _as_set(rows: Sequence[BudgetRow]) -> list[str]:
+    """Who adds the least noise with the clip norms as they are set, where these differ."""
+    noise = {row.mechanism: row.noise_stddev for row in rows if row.noise_stddev is not None}
+    if len({row.clip_norm for row in rows}) == 1:
+        return []
+    best = min(noise, key=lambda name: noise[name])
+    return [f"With the clip norms as set, {best} adds the least: {noise[best]:.3g}."]
