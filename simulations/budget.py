@@ -39,7 +39,7 @@ def run_job(config: DictConfig) -> None:
     console.print(report.setting_in_words(setting, axis), highlight=False)
     console.print(report.budget_table(plans, axis))
     for text in (report.LEGEND, "", *words, f"folder: {folder}"):
-        console.print(text, highlight=False, soft_wrap=text.startswith(("folder", "sigma")))
+        console.print(text, highlight=False, markup=False, soft_wrap=text.startswith(("folder", "k:")))
 
 
 def setting_of(config: DictConfig) -> BudgetSetting:

@@ -12,7 +12,7 @@ Source: Chua et al., arXiv 2406.14322; Charles et al., arXiv 2407.07737, who com
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.validation import MAX_RECORDS_PER_USER, check_count, check_delta, check_epsilon, check_real
@@ -107,7 +107,8 @@ class BudgetSetting:
         if axis not in AXES:
             raise ValueError(f"axis must be one of {', '.join(AXES)}, got {axis!r}")
         other = {"cohort": "sampling_prob", "sampling_prob": "cohort"}.get(axis)
-        return dataclasses.replace(self, **{axis: value}, **({other: None} if other else {}))
+        changes: dict[str, Any] = {axis: value, **({other: None} if other else {})}
+        return dataclasses.replace(self, **changes)
 
 
 @dataclasses.dataclass(frozen=True)

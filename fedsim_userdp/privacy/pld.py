@@ -67,7 +67,7 @@ def log_delta(composition: Composition, epsilon: float) -> float:
     """
     question = DeltaAt(epsilon)
     bound = min(_plans(prepare_all(composition, MIN_LOG_DELTA), question)[0].bound, 0.0)
-    value, level = bound, bound - _LOG_GAIN
+    value, level = 0.99 * bound, bound - _LOG_GAIN  # the bound is from rough tables: 1% of its log for safety
     while level > MIN_LOG_DELTA:
         releases = prepare_all(composition, level)
         plans = _plans(releases, question)

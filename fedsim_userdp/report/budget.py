@@ -11,9 +11,10 @@ from fedsim_userdp.privacy.planning import BudgetRow, BudgetSetting
 from fedsim_userdp.report.files import write_csv, write_json
 
 LEGEND = """\
-sigma: noise multiplier.  batch: expected units averaged in a round.  noise: stddev of the noise on that
-mean, in each coordinate.  eps: user-level epsilon, recomputed.  tight: the same run by the tight ELS
-accountant.  tie: how many times smaller the user-wise clip norm must be for equal noise."""
+k: records of every user.  q: sampling probability.  sigma: noise multiplier.  clip: clip norm.
+batch: expected units averaged in a round.  noise: stddev of the noise on that mean, in each coordinate.
+eps: user-level epsilon, recomputed.  tight: the same by the tight ELS accountant.
+tie: how many times smaller the user-wise clip norm must be for equal noise."""
 _HEADINGS = {"records_per_user": "k", "num_users": "users", "sampling_prob": "q"}
 TIE = 0.01  # calibration meets its target within 1%, so that a smaller difference in noise says nothing
 
@@ -52,10 +53,10 @@ def setting_in_words(setting: BudgetSetting, axis: str | None = None) -> str:
         "epsilon": f"epsilon {setting.epsilon:g}",
         "delta": "delta num_users^-1.1" if axis == "num_users" and setting.delta is None else f"delta {delta:.2g}",
         "num_users": f"{setting.num_users} users",
-        "records_per_user": f"k = {setting.records_per_user} records of each",
+        "records_per_user": f"k = {setting.records_per_user}",
         "rounds": f"{setting.rounds} rounds",
         "cohort": f"cohort {setting.expected_cohort:g}",
-        "sampling_prob": f"sampling_prob {setting.probability:.3g}",
+        "sampling_prob": f"q = {setting.probability:.3g}",
     }
     if axis == "num_users":  # one of the two follows from the other and from what is swept
         swept.add("sampling_prob" if setting.sampling_prob is None else "cohort")
@@ -72,18 +73,12 @@ def in_words(rows: Sequence[BudgetRow]) -> list[str]:
     noise = {row.mechanism: row.noise_per_clip for row in rows if row.noise_per_clip is not None}
     if len(noise) < 2:
         return sentences
-    best = min(noise, key=lambda name: noise[name])
-    others = " and ".join(f"{value:.3g} ({name})" for name, value in noise.items() if name != best)
-    if max(noise.values()) <= (1 + TIE) * noise[best]:
-        sentences.append(f"At equal clip norm all add the same noise to the mean, {noise[best]:.3g} * clip_norm.")
+    sentences.append(_least(noise))
+    if rows[0].records_per_user == 1:
+        why = ["With k = 1 a user is one record, and the mechanisms differ in name only."]
     else:
-        sentences.append(
-            f"At equal clip norm {best} adds the least noise to the mean: {noise[best]:.3g} * clip_norm, against {others}."
-        )
-    k = rows[0].records_per_user
-    if k == 1:
-        return [*sentences, "With k = 1 a user is one record, and the mechanisms differ in name only."]
-    return [*sentences, *(_tie(row) for row in rows if row.tie_ratio is not None), _why(rows, k), *_as_set(rows)]
+        why = [*(_tie(row) for row in rows if row.tie_ratio is not None), _why(rows[-1])]
+    return [*sentences, *why, *_as_set(rows)]
 
 
 def sweep_in_words(plans: Sequence[Sequence[BudgetRow]], axis: str) -> list[str]:
@@ -123,7 +118,7 @@ def _cells(row: BudgetRow) -> list[str]:
         row.mechanism,
         cell(row.noise_multiplier, ".4g"),
         f"{row.clip_norm:g}",
-        f"{row.expected_units:.4g} {row.unit}s",
+        f"{row.expected_units:{',.0f' if row.expected_units >= 100 else '.3g'}} {row.unit}s",
         cell(row.noise_stddev, ".3g"),
         cell(row.epsilon, ".3f"),
         cell(row.epsilon_tight, ".3f"),
@@ -131,27 +126,44 @@ def _cells(row: BudgetRow) -> list[str]:
     ]
 
 
+def _least(noise: dict[str, float]) -> str:
+    """Who adds the least noise at equal clip norm, from the noise at clip norm 1."""
+    least = min(noise.values())
+    best = [name for name, value in noise.items() if value <= (1 + TIE) * least]
+    others = " and ".join(f"{value:.3g} ({name})" for name, value in noise.items() if name not in best)
+    if not others:
+        return f"At equal clip norm all add the same noise to the mean, {least:.3g} * clip_norm."
+    who = f"{best[0]} adds" if len(best) == 1 else f"{' and '.join(best)} add"
+    return f"At equal clip norm {who} the least noise to the mean: {least:.3g} * clip_norm, against {others}."
+
+
 def _tie(row: BudgetRow) -> str:
     """How the user-wise clip norm compares with a record-level mechanism's at equal noise."""
-    ratio = row.tie_ratio or math.nan
+    ratio, name = row.tie_ratio or math.nan, row.mechanism
     if abs(ratio - 1) <= TIE:
-        return f"user_wise ties with {row.mechanism} at equal clip norm (ratio {ratio:.3f})."
+        return f"user_wise ties with {name} at equal clip norm."
     if ratio < 1:
-        return f"user_wise has less noise than {row.mechanism} even at a clip norm up to {1 / ratio:.2f} times larger."
-    return f"user_wise ties with {row.mechanism} when its clip norm is {ratio:.2f} times smaller, and has less noise below that."
-
-
-def _why(rows: Sequence[BudgetRow], k: int) -> str:
-    """Why clip norms differ, and whether that can be enough."""
-    needed = max((row.tie_ratio for row in rows if row.tie_ratio is not None), default=1.0)
-    why = (
-        f"Clip norms differ because user_wise clips the mean of k = {k} records, which is shorter than one record's "
-        f"gradient: up to about sqrt(k) = {math.sqrt(k):.2f} times where a user's records have little in common, "
-        "hardly at all where they agree"
+        return f"user_wise has less noise than {name} even at a clip norm up to {1 / ratio:.2f} times larger."
+    return (
+        f"user_wise ties with {name} where its clip norm is {ratio:.2f} times smaller, and has less noise below that."
     )
+
+
+def _why(tight: BudgetRow) -> str:
+    """Why clip norms differ, and whether that can make up for the noise of user-wise DP-SGD against tight ELS."""
+    shrinkage, needed = math.sqrt(tight.records_per_user), tight.tie_ratio
+    why = (
+        f"Why clip norms differ: user_wise clips the mean of k = {tight.records_per_user} records, which is shorter "
+        f"than one record's gradient, about sqrt(k) = {shrinkage:.2f} times where a user's records have nothing in "
+        "common, not at all where they agree."
+    )
+    if needed is None:
+        return why
     if needed <= 1 + TIE:
-        return f"{why}; here user_wise needs none of that."
-    return f"{why}; user_wise wins only through that, here where a user's mean is more than {needed:.2f} times shorter."
+        return f"{why} Here any such shrinkage is a gain for user_wise."
+    if needed <= shrinkage:
+        return f"{why} user_wise wins only through that: where a user's mean is over {needed:.2f} times shorter."
+    return f"{why} Here {needed:.2f} times are needed, more than averaging gives: example_level_tight has less noise."
 
 
 def _as_set(rows: Sequence[BudgetRow]) -> list[str]:
@@ -160,4 +172,4 @@ def _as_set(rows: Sequence[BudgetRow]) -> list[str]:
     if len({row.clip_norm for row in rows}) == 1:
         return []
     best = min(noise, key=lambda name: noise[name])
-    return [f"With the clip norms as set, {best} adds the least: {noise[best]:.3g}."]
+    return [f"With the clip norms as set, {best} adds the least noise: {noise[best]:.3g}."]

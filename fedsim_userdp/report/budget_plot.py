@@ -61,7 +61,11 @@ def _noise(axes: Axes, plans: Sequence[Sequence[BudgetRow]], axis: str) -> None:
         if points:
             label = f"{name} (clip norm {rows[0].clip_norm:g})"
             axes.plot(*zip(*points, strict=True), color=COLOURS[name], marker=".", label=label)
-    axes.set_yscale("log")
+    shown = [row.noise_stddev for rows in plans for row in rows if row.noise_stddev is not None]
+    if shown and max(shown) >= 10 * min(shown):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0.0)
     axes.set_ylabel(_NOISE)
     axes.legend(frameon=False, fontsize=8)
 
