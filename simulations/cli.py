@@ -2,10 +2,9 @@
 
 import contextlib
 import importlib
-import io
 import os
 import sys
-from typing import TextIO
+from typing import TextIO, cast
 
 from simulations.process import prepare_process
 
@@ -58,7 +57,7 @@ def run_command(name: str, arguments: list[str]) -> int:
 
     try:
         sys.argv = [f"fedsim {name}", *continued_arguments(arguments)]
-        with contextlib.redirect_stderr(_WithoutPreamble(sys.stderr)):
+        with contextlib.redirect_stderr(cast(TextIO, _WithoutPreamble(sys.stderr))):
             importlib.import_module(COMMANDS[name][0]).main()
     except BrokenPipeError:
         return 0
@@ -70,7 +69,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     return 0
 
 
-class _WithoutPreamble(io.TextIOBase):
+class _WithoutPreamble:
     """A stream that drops the line with which Hydra precedes an error that we say in our own words."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -80,17 +79,9 @@ class _WithoutPreamble(io.TextIOBase):
         """Writes everything but that line."""
         return len(text) if text.startswith("Error executing job with overrides") else self._stream.write(text)
 
-    def flush(self) -> None:
-        """Flushes the stream behind."""
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        """Whether the stream behind is a terminal."""
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        """The file descriptor behind."""
-        return self._stream.fileno()
+    def __getattr__(self, name: str) -> object:
+        """Everything else is the stream's own."""
+        return getattr(self._stream, name)
 
 
 def _stop(message: str) -> None:

@@ -47,8 +47,8 @@ def split_users(store: TokenStore, *, heldout_users: int, validation_users: int 
     away = heldout_users + validation_users
     if away >= store.num_users:
         raise DataError(
-            f"heldout_users ({heldout_users}) and validation_users ({validation_users}) leave nobody to train on: "
-            f"the corpus has {store.num_users} users after dropping; hold out fewer or lower min_words"
+            f"split.heldout_users={heldout_users} and split.validation_users={validation_users} leave nobody to train "
+            f"on: the corpus has {store.num_users} users after dropping; hold out fewer or lower tokens.min_words"
         )
     order = np.argsort(_keyed(np.asarray(store.id_hashes), seed), kind="stable").astype(np.int64)
     parts = (order[away:], order[:heldout_users], order[heldout_users:away])

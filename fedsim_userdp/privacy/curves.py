@@ -13,6 +13,7 @@ from fedsim_userdp.privacy.renyi import epsilon_bound, log_delta_bound, rdp_at_i
 from fedsim_userdp.privacy.roots import crossing
 
 _ALARM = 2e-3
+_SMALL_LOG_DELTA = -30.0
 _MAX_EPSILON = 1e9
 
 
@@ -68,7 +69,8 @@ def checked(exact: Curve, rdp: Floats) -> Curve:
         ceiling = log_delta_bound(rdp, epsilon)
         if ceiling < pld.MIN_LOG_DELTA:
             return ceiling
-        return _at_most(exact.log_delta(epsilon), ceiling, _ALARM if ceiling >= pld.USUAL_LOG_DELTA else math.inf)
+        value = exact.log_delta(epsilon)
+        return min(value, ceiling) if ceiling < _SMALL_LOG_DELTA else _at_most(value, ceiling, _ALARM)
 
     return Curve(epsilon=epsilon, log_delta=log_delta)
 

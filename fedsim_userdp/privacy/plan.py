@@ -33,6 +33,9 @@ class Question(Protocol):
     def scale(self, value: float) -> float:
         """Returns what a change of the answer is compared with."""
 
+    def may_be_loose(self, value: float) -> bool:
+        """Returns whether any upper bound will do, because delta is so small that nobody reports it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EpsilonAt:
@@ -60,6 +63,10 @@ class EpsilonAt:
         """Returns epsilon, kept off zero."""
         return max(value, 1e-9)
 
+    def may_be_loose(self, value: float) -> bool:
+        """Returns whether delta is below e^-60: group privacy of many records asks for that, and RDP is at hand."""
+        return math.isfinite(value) and self.target < -60.0
+
 
 @dataclasses.dataclass(frozen=True)
 class DeltaAt:
@@ -86,6 +93,10 @@ class DeltaAt:
     def scale(self, value: float) -> float:
         """Returns 2: a change of log delta is a relative change of delta already."""
         return 2.0
+
+    def may_be_loose(self, value: float) -> bool:
+        """Returns whether delta is below e^-30, that is 1e-13."""
+        return value < -30.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,7 @@ def log_delta(composition: Composition, epsilon: float) -> float:
         epsilon: In [0, inf).
 
     Returns:
-        The larger of the log deltas of removing and of adding the user, in [-640, 0]. Below -60 it may be looser.
+        The larger of the log deltas of removing and of adding the user, in [-640, 0]. Below -30 it may be looser.
 
     Raises:
         AccountingError: No affordable grid settles the answer to 1%.
@@ -113,14 +113,14 @@ def _worse_direction(releases: Releases, question: Question, plans: list[Plan]) 
 def _settle(releases: Releases, question: Question, plan: Plan) -> tuple[float, Plan]:
     """The answer in one direction on a grid fine enough, and that grid."""
     values, changes = [math.inf], [math.inf]
-    is_usual = question.log_delta(plan.bound) >= USUAL_LOG_DELTA
-    while plan.num_points <= (_MAX_GRID if is_usual or len(values) == 1 else _MAX_GRID_UNUSUAL):
+    max_grid = _MAX_GRID if question.log_delta(plan.bound) >= USUAL_LOG_DELTA else _MAX_GRID_UNUSUAL
+    while plan.num_points <= (max_grid if len(values) > 1 else _MAX_GRID):
         values.append(min(_ask(releases, question, plan), values[-1]))
         changes.append((values[-2] - values[-1]) / question.scale(values[-1]))
         if changes[-1] <= _TOLERANCE and changes[-2] <= 8.0 * _TOLERANCE:
             return values[-1], plan
         plan = plan.refined()
-    if changes[-1] <= _LARGEST_DOUBT or (len(values) > 1 and not is_usual):
+    if changes[-1] <= _LARGEST_DOUBT or question.may_be_loose(values[-1]):
         return values[-1], plan
     raise AccountingError(f"the privacy loss does not settle within 1% on a grid of {_MAX_GRID} points")
 

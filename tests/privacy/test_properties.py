@@ -99,7 +99,7 @@ def check_delta(case: str, data: st.DataObject, *, wide: bool) -> None:
     run, epsilon = data.draw(descriptions), data.draw(EPSILONS)
     delta = acc.delta(run, epsilon, method)
     assert 0.0 < delta <= 1.0
-    assert acc.delta(run, 1.3 * epsilon, method) <= delta * (1.0 + 2 * SLACK)
+    assert acc.delta(run, 1.3 * epsilon, method) <= max(delta * (1.0 + 2 * SLACK), 1e-13)  # below, any bound will do
     if 1e-10 < delta < 1e-2:
         assert acc.epsilon(run, delta * 1.01, method) <= epsilon * (1.0 + SLACK) + 1e-9
 
