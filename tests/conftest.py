@@ -1,10 +1,16 @@
 """Small models and users that every test can afford."""
 
 import os
+import sys
+
+import absl.logging
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+# dp_accounting brings absl, whose handler closes its stream when Hydra sets up logging: never pytest's captured one.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 import numpy as np
 import pytest

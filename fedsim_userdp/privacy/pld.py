@@ -22,6 +22,7 @@ MIN_LOG_DELTA = -640.0  # smaller deltas underflow in the normal tails
 USUAL_LOG_DELTA = -60.0  # below, only large groups of records ask, and a loose bound after less work will do
 _TOLERANCE = 5e-4
 _LARGEST_DOUBT = 1e-2
+_SMALL = 0.1  # of an epsilon: below, doubt is measured against this
 _LOG_GAIN = 8.0  # what Chernoff's bound usually gives away
 _LOG_TRUNCATION = -12.0  # mass that truncation makes infinite, relative to delta
 _MAX_GRID = 1 << 21
@@ -40,7 +41,8 @@ def epsilon(composition: Composition, log_delta: float) -> float:
         looser than that.
 
     Raises:
-        AccountingError: delta is too small for double precision, or no affordable grid settles the answer to 1%.
+        AccountingError: delta is too small for double precision, or no affordable grid settles the answer to 1%
+            or 0.001.
     """
     if sum(count * mixture.distance() for mixture, count in composition) <= math.exp(log_delta):
         return 0.0
@@ -116,11 +118,12 @@ def _settle(releases: Releases, question: Question, plan: Plan) -> tuple[float, 
     max_grid = _MAX_GRID if question.log_delta(plan.bound) >= USUAL_LOG_DELTA else _MAX_GRID_UNUSUAL
     while plan.num_points <= (max_grid if len(values) > 1 else _MAX_GRID):
         values.append(min(_ask(releases, question, plan), values[-1]))
-        changes.append((values[-2] - values[-1]) / question.scale(values[-1]))
-        if changes[-1] <= _TOLERANCE and changes[-2] <= 8.0 * _TOLERANCE:
+        changes.append(values[-2] - values[-1])
+        allowed = _TOLERANCE * question.scale(values[-1])
+        if changes[-1] <= allowed and changes[-2] <= 8.0 * allowed:
             return values[-1], plan
         plan = plan.refined()
-    if changes[-1] <= _LARGEST_DOUBT or question.may_be_loose(values[-1]):
+    if changes[-1] <= _LARGEST_DOUBT * max(question.scale(values[-1]), _SMALL) or question.may_be_loose(values[-1]):
         return values[-1], plan
     raise AccountingError(f"the privacy loss does not settle within 1% on a grid of {_MAX_GRID} points")
 
