@@ -9,9 +9,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
-# dp_accounting brings absl, whose handler closes its stream when Hydra sets up logging: never pytest's captured one.
-absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
-
 import numpy as np
 import pytest
 import torch
@@ -20,6 +17,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora, lora_layers
 from fedsim_userdp.training.batches import Unit
+
+# dp_accounting brings absl, whose handler closes its stream when Hydra sets up logging: never pytest's captured one.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 VOCABULARY = 40
 
