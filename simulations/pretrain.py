@@ -175,9 +175,11 @@ def save(
     tokenizer: PreTrainedTokenizerFast,
     record: dict[str, object],
 ) -> None:
-    """Writes half-precision safetensors, the tokenizer and the record of how the model was made."""
+    """Writes half-precision safetensors that load as float32, the tokenizer and the record of how it was made."""
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

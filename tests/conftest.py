@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora, lora_layers
+from fedsim_userdp.models.adapters import LoraSettings, attach_lora, factors, lora_layers
 from fedsim_userdp.training.batches import Unit
 
 # dp_accounting brings absl, whose handler closes its stream when Hydra sets up logging: never pytest's captured one.
@@ -48,7 +48,7 @@ def _with_adapter(base: torch.nn.Module, lora: LoraSettings | None) -> PeftModel
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in lora_layers(model).values():
-            layer.lora_B["default"].weight.normal_(0, 0.1, generator=generator)
+            factors(layer)[1].normal_(0, 0.1, generator=generator)
     return model
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fedsim_userdp.models.dropout import AddressedDropout
+from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.privacy.streams import numpy_generator
 
 ADAPTER = "default"
@@ -24,13 +26,16 @@ class LoraSettings:
         rank: inner dimension of each factor pair, at least 1.
         alpha: the product of the factors is scaled by alpha / rank (alpha / sqrt(rank) with `use_rslora`).
         target_modules: names of the layers to adapt, or "all-linear".
+        dropout: probability with which a feature of a layer's input is hidden from its factors, in [0, 1).
         use_rslora: rank-stabilised scaling.
-        freeze_a: train B only (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313), so that averaging is exact.
+        freeze_a: train only the factor that starts from 0, B of a linear layer (FFA-LoRA, Sun et al. 2024,
+            arXiv 2403.12313), so that averaging is exact.
     """
 
     rank: int = 8
     alpha: float = 8.0
     target_modules: str | tuple[str, ...] = "all-linear"
+    dropout: float = 0.0
     use_rslora: bool = False
     freeze_a: bool = True
 
@@ -39,36 +44,58 @@ class LoraSettings:
             raise ValueError(f"lora.rank={self.rank} must be at least 1")
         if not self.alpha > 0:
             raise ValueError(f"lora.alpha={self.alpha} must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout={self.dropout} must lie in [0, 1)")
 
 
 def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
-    """Returns `base` with a fresh LoRA adapter, everything else frozen; A is drawn from (seed, "init"), B is 0."""
+    """Returns `base` with a fresh LoRA adapter, everything else frozen.
+
+    The first factor is drawn from (seed, "init"), the second is 0, so that the adapter does nothing yet.
+
+    Raises:
+        ModelError: when no layer of the model is called as `target_modules` says.
+    """
     targets = settings.target_modules
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=targets if isinstance(targets, str) else list(targets),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
+        lora_dropout=settings.dropout,
         use_rslora=settings.use_rslora,
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, config)
-    initialise(model, seed)
-    if settings.freeze_a:
-        for layer in lora_layers(model).values():
-            layer.lora_A[ADAPTER].weight.requires_grad_(False)
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        raise ModelError(f"lora.target_modules={targets}: {error}") from error
+    for name, layer in lora_layers(model).items():
+        drawn, zero = factors(layer)
+        _initialise(drawn, zero, seed, name)
+        drawn.requires_grad_(not settings.freeze_a)
+        if settings.dropout:
+            layer.lora_dropout[ADAPTER] = AddressedDropout(settings.dropout, seed, name)
     return model
 
 
-def initialise(model: PeftModel, seed: int) -> None:
-    """Sets A as PEFT does, uniform within +-1/sqrt(in), from an addressed generator; sets B to 0."""
-    for name, layer in lora_layers(model).items():
-        weight = layer.lora_A[ADAPTER].weight
-        bound = 1 / math.sqrt(weight.shape[1])
-        drawn = numpy_generator(seed, "init", user=name).uniform(-bound, bound, size=tuple(weight.shape))
-        with torch.no_grad():
-            weight.copy_(torch.from_numpy(drawn))
-            layer.lora_B[ADAPTER].weight.zero_()
+def factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
+    """Returns the factor that starts from random numbers and the one that starts from 0, as PEFT has it.
+
+    They are A and B; of an embedding, B and A.
+    """
+    if ADAPTER in layer.lora_embedding_A:
+        return layer.lora_embedding_B[ADAPTER], layer.lora_embedding_A[ADAPTER]
+    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+
+
+def _initialise(drawn: nn.Parameter, zero: nn.Parameter, seed: int, name: str) -> None:
+    """Sets one factor uniform within +-1/sqrt(inputs) from an addressed generator, the other to 0."""
+    bound = 1 / math.sqrt(math.prod(drawn.shape[1:]))
+    numbers = numpy_generator(seed, "init", user=name).uniform(-bound, bound, size=tuple(drawn.shape))
+    with torch.no_grad():
+        drawn.copy_(torch.from_numpy(numbers))
+        zero.zero_()
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:

@@ -5,15 +5,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from fedsim_userdp.models.activations import checkpoint_activations
+from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.models.gguf import converted, packaged_gguf
+from fedsim_userdp.privacy.cache import directory
+
 TINY_MODEL = Path(__file__).parent / "tiny_gpt2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class ModelError(ValueError):
-    """A model that cannot be had or used, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -22,25 +24,44 @@ class ModelSource:
 
     Attributes:
         name: label in tables and files.
-        path: a local folder in Hugging Face's format, a name on the Hugging Face Hub, or None for the bundled
-            tiny GPT-2.
+        path: a local folder in Hugging Face's format, a GGUF file, a name on the Hugging Face Hub, or None for
+            `package`.
+        package: an installed package that holds a GGUF file; None for the bundled tiny GPT-2.
         dtype: "float32" or "bfloat16".
         device: "auto" (CUDA, else Apple MPS, else CPU), "cpu", "cuda" or "mps".
+        activation_checkpointing: compute each block's activations again in the backward pass, to save memory.
+        cache_dir: where converted GGUF files are kept; None for the package's cache folder.
     """
 
     name: str = "tiny"
     path: str | None = None
+    package: str | None = None
     dtype: str = "float32"
     device: str = "auto"
+    activation_checkpointing: bool = False
+    cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ModelError(f"model.dtype={self.dtype} is unknown; expected one of {', '.join(DTYPES)}")
 
-    @property
+    @cached_property
     def location(self) -> str:
-        """The folder or Hub name that is loaded."""
-        return str(TINY_MODEL) if self.path is None else str(self.path)
+        """The folder or Hub name that is loaded; a GGUF file is converted when this is asked for first.
+
+        Raises:
+            ModelError: when `path` looks like a folder or file but is none, or a GGUF file cannot be converted.
+        """
+        if self.path is None and self.package is None:
+            return str(TINY_MODEL)
+        path = str(packaged_gguf(self.package) if self.path is None and self.package else self.path)
+        looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(".gguf")
+        found = Path(path).expanduser()
+        if looks_local and not found.exists():
+            raise ModelError(f"model.path={path} does not exist: give a model folder, a GGUF file or a Hub name")
+        if found.is_file():
+            return str(converted(found, Path(self.cache_dir) if self.cache_dir else directory()))
+        return str(found) if found.is_dir() else path
 
     @cached_property
     def torch_device(self) -> torch.device:
@@ -53,7 +74,6 @@ class ModelSource:
         Raises:
             ModelError: when there is none at `location`.
         """
-        self._check_location()
         try:
             return AutoTokenizer.from_pretrained(self.location)
         except (OSError, ValueError) as error:
@@ -63,21 +83,27 @@ class ModelSource:
         """Returns the frozen model in eval mode on its device: no dropout, so that results repeat.
 
         Raises:
-            ModelError: when there is no causal language model at `location`.
+            ModelError: when there is no causal language model at `location`, or one whose layers mix users.
         """
-        self._check_location()
         transformers_logging.disable_progress_bar()
         try:
             model = AutoModelForCausalLM.from_pretrained(self.location, dtype=DTYPES[self.dtype])
         except (OSError, ValueError) as error:
             raise ModelError(f"model.path={self.location}: no model to load ({_first_line(error)})") from error
+        refuse_batch_statistics(model, self.location)
+        if self.activation_checkpointing:
+            checkpoint_activations(model)
         return model.to(self.torch_device).eval().requires_grad_(False)
 
-    def _check_location(self) -> None:
-        """Raises ModelError when `path` looks like a folder but is none."""
-        looks_local = self.location.startswith((".", "/", "~")) or self.location.count("/") > 1
-        if looks_local and not Path(self.location).is_dir():
-            raise ModelError(f"model.path={self.location} does not exist: give a model folder or a Hub name")
+
+def refuse_batch_statistics(model: nn.Module, location: str) -> None:
+    """Raises ModelError when a layer normalises over the batch: one user would see others, whatever is clipped."""
+    found = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if found:
+        raise ModelError(
+            f"model.path={location}: {found[0]} normalises over the batch, so that a user's update would depend on "
+            "other users and clipping would bound nothing; replace it by LayerNorm or GroupNorm"
+        )
 
 
 def choose_device(name: str) -> torch.device:

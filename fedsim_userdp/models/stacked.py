@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
 from fedsim_userdp.models.adapters import ADAPTER, lora_layers
@@ -40,24 +40,25 @@ class RowsOfUnits:
         return cls(unit_of_row, len(rows_per_unit), rows_per_unit[0] if same else None)
 
 
+def stack(state: Mapping[str, Tensor], num_units: int, device: torch.device | str) -> dict[str, Tensor]:
+    """Returns `num_units` copies of every tensor of `state`: leaves of shape [units, ...] that take gradients."""
+    return {
+        name: tensor.to(device).unsqueeze(0).repeat(num_units, *[1] * tensor.ndim).requires_grad_()
+        for name, tensor in state.items()
+    }
+
+
 class StackedAdapters:
     """Runs a PEFT model with one adapter per unit; the model itself stays as PEFT made it.
 
-    Assumes: layers see their input as [rows, ..., features] with the rows of the batch in front, and no layer
-    mixes rows (no BatchNorm); `unsupported_layers` names what breaks this.
+    Assumes: every adapted layer is a linear one (`unsupported_layers` names the others) that sees its input as
+    [rows, ..., features] with the rows of the batch in front, and no layer mixes rows.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._layers = lora_layers(model)
         self._trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-
-    def stack(self, state: Mapping[str, Tensor], num_units: int, device: torch.device | str) -> dict[str, Tensor]:
-        """Returns `num_units` copies of every tensor of `state`: leaves of shape [units, ...] that take gradients."""
-        return {
-            name: tensor.to(device).unsqueeze(0).repeat(num_units, *[1] * tensor.ndim).requires_grad_()
-            for name, tensor in state.items()
-        }
 
     @contextmanager
     def using(self, stacked: Mapping[str, Tensor], rows: RowsOfUnits) -> Iterator[nn.Module]:
@@ -81,10 +82,22 @@ class StackedAdapters:
         return stacked[name] if name in self._trainable else own
 
 
+def unsupported_layers(model: nn.Module) -> list[str]:
+    """Returns the adapted layers that the stacked form does not know: all but plain LoRA on Linear and Conv1D."""
+    return [
+        f"{name.rsplit('.', 1)[-1]} ({type(layer.base_layer).__name__})"
+        for name, layer in lora_layers(model).items()
+        if not isinstance(layer, Linear) or layer.lora_variant
+    ]
+
+
 def _stacked_forward(layer: LoraLayer, a: Tensor, b: Tensor, rows: RowsOfUnits, x: Tensor, *args: object) -> Tensor:
     """Returns base(x) + scaling * (x A_u^T) B_u^T with u the unit of each row."""
+    if len(x) != len(rows.unit_of_row):
+        raise ValueError(f"an adapted layer sees {len(x)} rows of the batch's {len(rows.unit_of_row)}")
     base = layer.base_layer(x, *args)
-    low_rank = _per_unit_product(_per_unit_product(x.to(b.dtype), a, rows), b, rows)
+    dropped = layer.lora_dropout[ADAPTER](x.to(b.dtype))
+    low_rank = _per_unit_product(_per_unit_product(dropped, a, rows), b, rows)
     return base + (low_rank * layer.scaling[ADAPTER]).to(base.dtype)
 
 

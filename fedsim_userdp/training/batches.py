@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim_userdp.models.dropout import DropoutRows
 from fedsim_userdp.models.stacked import RowsOfUnits
 
 IGNORED = -100
@@ -26,6 +27,14 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class StepAddress:
+    """Where in a run a gradient is computed; what dropout masks are drawn for."""
+
+    round: int = 0
+    local_step: int = 0
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Some units' records as one padded batch.
 
@@ -42,6 +51,30 @@ class MicroBatch:
     rows: RowsOfUnits
     units: tuple[int, ...]
     num_tokens: int
+
+    def of_unit(self, position: int) -> "MicroBatch":
+        """Returns the batch of one unit alone, given by its place in `units`, without the others' padding."""
+        chosen = self.rows.unit_of_row == position
+        targets = self.targets[chosen]
+        longest = int((targets != IGNORED).sum(1).max())
+        return MicroBatch(
+            input_ids=self.input_ids[chosen, : longest + 1],
+            targets=targets[:, :longest],
+            rows=RowsOfUnits.from_counts([int(chosen.sum())], self.input_ids.device),
+            units=(self.units[position],),
+            num_tokens=int((targets != IGNORED).sum()),
+        )
+
+    def dropout_rows(self, at: StepAddress) -> DropoutRows:
+        """Returns which dropout masks the rows get: those of the unit, and the record's place in it."""
+        positions = self.rows.unit_of_row.tolist()
+        first = {position: row for row, position in reversed(list(enumerate(positions)))}
+        return DropoutRows(
+            round=at.round,
+            local_step=at.local_step,
+            owners=[(self.units[position], row - first[position]) for row, position in enumerate(positions)],
+            lengths=((self.targets != IGNORED).sum(1) + 1).tolist(),
+        )
 
 
 def micro_batches(units: Sequence[Unit], max_tokens: int, device: torch.device | str = "cpu") -> Iterator[MicroBatch]:

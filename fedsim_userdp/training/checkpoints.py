@@ -1,13 +1,17 @@
 """Checkpoints: the adapter, the optimizer and what was noted so far, written whole or not at all.
 
-Everything random is addressed by (seed, stream, round, user), so no generator's state has to be kept.
+Everything random is addressed by (seed, stream, round, user), so no generator's state has to be kept.  A checkpoint is
+safetensors and JSON, sealed by checksums: reading one runs no code, and damage is noticed.
 """
 
+import copy
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-FORMAT = 1
+from fedsim_userdp.data.layout import sync_folder
+from fedsim_userdp.training.errors import CheckpointError, naming
+
+__all__ = ["Checkpoint", "CheckpointError", "CheckpointFolder", "load_optimizer_tensors", "optimizer_tensors"]
+
+FORMAT = 2
 _TENSORS, _NOTES = "state.safetensors", "checkpoint.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be continued from, in one sentence."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,76 +52,108 @@ class CheckpointFolder:
 
     Args:
         path: the folder; made when the first checkpoint is written.
-        config_hash: of the run's configuration; a checkpoint of another one is refused.
+        origin: what a run is besides its state, name to value: a hash of its settings, of its data, versions of the
+            code.  A checkpoint of another origin is refused.
         keep: how many of the latest checkpoints stay, at least 1.
+        allow_changes: whether a checkpoint of another origin is taken all the same, with a warning.
     """
 
-    def __init__(self, path: Path, config_hash: str, keep: int = 2) -> None:
+    def __init__(self, path: Path, origin: Mapping[str, str], keep: int = 2, *, allow_changes: bool = False) -> None:
         if keep < 1:
             raise ValueError(f"checkpoint.keep={keep} must be at least 1")
-        self.path, self.config_hash, self.keep = path, config_hash, keep
+        self.path, self.origin, self.keep, self.allow_changes = path, dict(origin), keep, allow_changes
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint: temporary folder, fsync, rename; then drops those beyond the last `keep`."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        tensors = {f"adapter/{name}": tensor.contiguous() for name, tensor in checkpoint.adapter.items()}
-        tensors |= {f"optimizer/{name}": tensor.contiguous() for name, tensor in checkpoint.optimizer.items()}
-        data = save(tensors)
-        notes = {
-            "format": FORMAT,
-            "round": checkpoint.round,
-            "config_hash": self.config_hash,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "notes": checkpoint.notes,
-        }
-        temporary = self.path / f".round-{checkpoint.round:08d}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        _write_synced(temporary / _TENSORS, data)
-        _write_synced(temporary / _NOTES, json.dumps(notes).encode())
-        final = self._of_round(checkpoint.round)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _sync_folder(self.path)
-        for old in self._complete()[: -self.keep]:
-            shutil.rmtree(old)
-
-    def latest(self) -> Checkpoint | None:
-        """Returns the latest checkpoint that is whole, or None when there is none.
+        """Writes a checkpoint: temporary folder, fsync, rename; then drops all but the last `keep` up to its round.
 
         Raises:
-            CheckpointError: when it belongs to another configuration or format.
+            OSError: when the disk is full or broken, naming the file or folder; earlier checkpoints are as they were.
         """
-        for folder in reversed(self._complete()):
-            if (found := self._read(folder)) is not None:
-                return found
+        with naming(self.path):
+            self._write(checkpoint)
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        """See `write`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        final = self.path / f"round-{checkpoint.round:08d}"
+        temporary, replaced = self.path / f".{final.name}.new", self.path / f".{final.name}.replaced"
+        _drop(self.path.glob(".round-*"))  # left by a process that was killed
+        temporary.mkdir()
+        try:
+            tensors = save(_named(checkpoint))
+            _write_synced(temporary / _TENSORS, tensors)
+            _write_synced(temporary / _NOTES, self._described(checkpoint, tensors))
+            sync_folder(temporary)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)  # room for the rest of the folder
+            raise
+        if final.exists():  # damaged, or the run would have gone on after it
+            final.rename(replaced)
+        temporary.rename(final)
+        sync_folder(self.path)
+        found = self._by_round()
+        older = [folder for round, folder in found.items() if round <= checkpoint.round][: -self.keep]
+        later = [folder for round, folder in found.items() if round > checkpoint.round]
+        _drop([*older, *later, replaced])
+
+    def latest(self) -> Checkpoint | None:
+        """Returns the latest checkpoint that is whole, or None when there is none; damaged ones get a warning.
+
+        Raises:
+            CheckpointError: when it is of another origin or format.
+        """
+        for folder in reversed(self._by_round().values()):
+            try:
+                body, tensors = _read(folder)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+                _log.warning("%s is damaged (%s) and is passed over", folder, error)
+                continue
+            self._check_origin(folder, body)
+            return _restored(folder, body, tensors)
         return None
 
-    def _read(self, folder: Path) -> Checkpoint | None:
-        """The checkpoint in `folder`; None when a file is missing or damaged."""
-        try:
-            data = (folder / _TENSORS).read_bytes()
-            notes = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
-            if hashlib.sha256(data).hexdigest() != notes["sha256"]:
-                return None
-            tensors = load(data)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            return None
-        if notes.get("format") != FORMAT:
-            raise CheckpointError(f"{folder}: format {notes.get('format')} is not this version's {FORMAT}")
-        if notes.get("config_hash") != self.config_hash:
-            raise CheckpointError(f"{folder} belongs to another configuration")
-        return Checkpoint(
-            int(notes["round"]), _under("adapter/", tensors), _under("optimizer/", tensors), notes["notes"]
-        )
+    def exist(self) -> bool:
+        """Returns whether there are checkpoints, damaged ones included."""
+        return bool(self._by_round())
 
-    def _of_round(self, round: int) -> Path:
-        """The folder of a round."""
-        return self.path / f"round-{round:08d}"
+    def _described(self, checkpoint: Checkpoint, tensors: bytes) -> bytes:
+        """The content of the JSON file."""
+        body = {
+            "format": FORMAT,
+            "round": checkpoint.round,
+            "origin": self.origin,
+            "sha256": hashlib.sha256(tensors).hexdigest(),
+            "notes": checkpoint.notes,
+        }
+        return json.dumps({**body, "seal": _seal(body)}).encode()
 
-    def _complete(self) -> list[Path]:
-        """Folders of checkpoints, oldest first; leftovers of a killed process have other names."""
-        return sorted(self.path.glob("round-[0-9]*")) if self.path.is_dir() else []
+    def _check_origin(self, folder: Path, body: Mapping[str, object]) -> None:
+        """Raises CheckpointError, or warns, where a sound checkpoint comes from something else than this run."""
+        if body.get("format") != FORMAT:
+            raise CheckpointError(f"{folder} has format {body.get('format')} instead of this version's {FORMAT}")
+        before = body.get("origin")
+        before = before if isinstance(before, dict) else {}
+        names = sorted(before.keys() | self.origin.keys())
+        changes = [
+            f"{name} was {_short(before.get(name))} and is {_short(self.origin.get(name))}"
+            for name in names
+            if before.get(name) != self.origin.get(name)
+        ]
+        if changes and not self.allow_changes:
+            raise CheckpointError(
+                f"{folder} belongs to something else: {'; '.join(changes)}: go back to what it was, or set "
+                "checkpoint.allow_changes=true to go on all the same"
+            )
+        for change in changes:
+            _log.warning("%s: %s", folder, change)
+
+    def _by_round(self) -> dict[int, Path]:
+        """Folders of checkpoints by round, oldest first; leftovers of a killed process have other names."""
+        found = {}
+        for folder in self.path.iterdir() if self.path.is_dir() else ():
+            if (match := re.fullmatch(r"round-([0-9]{8,10})", folder.name)) and folder.is_dir():
+                found[int(match.group(1))] = folder
+        return dict(sorted(found.items()))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -129,7 +167,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts `optimizer_tensors` back; the optimizer must be over the same parameters in the same order."""
+    """Puts `optimizer_tensors` back; the optimizer must be over the same parameters in the same order.
+
+    Raises:
+        CheckpointError: when they are not what such an optimizer has after a step.
+    """
+    expected = optimizer_tensors(_after_a_step(optimizer))
+    wrong = sorted(expected.keys() ^ tensors.keys()) or [
+        name for name, tensor in expected.items() if tensor.shape != tensors[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"the optimizer's state in the checkpoint does not fit at {', '.join(wrong[:3])}")
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         number, key = name.split(".", 1)
@@ -137,23 +185,76 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _after_a_step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """A copy, over copies of the parameters, that has taken a step along zero."""
+    trial = copy.deepcopy(optimizer)
+    for group in trial.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    trial.step()
+    return trial
+
+
+def _named(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All tensors of a checkpoint under one roof."""
+    tensors = {f"adapter/{name}": tensor.contiguous() for name, tensor in checkpoint.adapter.items()}
+    return tensors | {f"optimizer/{name}": tensor.contiguous() for name, tensor in checkpoint.optimizer.items()}
+
+
+def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The description and the tensors in a folder; raises one of several errors when a file is missing or damaged."""
+    body = json.loads(_content(folder / _NOTES))
+    if not isinstance(body, dict) or body.pop("seal", None) != _seal(body):
+        raise ValueError(f"{_NOTES} does not fit its checksum")
+    data = _content(folder / _TENSORS)
+    if hashlib.sha256(data).hexdigest() != body.get("sha256"):
+        raise ValueError(f"{_TENSORS} does not fit its checksum")
+    return body, load(data)
+
+
+def _restored(folder: Path, body: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """The checkpoint of a sound description."""
+    round, notes = body.get("round"), body.get("notes")
+    if not isinstance(round, int) or folder.name != f"round-{round:08d}" or not isinstance(notes, dict):
+        raise CheckpointError(f"{folder} does not hold the checkpoint of its round")
+    return Checkpoint(round, _under("adapter/", tensors), _under("optimizer/", tensors), notes)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a plain file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path.name}")
+    return path.read_bytes()
+
+
+def _seal(body: Mapping[str, object]) -> str:
+    """A checksum over a description, in hexadecimal."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _short(value: object) -> str:
+    """A value of an origin in a sentence; long digests by their beginning."""
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 20 else f"{text[:12]}..."
+
+
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def _drop(folders: Iterable[Path]) -> None:
+    """Removes folders where there are any; of a link, the link only."""
+    for folder in folders:
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
+        else:
+            folder.unlink(missing_ok=True)
+
+
 def _write_synced(path: Path, data: bytes) -> None:
     """Writes a file and waits until it is on disk."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Waits until the folder's entries are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim_userdp.models.stacked import StackedAdapters
+from fedsim_userdp.models.stacked import stack
 from fedsim_userdp.privacy.clipping import ClippedSum, clip_and_sum
-from fedsim_userdp.training.batches import MicroBatch, Unit, micro_batches
-from fedsim_userdp.training.losses import unit_losses
+from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, micro_batches
+from fedsim_userdp.training.gradients import UnitGradients
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,23 @@ class CohortUpdate:
         clipped: the sum of the units' clipped updates, and counts.
         loss_sum: sum over the units of their mean loss before any local step, in nats.
         num_tokens: predicted tokens, times local steps.
+        num_failed: units whose update could not be computed; they add an exact zero and are not in `clipped`.
     """
 
     clipped: ClippedSum
     loss_sum: float
     num_tokens: int
+    num_failed: int = 0
 
 
 def clipped_update_sum(
-    adapters: StackedAdapters,
+    gradients: UnitGradients,
     state: Mapping[str, Tensor],
     units: Sequence[Unit],
     local: LocalTraining,
     clip_norm: float,
+    *,
+    round: int = 0,
 ) -> CohortUpdate:
     """Returns the sum over the units of their clipped updates.
 
@@ -65,16 +69,17 @@ def clipped_update_sum(
     Guarantee: adding or removing one unit changes `clipped.total` by at most `clip_norm` in L2 norm.
 
     Args:
-        adapters: the model with stacked adapters.
+        gradients: computes each unit's gradient, with its model.
         state: the global adapter, name to tensor.
         units: the cohort; units without records are left out by the caller and count as zero.
         local: steps and micro-batch size.
         clip_norm: bound on the norm of a unit's update, above 0.
+        round: the round, which addresses dropout masks.
     """
-    device = next(adapters.model.parameters()).device
+    device = next(gradients.model.parameters()).device
     parts = [zero_update(state)]
     for batch in micro_batches(units, local.max_tokens, device):
-        updates, losses = local_updates(adapters, state, batch, local)
+        updates, losses = local_updates(gradients, state, batch, local, round=round)
         clipped = clip_and_sum(updates, clip_norm)
         tokens = batch.num_tokens * local.steps
         parts = [add(parts[0], CohortUpdate(clipped, float(losses.nansum()), tokens))]
@@ -82,16 +87,15 @@ def clipped_update_sum(
 
 
 def local_updates(
-    adapters: StackedAdapters, state: Mapping[str, Tensor], batch: MicroBatch, local: LocalTraining
+    gradients: UnitGradients, state: Mapping[str, Tensor], batch: MicroBatch, local: LocalTraining, *, round: int = 0
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Returns each unit's unclipped update (name to [units, ...]) and its loss before training, shape [units]."""
-    start = adapters.stack(state, batch.rows.num_units, batch.input_ids.device)
-    gradients, first_losses = _gradients(adapters, start, batch)
-    moved = gradients
-    for _ in range(local.steps - 1):
+    start = stack(state, batch.rows.num_units, batch.input_ids.device)
+    moved, first_losses = gradients(start, batch, StepAddress(round))
+    for step in range(1, local.steps):
         current = {n: (start[n] - local.learning_rate * moved[n]).detach().requires_grad_() for n in start}
-        gradients, _ = _gradients(adapters, current, batch)
-        moved = {n: moved[n] + gradients[n] for n in start}
+        found, _ = gradients(current, batch, StepAddress(round, step))
+        moved = {n: moved[n] + found[n] for n in start}
     return moved, first_losses
 
 
@@ -115,14 +119,5 @@ def add(a: CohortUpdate, b: CohortUpdate) -> CohortUpdate:
         ),
         loss_sum=a.loss_sum + b.loss_sum,
         num_tokens=a.num_tokens + b.num_tokens,
+        num_failed=a.num_failed + b.num_failed,
     )
-
-
-def _gradients(
-    adapters: StackedAdapters, stacked: Mapping[str, Tensor], batch: MicroBatch
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Each unit's gradient of its own mean loss, and the losses: slices share nothing, so the sum separates them."""
-    with adapters.using(stacked, batch.rows) as model:
-        losses = unit_losses(model, batch)
-        gradients = torch.autograd.grad(losses.sum(), list(stacked.values()))
-    return dict(zip(stacked, gradients, strict=True)), losses.detach()

@@ -1,12 +1,17 @@
 """Next-token losses of a causal language model."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
 
 from fedsim_userdp.training.batches import IGNORED, MicroBatch
 
+ModelFn = Callable[..., CausalLMOutput]
 
-def token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
+
+def token_losses(model: ModelFn, batch: MicroBatch) -> Tensor:
     """Returns the cross-entropy of every next token in nats, shape [rows, length - 1], 0 where ignored.
 
     No attention mask is needed: padding stands on the right, and a causal model never looks there.
@@ -18,13 +23,13 @@ def token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
     return flat.view_as(batch.targets)
 
 
-def record_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
+def record_losses(model: ModelFn, batch: MicroBatch) -> Tensor:
     """Returns each record's mean token loss in nats, shape [rows]."""
     counts = (batch.targets != IGNORED).sum(1)
     return token_losses(model, batch).sum(1) / counts
 
 
-def unit_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
+def unit_losses(model: ModelFn, batch: MicroBatch) -> Tensor:
     """Returns the mean over each unit's records of the record's mean token loss, shape [units]."""
     losses = record_losses(model, batch)
     if batch.rows.rows_each is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 OptimizerFn = Callable[..., torch.optim.Optimizer]
 
@@ -30,3 +31,8 @@ class LearningRate:
         """Sets the learning rate of `round` in the optimizer."""
         for group in optimizer.param_groups:
             group["lr"] = self(round)
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters that take gradients, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

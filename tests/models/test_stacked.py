@@ -3,9 +3,10 @@ import torch
 from peft import PeftModel
 
 from fedsim_userdp.models.adapters import LoraSettings, load_trainable_state, trainable_state
-from fedsim_userdp.models.stacked import RowsOfUnits, StackedAdapters
+from fedsim_userdp.models.stacked import RowsOfUnits, StackedAdapters, stack
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.cohort import LocalTraining, local_updates
+from fedsim_userdp.training.gradients import StackedGradients
 from fedsim_userdp.training.losses import unit_losses
 from tests.conftest import ragged_units, small_gpt2
 
@@ -26,7 +27,7 @@ def one_by_one(model: PeftModel, unit: Unit, local: LocalTraining) -> dict[str, 
 
 def assert_equal_updates(model: PeftModel, units: list[Unit], local: LocalTraining) -> None:
     state = trainable_state(model)
-    stacked, _ = local_updates(StackedAdapters(model), state, collate(units), local)
+    stacked, _ = local_updates(StackedGradients(model), state, collate(units), local)
     for position, unit in enumerate(units):
         expected = one_by_one(model, unit, local)
         error = sum(float((stacked[n][position] - e).double().square().sum()) for n, e in expected.items()) ** 0.5
@@ -58,7 +59,7 @@ def test_stacked_copies_of_one_adapter_give_the_models_own_logits(use_rslora: bo
     model = small_gpt2(LoraSettings(rank=2, use_rslora=use_rslora, freeze_a=False))
     batch = collate(ragged_units(3))
     adapters = StackedAdapters(model)
-    stacked = adapters.stack(trainable_state(model), 3, "cpu")
+    stacked = stack(trainable_state(model), 3, "cpu")
     with torch.no_grad(), adapters.using(stacked, batch.rows):
         stacked_logits = model(input_ids=batch.input_ids).logits
     with torch.no_grad():
@@ -68,16 +69,16 @@ def test_stacked_copies_of_one_adapter_give_the_models_own_logits(use_rslora: bo
 
 def test_a_users_gradient_does_not_depend_on_who_else_is_in_the_batch(model: PeftModel) -> None:
     units = ragged_units(4)
-    state, adapters = trainable_state(model), StackedAdapters(model)
-    alone, _ = local_updates(adapters, state, collate(units[:1]), LocalTraining())
-    together, _ = local_updates(adapters, state, collate(units), LocalTraining())
+    state, gradients = trainable_state(model), StackedGradients(model)
+    alone, _ = local_updates(gradients, state, collate(units[:1]), LocalTraining())
+    together, _ = local_updates(gradients, state, collate(units), LocalTraining())
     for name in state:
         torch.testing.assert_close(together[name][0], alone[name][0], rtol=1e-4, atol=1e-6)
 
 
 def test_the_model_is_as_before_after_the_block(model: PeftModel) -> None:
     adapters = StackedAdapters(model)
-    stacked = adapters.stack(trainable_state(model), 1, "cpu")
+    stacked = stack(trainable_state(model), 1, "cpu")
     with adapters.using(stacked, RowsOfUnits.from_counts([1])):
         pass
     assert all("forward" not in module.__dict__ for module in model.modules())

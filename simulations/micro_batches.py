@@ -1,0 +1,33 @@
+"""Local training as configured, the micro-batch chosen from memory where the configuration leaves it open."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fedsim_userdp.models.adapters import LoraSettings, attach_lora
+from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.training.cohort import LocalTraining
+from fedsim_userdp.training.gradients import unit_gradients
+from fedsim_userdp.training.memory import activation_bytes_per_token, micro_batch_tokens, remembered_measurement
+
+
+def local_training(config: DictConfig, model: ModelSource, lora: LoraSettings, cache_dir: Path) -> LocalTraining:
+    """Returns the local training of a configuration; loads the model once if its activations were never measured."""
+    settings = {key: value for key, value in config.local.items() if key != "max_tokens"}
+    if config.local.max_tokens is not None:
+        return LocalTraining(**settings, max_tokens=config.local.max_tokens)
+    LocalTraining(**settings)  # refused before anything is measured
+    longest = int(config.tokens.window)
+
+    def measure() -> float:
+        return activation_bytes_per_token(unit_gradients(attach_lora(model.load(), lora, 0)), longest)
+
+    question = f"{model!r} {lora!r} window={longest} device={model.torch_device.type} {_versions()}"
+    bytes_per_token = remembered_measurement(question, cache_dir, measure)
+    return LocalTraining(**settings, max_tokens=micro_batch_tokens(bytes_per_token, model.torch_device, longest))
+
+
+def _versions() -> str:
+    """What the measurement depends on besides the settings."""
+    return " ".join(f"{name}={version(name)}" for name in ("torch", "transformers", "peft"))
