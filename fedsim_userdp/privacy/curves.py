@@ -1,7 +1,7 @@
 """The accountants other than RDP, as privacy curves: closed form, checked PLD, and group privacy on top of either."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fedsim_userdp.privacy import gaussian, pld, single
 from fedsim_userdp.privacy.curve import Curve
@@ -10,11 +10,13 @@ from fedsim_userdp.privacy.errors import AccountingError
 from fedsim_userdp.privacy.group import log_delta_factor
 from fedsim_userdp.privacy.mixture import Floats, binomial_mixture
 from fedsim_userdp.privacy.renyi import epsilon_bound, log_delta_bound, rdp_at_integers
-from fedsim_userdp.privacy.roots import crossing
+from fedsim_userdp.privacy.roots import crossing, minimize
 
 _ALARM = 2e-3
 _SMALL_LOG_DELTA = -30.0
 _MAX_EPSILON = 1e9
+_FAR = 4.0  # times the least share that is possible: an answer beyond may have jumped over a smaller one
+_POWERS = (0.0, -0.05, *map(float, range(-1, -7, -1)), -math.inf)  # of two: shares of epsilon that are tried first
 
 
 def sampled_gaussian(releases: Sequence[tuple[UserWise | RecordLevel, int]]) -> Curve:
@@ -87,7 +89,8 @@ def grouped(record: Curve, records_per_user: int, limit: float = _MAX_EPSILON) -
     """Returns the user-level curve that group privacy gives from a record-level one, for k = `records_per_user`.
 
     Epsilon is the least k e at which the record-level curve reaches e = epsilon(delta_record), delta_record being what
-    `to_record_level(k e, delta, k)` demands.
+    `to_record_level(k e, delta, k)` demands. Delta is the least that the conversion gives at that epsilon or a smaller
+    one: the conversion's own delta may grow with epsilon.
 
     Args:
         record: Record-level curve.
@@ -95,23 +98,35 @@ def grouped(record: Curve, records_per_user: int, limit: float = _MAX_EPSILON) -
         limit: User-level epsilon above which the search may give up, with AccountingError.
     """
 
+    def converted(share: float) -> float:
+        return min(record.log_delta(share) + log_delta_factor(share, records_per_user), 0.0)
+
     def log_delta(epsilon: float) -> float:
         share = epsilon / records_per_user
-        return min(record.log_delta(share) + log_delta_factor(share, records_per_user), 0.0)
+        if records_per_user == 1:
+            return converted(share)
+        values = {power: converted(share * 2.0**power) for power in _POWERS}
+        best = min(values, key=lambda power: values[power])
+        if best in (0.0, -math.inf):
+            return values[best]
+        power = minimize(lambda power: converted(share * 2.0**power), best - 1.0, min(best + 1.0, 0.0))
+        return min(converted(share * 2.0**power), values[best])
 
     def epsilon(target: float) -> float:
         def shortfall(share: float) -> float:
             """By how much a record-level epsilon of `share` is too small for itself, relatively."""
             return record.epsilon(target - log_delta_factor(share, records_per_user)) / share - 1.0
 
-        low = record.epsilon(target - math.log(records_per_user))
-        if low == 0.0 or records_per_user == 1:
-            return low * records_per_user
-        high = low
-        while shortfall(high) > 0.0:
-            low, high = high, 2.0 * high
-            if low * records_per_user > limit:
-                raise AccountingError(f"group privacy gives no epsilon below {limit:g} here")
+        least = record.epsilon(target - math.log(records_per_user))
+        if least == 0.0 or records_per_user == 1:
+            return least * records_per_user
+        low, high, margin = least, least, 0.01
+        while (short := shortfall(high)) > 0.0 and high * records_per_user <= limit:
+            low, high, margin = high, high * (1.0 + short) * (1.0 + margin), 2.0 * margin
+        if high > _FAR * least and shortfall(dip := _first_dip(shortfall, least, high)) <= 0.0:
+            low, high, short = least, dip, 0.0
+        if short > 0.0:
+            raise AccountingError(f"group privacy gives no epsilon below {limit:g} here")
         share = crossing(shortfall, low, high, width=1e-4, close=1e-4) if high > low else low
         return records_per_user * share
 
@@ -121,6 +136,14 @@ def grouped(record: Curve, records_per_user: int, limit: float = _MAX_EPSILON) -
 def _records(release: UserWise | RecordLevel) -> int:
     """Number of records, or 1 where the sampled unit is the user."""
     return release.records_per_user if isinstance(release, RecordLevel) else 1
+
+
+def _first_dip(function: Callable[[float], float], low: float, high: float) -> float:
+    """The first local minimum between two positive arguments, as far as nine points on a log scale show it."""
+    logs = [math.log(low) + i / 8.0 * math.log(high / low) for i in range(9)]
+    values = [function(math.exp(each)) for each in logs]
+    at = next((i for i in range(1, 8) if values[i] <= values[i + 1]), 7)
+    return math.exp(minimize(lambda each: function(math.exp(each)), logs[at - 1], logs[at + 1]))
 
 
 def _at_most(value: float, ceiling: float, slack: float) -> float:

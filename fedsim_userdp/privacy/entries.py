@@ -16,6 +16,7 @@ from fedsim_userdp.privacy.descriptions import (
 )
 from fedsim_userdp.privacy.errors import LedgerError
 from fedsim_userdp.privacy.serialization import Json, from_json, to_json
+from fedsim_userdp.privacy.validation import check_count
 
 Release = UserWise | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
 NoiseSource = Literal["seeded", "os"]
@@ -131,15 +132,17 @@ def count(counts: dict[Release, int], entry: Entry) -> None:
     counts[release] = counts.get(release, 0) + times
 
 
-def total(counts: dict[Release, int], num_torn: int) -> Composed | None:
+def total(counts: dict[Release, int], num_torn: int, num_repeated: int = 0) -> Composed | None:
     """Returns everything that was released, or None if there is nothing.
 
     A torn piece is counted as one more of *each* kind of release in the ledger, since it was one of them. Releases
-    without amplification are capped at the declared participations of a user, the costliest first.
+    without amplification are capped at the declared participations of a user, the costliest first; a round that was
+    released twice, or may have been, is a participation that nobody declared.
 
     Args:
         counts: Single releases and how often each was made, as `count` makes them.
         num_torn: Number of torn pieces.
+        num_repeated: Number of releases of a round that had been released before.
 
     Raises:
         ValueError: Releases of different neighbouring relations, or of different caps on participations.
@@ -149,7 +152,7 @@ def total(counts: dict[Release, int], num_torn: int) -> Composed | None:
     if caps:
         if len(caps) > 1:
             raise ValueError(f"releases must declare one max_participations, got {sorted(caps)}")
-        left = min(caps)
+        left = min(caps) + num_torn + num_repeated
     parts: list[Release] = []
     for release in sorted(counts, key=lambda kind: kind.noise_multiplier):
         times = min(counts[release] + num_torn, left)
@@ -168,7 +171,7 @@ def _is_whole(raw: bytes) -> bool:
     """Whether bytes are a whole JSON object, sound or not; the beginning of one never is."""
     try:
         return isinstance(json.loads(raw), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -178,15 +181,18 @@ def _parse(raw: bytes, previous: str) -> Entry | Torn | None:
     if body.get("previous") != previous or body.get("format") != FORMAT:
         return None
     digest = body.pop("hash", None)
-    if digest != hashlib.sha256(_canonical(body)).hexdigest():
+    try:
+        if digest != hashlib.sha256(_canonical(body)).hexdigest():
+            return None
+        if "torn" in body:
+            return Torn(str(body["torn"]))
+        release = from_json(body["release"])
+        if not isinstance(release, Release):
+            return None
+        source: NoiseSource = "os" if body["noise_source"] == "os" else "seeded"
+        return Entry(check_count("round", body["round"], 0), release, str(body["config_hash"]), source)
+    except (ValueError, KeyError, TypeError, RecursionError):  # sound by its hash, but nothing that a ledger writes
         return None
-    if "torn" in body:
-        return Torn(str(body["torn"]))
-    release = from_json(body["release"])
-    if not isinstance(release, Release):
-        return None
-    source: NoiseSource = "os" if body["noise_source"] == "os" else "seeded"
-    return Entry(int(body["round"]), release, str(body["config_hash"]), source)
 
 
 def _hash_of(raw: bytes) -> str:

@@ -6,15 +6,30 @@ sensitivity C with noise stddev s C are one with mu = sqrt(T) / s (Dong, Roth & 
 
 import math
 
+import numpy as np
 from scipy import special
+
+_EPS = float(np.finfo(np.float64).eps)
 
 
 def log_delta(mu: float, epsilon: float) -> float:
-    """Returns log delta(epsilon) of a Gaussian of shift `mu` > 0 in standard deviations, for epsilon >= 0."""
+    """Returns log delta(epsilon >= 0) of a Gaussian of shift `mu` > 0 in standard deviations, rounded up."""
     upper = float(special.log_ndtr(mu / 2.0 - epsilon / mu))
-    lower = epsilon + float(special.log_ndtr(-mu / 2.0 - epsilon / mu))
-    ratio = -math.expm1(min(lower - upper, 0.0))
-    return upper + math.log(ratio) if ratio > 0.0 else -math.inf
+    return log_difference(upper, epsilon + float(special.log_ndtr(-mu / 2.0 - epsilon / mu)), 1.0 + epsilon)
+
+
+def log_difference(log_upper: float, log_lower: float, size: float) -> float:
+    """Returns log(e^upper - e^lower), rounded up by what rounding may have done to the two logarithms.
+
+    Args:
+        log_upper: The larger logarithm, up to rounding.
+        log_lower: The smaller one.
+        size: Largest number, in absolute value, that went into them besides the result, >= 1.
+    """
+    if log_upper == -math.inf:
+        return -math.inf
+    doubt = 8.0 * _EPS * (size + abs(log_upper))
+    return log_upper + math.log(-math.expm1(min(log_lower - log_upper, 0.0) - doubt))
 
 
 def epsilon(mu: float, log_delta_target: float) -> float:

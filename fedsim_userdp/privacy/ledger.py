@@ -8,7 +8,8 @@ Guarantee: after any crash, the epsilon that a ledger gives is at least that of 
     before its release, so a crash can only leave a line too many. A last line that was cut off while being written
     belongs to a release that was not made, if the file system kept its word; it is counted nevertheless, as one more
     of each kind of release in the ledger, because a disk that lost half a line may have lost it later. The cost is at
-    most one round, after a crash at that very moment.
+    most one round, after a crash at that very moment; and none where the piece is the beginning of the next round's
+    own line and noise is seeded, since that round is then the same release again: its line is completed.
 Assumes: every release is recorded first, by `record`, and the caller waits for it to return.
 """
 
@@ -54,7 +55,8 @@ class Ledger:
         self.path, self.delta, self.budget_epsilon = path, delta, budget_epsilon
         self._descriptor, self._config_hash, self._noise_source = descriptor, config_hash, noise_source
         self._method = method
-        self._num_torn, self._head = contents.num_torn, contents.head
+        self._num_torn, self._num_repeated, self._head = contents.num_torn, 0, contents.head
+        self._fitting: Composed | None = None
         self._entries: list[Entry] = []
         self._by_round: dict[int, list[Entry]] = {}
         self._counts: dict[Release, int] = {}
@@ -73,6 +75,7 @@ class Ledger:
         noise_source: NoiseSource = "seeded",
         method: str | None = None,
         must_contain: str | None = None,
+        next_release: Release | None = None,
     ) -> Self:
         """Returns the ledger at `path`, made anew if there is none, locked against other writers.
 
@@ -85,6 +88,8 @@ class Ledger:
             method: Accountant of the budget and of `epsilon`; by default the tightest at user level that fits. "record"
                 makes both of them record-level.
             must_contain: `head` at an earlier time, to notice that lines at the end are gone; or None.
+            next_release: What the round after the last one releases, counting from 1; where its seeded line was cut
+                off, it is completed and not counted twice. None where that is not known.
 
         Raises:
             ValueError: An argument is out of range.
@@ -104,6 +109,8 @@ class Ledger:
             contents = entries.decode(data)
             if must_contain not in (None, entries.FIRST_HASH) and str(must_contain).encode() not in data:
                 raise LedgerError(f"{file} lacks the line {must_contain}: its end was cut off")
+            if next_release is not None and noise_source == "seeded":
+                contents = _complete_torn(descriptor, contents, next_release, config_hash)
             contents = _mark_torn(descriptor, contents)
         except BaseException:
             os.close(descriptor)
@@ -140,9 +147,10 @@ class Ledger:
             return
         counts = dict(self._counts)
         entries.count(counts, entry)
-        after = entries.total(counts, self._num_torn)
+        repeated = self._num_repeated + (entry.round in self._by_round)
+        after = entries.total(counts, self._num_torn, repeated)
         name = _choose(after, self._method)
-        if self.budget_epsilon is not None:
+        if self.budget_epsilon is not None and not _is_within(after, self._fitting):
             spent = self._epsilon(after, self.delta, name)
             if spent > self.budget_epsilon:
                 raise BudgetExceeded(
@@ -159,6 +167,23 @@ class Ledger:
             raise
         self._head = head
         self._add(entry)
+
+    def expect(self, release: Release, num_releases: int) -> None:
+        """Accounts at once for `num_releases` >= 1 more of a release, so that recording each of them is cheap.
+
+        Nothing is recorded. Where they exceed the budget, or cannot be accounted for, each is looked at by itself.
+        """
+        counts, single = dict(self._counts), dict[Release, int]()
+        entries.count(single, Entry(0, release, self._config_hash, self._noise_source))
+        for kind, times in single.items():
+            counts[kind] = counts.get(kind, 0) + times * num_releases
+        try:
+            after = entries.total(counts, self._num_torn, self._num_repeated)
+            spent = self._epsilon(after, self.delta, _choose(after, self._method))
+        except ValueError:
+            return
+        if self.budget_epsilon is not None and spent <= self.budget_epsilon:
+            self._fitting = after
 
     def epsilon(self, delta: float | None = None, method: str | None = None) -> float:
         """Returns the epsilon of everything recorded so far.
@@ -198,7 +223,7 @@ class Ledger:
     @property
     def released(self) -> Composed | None:
         """Everything recorded so far as one description, or None."""
-        return entries.total(self._counts, self._num_torn)
+        return entries.total(self._counts, self._num_torn, self._num_repeated)
 
     def close(self) -> None:
         """Gives the lock back; the ledger cannot be written any more."""
@@ -231,6 +256,7 @@ class Ledger:
 
     def _add(self, entry: Entry) -> None:
         """Takes an entry that is on the disk into account."""
+        self._num_repeated += entry.round in self._by_round
         self._entries.append(entry)
         self._by_round.setdefault(entry.round, []).append(entry)
         entries.count(self._counts, entry)
@@ -267,16 +293,50 @@ def _open_locked(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        if is_new:
+            _sync_folder(path.parent)
+    except BaseException as error:
         os.close(descriptor)
-        raise LedgerError(f"{path} is open in another process or ledger: a ledger has one writer at a time") from error
-    if is_new:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if isinstance(error, BlockingIOError):
+            message = f"{path} is open in another process or ledger: a ledger has one writer at a time"
+            raise LedgerError(message) from error
+        raise
     return descriptor
+
+
+def _sync_folder(path: Path) -> None:
+    """Waits until the folder's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_within(released: Composed | None, fitting: Composed | None) -> bool:
+    """Whether everything released is part of what is known to fit the budget: epsilon never falls with a release."""
+    if released is None or fitting is None:
+        return False
+    known = dict(fitting.counted())
+    return all(times <= known.get(release, 0) for release, times in released.counted())
+
+
+def _complete_torn(descriptor: int, contents: Contents, release: Release, config_hash: str) -> Contents:
+    """The contents after the rest of an unfinished last line was written, where it is the next seeded round's line."""
+    number = contents.entries[-1].round + 1 if contents.entries else 1
+    entry = Entry(number, release, config_hash, "seeded")
+    line, head = entries.encode(entry, contents.head)
+    if contents.ended or not contents.unmarked or not line.startswith(contents.unmarked):
+        return contents
+    _write(descriptor, line[len(contents.unmarked) :])
+    return dataclasses.replace(
+        contents,
+        entries=(*contents.entries, entry),
+        num_torn=contents.num_torn - 1,
+        unmarked=b"",
+        ended=True,
+        head=head,
+    )
 
 
 def _mark_torn(descriptor: int, contents: Contents) -> Contents:

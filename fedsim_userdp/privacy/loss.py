@@ -100,14 +100,26 @@ class Release:
         middle = (self.loss[1:] + self.loss[:-1]) / 2.0
         return _positive(middle, with_user, self.cut) if removed else _positive(-middle, without, self.cut)
 
-    def discretize(self, grid: Grid, *, removed: bool) -> Loss:
+    def largest(self, *, removed: bool) -> float:
+        """Returns the largest finite loss of removing (or adding) the user."""
+        return float(self.loss[-1] if removed else -self.loss[0])
+
+    def discretize(self, grid: Grid, *, removed: bool, floor: float = -math.inf) -> Loss:
         """Returns the loss of removing (or adding) the user, on the grid.
 
         Guarantee: it dominates the true pair: its hockey-stick divergence is at least the true one at every epsilon, up
-            to rounding. A loss in [a, b] has its mass split between a and b so that both P and Q keep theirs.
+            to rounding. A loss in [a, b] has its mass split between a and b so that both P and Q keep theirs; a loss
+            below `floor` is raised to about that.
+
+        Args:
+            grid: Where losses are put.
+            removed: Direction.
+            floor: Loss below which nothing matters; below the largest loss.
         """
-        losses: Floats = grid.between(float(self.loss[0]), float(self.loss[-1])).astype(np.float64) * grid.spacing
-        edges = np.concatenate((self.x[:1], self._invert(losses[1:-1]), self.x[-1:]))
+        low, high = float(self.loss[0]), float(self.loss[-1])
+        low, high = (max(low, floor), high) if removed else (low, min(high, -floor))
+        losses: Floats = grid.between(low, high).astype(np.float64) * grid.spacing
+        edges = self._invert(losses)
         without, with_user, gap = self.mixture.masses(edges)
         if removed:
             upper = _upper_share(with_user, without, gap, losses)
@@ -125,7 +137,7 @@ class Release:
         return float(np.exp(self.mixture.log_weights) @ special.ndtr(shifted))
 
     def _invert(self, losses: Floats) -> Floats:
-        """The outputs x with L(x) equal to each loss, by Newton steps from the table."""
+        """The outputs x with L(x) equal to each loss, by Newton steps from the table; its ends for losses beyond."""
         cell = np.clip(np.searchsorted(self.loss, losses), 1, self.loss.size - 1)
         low, high = self.x[cell - 1], self.x[cell]
         x = np.interp(losses, self.loss, self.x)

@@ -7,6 +7,7 @@ convex and increasing in x, from log w_0 at minus infinity.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -72,11 +73,16 @@ class Mixture:
 
 def binomial_mixture(noise_multiplier: float, sampling_prob: float, records: int) -> Mixture:
     """Returns the pair of a user with `records` >= 1 records, each sampled with `sampling_prob` in (0, 1]."""
-    k, i = records, np.arange(records + 1.0)
-    log_choose = special.gammaln(k + 1.0) - special.gammaln(i + 1.0) - special.gammaln(k - i + 1.0)
-    log_weights = log_choose + special.xlogy(i, sampling_prob) + special.xlog1py(k - i, -sampling_prob)
+    i = np.arange(records + 1.0)
+    log_weights = _log_choose(records) + special.xlogy(i, sampling_prob) + special.xlog1py(records - i, -sampling_prob)
     kept = np.isfinite(log_weights)
     return Mixture(noise_multiplier, i[kept], np.asarray(log_weights[kept]))
+
+
+@functools.lru_cache(maxsize=64)
+def _log_choose(records: int) -> Floats:
+    """log of "records choose i" for i = 0 to records, from exact integers: differences of gammaln lose three digits."""
+    return np.array([math.log(math.comb(records, i)) for i in range(records + 1)])
 
 
 def interval_mass(u: Floats) -> Floats:

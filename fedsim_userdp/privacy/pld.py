@@ -6,14 +6,15 @@
 3. The grid is halved until the answer settles. Every answer on the way is a valid upper bound.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedsim_userdp.privacy.errors import AccountingError
-from fedsim_userdp.privacy.loss import prepare
+from fedsim_userdp.privacy.loss import Loss, prepare
 from fedsim_userdp.privacy.mixture import Mixture
-from fedsim_userdp.privacy.plan import DeltaAt, EpsilonAt, Plan, Question, Releases, make_plan
+from fedsim_userdp.privacy.plan import LOG_GAIN, DeltaAt, EpsilonAt, Plan, Question, Releases, make_plan, sharpened
 from fedsim_userdp.privacy.tail import compose
 
 Composition = Sequence[tuple[Mixture, int]]
@@ -22,9 +23,10 @@ MIN_LOG_DELTA = -640.0  # smaller deltas underflow in the normal tails
 USUAL_LOG_DELTA = -60.0  # below, only large groups of records ask, and a loose bound after less work will do
 _TOLERANCE = 5e-4
 _LARGEST_DOUBT = 1e-2
+_LARGEST_SHARE = 1e-2  # of delta that may be there to cover rounding; above, long double
 _SMALL = 0.1  # of an epsilon: below, doubt is measured against this
-_LOG_GAIN = 8.0  # what Chernoff's bound usually gives away
 _LOG_TRUNCATION = -12.0  # mass that truncation makes infinite, relative to delta
+_FIRST_GRID = 1 << 17  # the largest to begin with
 _MAX_GRID = 1 << 21
 _MAX_GRID_UNUSUAL = 1 << 17
 
@@ -69,18 +71,30 @@ def log_delta(composition: Composition, epsilon: float) -> float:
     """
     question = DeltaAt(epsilon)
     bound = min(_plans(prepare_all(composition, MIN_LOG_DELTA), question)[0].bound, 0.0)
-    value, level = 0.99 * bound, bound - _LOG_GAIN  # the bound is from rough tables: 1% of its log for safety
+    level = bound - LOG_GAIN
     while level > MIN_LOG_DELTA:
         releases = prepare_all(composition, level)
         plans = _plans(releases, question)
         value = level + _LOG_TRUNCATION
-        if plans[0].bound > value - _LOG_GAIN:
+        if plans[0].bound > value - LOG_GAIN:
             value = _worse_direction(releases, question, plans)
-        if value >= level - _LOG_GAIN / 2.0:
+        if value >= level - LOG_GAIN / 2.0:
             _check(value, bound, _LARGEST_DOUBT)
             return value
-        level = value - _LOG_GAIN  # the cuts were too near: delta is much smaller than Chernoff's bound
-    return max(value, MIN_LOG_DELTA)
+        level = value - LOG_GAIN  # the cuts were too near: delta is much smaller than Chernoff's bound
+    return max(_chernoff(composition, question), MIN_LOG_DELTA)
+
+
+def _chernoff(composition: Composition, question: DeltaAt) -> float:
+    """Chernoff's bound of log delta from losses that dominate the true ones, for what is too small to resolve."""
+    releases = prepare_all(composition, MIN_LOG_DELTA)
+    bounds = []
+    for plan in _plans(releases, question):
+        losses = discretize_all(releases, plan)
+        finite = math.fsum(count * loss.cumulant(plan.theta) for loss, count in losses) - plan.theta * question.target
+        infinite = math.log(math.fsum(count * loss.infinite for loss, count in losses))
+        bounds.append(float(np.logaddexp(finite, infinite)))
+    return min(max(bounds), 0.0)
 
 
 def prepare_all(composition: Composition, log_delta: float) -> Releases:
@@ -89,6 +103,13 @@ def prepare_all(composition: Composition, log_delta: float) -> Releases:
         raise AccountingError(f"delta = e^{log_delta:.0f} is below e^{MIN_LOG_DELTA:.0f}, the least that is resolved")
     log_mass = log_delta + _LOG_TRUNCATION - math.log(sum(count for _, count in composition))
     return [(prepare(mixture, log_mass), count) for mixture, count in composition]
+
+
+def discretize_all(releases: Releases, plan: Plan) -> list[tuple[Loss, int]]:
+    """Returns the losses of the releases on the grid of a plan, in its direction."""
+    return [
+        (release.discretize(plan.grid, removed=plan.removed, floor=plan.floor), count) for release, count in releases
+    ]
 
 
 def _check(value: float, bound: float, slack: float) -> None:
@@ -105,34 +126,48 @@ def _plans(releases: Releases, question: Question) -> list[Plan]:
 
 def _worse_direction(releases: Releases, question: Question, plans: list[Plan]) -> float:
     """The answer for removing or adding the user, whichever is larger."""
-    first, second = plans
-    worst, last = _settle(releases, question, first)
-    if _ask(releases, question, dataclasses.replace(last, removed=second.removed)) > worst:
-        worst = max(worst, _settle(releases, question, second)[0])  # the cheap bound was not enough to leave it out
-    return worst
+    worst = _settle(releases, question, plans[0], -math.inf)
+    return max(worst, _settle(releases, question, plans[1], worst))
 
 
-def _settle(releases: Releases, question: Question, plan: Plan) -> tuple[float, Plan]:
-    """The answer in one direction on a grid fine enough, and that grid."""
-    values, changes = [math.inf], [math.inf]
+def _settle(releases: Releases, question: Question, plan: Plan, enough: float) -> float:
+    """The answer in one direction on a grid that is fine enough, or fine enough to see that it is at most `enough`."""
+    best = _trivial(releases, question, plan.removed)
+    value, change, change_before, is_sharp = math.inf, math.inf, math.inf, False
     max_grid = _MAX_GRID if question.log_delta(plan.bound) >= USUAL_LOG_DELTA else _MAX_GRID_UNUSUAL
-    while plan.num_points <= (max_grid if len(values) > 1 else _MAX_GRID):
-        values.append(min(_ask(releases, question, plan), values[-1]))
-        changes.append(values[-2] - values[-1])
-        allowed = _TOLERANCE * question.scale(values[-1])
-        if changes[-1] <= allowed and changes[-2] <= 8.0 * allowed:
-            return values[-1], plan
+    while best > enough and plan.num_points <= (max_grid if is_sharp else _MAX_GRID):
+        last, value = value, min(_ask(releases, question, plan), value)
+        change, change_before, best = last - value, change, min(value, best)
+        if value < math.inf and not is_sharp:
+            plan, is_sharp = sharpened(releases, question, plan, question.location(value), _FIRST_GRID), True
+            value = change = math.inf
+            continue
+        allowed = _TOLERANCE * question.scale(value)
+        if change <= allowed and change_before <= 8.0 * allowed:
+            return best
         plan = plan.refined()
-    if changes[-1] <= _LARGEST_DOUBT * max(question.scale(values[-1]), _SMALL) or question.may_be_loose(values[-1]):
-        return values[-1], plan
+    if best <= enough or change <= _LARGEST_DOUBT * max(question.scale(best), _SMALL) or question.may_be_loose(best):
+        return best
     raise AccountingError(f"the privacy loss does not settle within 1% on a grid of {_MAX_GRID} points")
+
+
+def _trivial(releases: Releases, question: Question, removed: bool) -> float:
+    """The answer that follows from the largest loss of each release."""
+    infinite = -math.expm1(math.fsum(count * math.log1p(-release.cut) for release, count in releases))
+    largest = math.fsum(count * release.largest(removed=removed) for release, count in releases)
+    return question.trivial(largest * (1.0 + 1e-9), math.log(infinite))
 
 
 def _ask(releases: Releases, question: Question, plan: Plan) -> float:
     """The answer on one grid, with the window extended downwards until it holds the answer."""
-    losses = [(release.discretize(plan.grid, removed=plan.removed), count) for release, count in releases]
+    losses = discretize_all(releases, plan)
     while True:
-        value = question.answer(compose(losses, plan))
-        if plan.low <= 0.0 or value > plan.low + plan.grid.spacing:
+        tail = compose(losses, plan)
+        value = question.answer(tail)
+        if math.isfinite(value) and tail.rounding_share(question.location(value)) > _LARGEST_SHARE:
+            value = min(value, question.answer(compose(losses, plan, precise=True)))
+        if plan.low <= 0.0 or question.is_inside(value, plan.low + plan.grid.spacing):
             return value
         plan = plan.extended()
+        if plan.num_points > 2 * _MAX_GRID:
+            raise AccountingError(f"the answer lies below every window of {2 * _MAX_GRID} points")

@@ -1,5 +1,6 @@
-"""Where a monotone function crosses zero, from the safe side."""
+"""Where a monotone function crosses zero, from the safe side, and where another one is least."""
 
+import math
 from collections.abc import Callable
 
 
@@ -30,3 +31,20 @@ def crossing(
         else:
             low, at_low, at_high, side = middle, at_middle, at_high / (2.0 if side > 0 else 1.0), 1
     return high
+
+
+def minimize(function: Callable[[float], float], low: float, high: float) -> float:
+    """Returns the argument of the least value of a quasi-convex function, to 0.02, by golden section."""
+    ratio = (math.sqrt(5.0) - 1.0) / 2.0
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = function(left), function(right)
+    while high - low > 0.02:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = function(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = function(right)
+    return (low + high) / 2.0

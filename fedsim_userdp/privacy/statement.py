@@ -18,6 +18,7 @@ from fedsim_userdp.privacy.descriptions import (
     UserWise,
 )
 from fedsim_userdp.privacy.entries import NoiseSource
+from fedsim_userdp.privacy.ownership import ASSUMED, BLANK_RECORDS, COVERED, Ownership, check_ownership
 from fedsim_userdp.privacy.serialization import Json, to_json
 from fedsim_userdp.privacy.validation import check_count, check_delta, check_epsilon, check_real
 
@@ -47,6 +48,8 @@ class PrivacyStatement:
         noise_source: "seeded" (simulation: whoever knows the seed can take the noise away) or "os".
         num_searched: How many settings were run on these users, by hand or in a sweep, before this one was chosen.
         not_private: What in the run folder the claim does not cover.
+        ownership: Whose a record is: "assigned" (of the one user it is filed under) or "declared" (of everybody whom
+            the data names as an owner; nobody may own more than `records_per_user` used records).
 
     Raises:
         ValueError: An attribute is out of range, or level and release do not fit.
@@ -65,6 +68,7 @@ class PrivacyStatement:
     noise_source: NoiseSource = "seeded"
     num_searched: int = 1
     not_private: tuple[str, ...] = NOT_PRIVATE
+    ownership: Ownership = "assigned"
 
     def __post_init__(self) -> None:
         """Checks every attribute once."""
@@ -107,8 +111,9 @@ class PrivacyStatement:
         """Neighbouring relation of the claim, in words; None at level "nobody"."""
         if self.release is None or self.level == "nobody":
             return None
-        relation = acc.Adjacency.ADD_OR_REMOVE_RECORD if self.level == "record" else self.release.adjacency
-        return relation.value
+        if self.level == "record":
+            return acc.Adjacency.ADD_OR_REMOVE_RECORD.value
+        return BLANK_RECORDS if self.ownership == "declared" else self.release.adjacency.value
 
     @property
     def search(self) -> str:
@@ -132,8 +137,9 @@ class PrivacyStatement:
         """What must hold for the claim."""
         if self.accountant is None:
             return ()
-        owners = "every record belongs to one user, and names that belong to the same person were merged"
-        cap = f"no user has more than {self.records_per_user} records in the training set"
+        owners = ASSUMED[self.ownership]
+        verb = "owns" if self.ownership == "declared" else "has"
+        cap = f"no user {verb} more than {self.records_per_user} records in the training set"
         common = (
             "the number of users and the sampling probabilities are public",
             "every contribution is clipped as a whole before the sum, and the denominator is fixed",
@@ -232,7 +238,8 @@ class PrivacyStatement:
             f"{self.num_users} users with {cap} records each, {self.rounds} releases, clip norm {clip}, "
             f"noise multiplier {noise}.",
         ]
-        return [*terms, f"User-level epsilon by accountant: {numbers}."] if self.level == "user" else terms
+        owners = f"Ownership: {COVERED[self.ownership]}."
+        return [*terms, owners, f"User-level epsilon by accountant: {numbers}."] if self.level == "user" else terms
 
     def _noise(self) -> str:
         """Where the noise came from."""
@@ -253,6 +260,7 @@ class PrivacyStatement:
         name = accountants.check_method(self.release, self.accountant)
         if (name == "record") != (self.level == "record"):
             raise ValueError(f"method {name!r} makes no claim at level {self.level!r}")
+        check_ownership(self.ownership, _run(self.release))
         cap = getattr(_run(self.release), "records_per_user", None)
         if cap is not None and cap != self.records_per_user:
             raise ValueError(f"records_per_user must be {cap} as in the release, got {self.records_per_user!r}")

@@ -1,7 +1,9 @@
 """Reference values, and who may claim what."""
 
 import dataclasses
+import itertools
 import math
+import statistics
 import subprocess
 import sys
 import time
@@ -166,6 +168,37 @@ def test_tight_is_never_above_the_black_box_conversion(
     assert acc.epsilon(run, DELTA, "tight") <= acc.epsilon(run, DELTA, "group")
 
 
+@pytest.mark.parametrize(("sampling_prob", "steps"), [(0.05, 200), (0.01, 1000)])
+def test_table_of_tight_calibrations_takes_at_most_three_seconds_a_cell(sampling_prob: float, steps: int) -> None:
+    """Each cell is met from below, never worse than the black box, and the repeats come from the disk."""
+    times, repeats = [], []
+    for records, epsilon in itertools.product([2, 5, 10, 20], [1.0, 3.0, 8.0]):
+        run = acc.RecordLevel(1.0, sampling_prob, steps, records)
+        start = time.perf_counter()
+        tight = acc.calibrate(run, epsilon=epsilon, delta=DELTA, method="tight")
+        times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        assert acc.calibrate(run, epsilon=epsilon, delta=DELTA, method="tight") == tight
+        repeats.append(time.perf_counter() - start)
+        assert 0.99 * epsilon <= acc.epsilon(tight, DELTA, "tight") <= epsilon
+        group = acc.calibrate(run, epsilon=epsilon, delta=DELTA, method="group")
+        assert 0.7 * group.noise_multiplier <= tight.noise_multiplier <= 1.002 * group.noise_multiplier
+    assert statistics.median(times) < 3.0
+    assert statistics.median(repeats) < 0.05
+
+
+@pytest.mark.parametrize("sampling_prob", [1e-4, 0.01, 0.3, 0.99])
+@pytest.mark.parametrize("noise_multiplier", [0.7, 8.0, 100.0])
+def test_tight_answers_for_64_records_over_10_000_steps(noise_multiplier: float, sampling_prob: float) -> None:
+    run = acc.RecordLevel(noise_multiplier, sampling_prob, 10_000, 64)
+    start = time.perf_counter()
+    spent = acc.epsilon(run, DELTA, "tight")
+    assert time.perf_counter() - start < 10.0
+    assert acc.epsilon(run.one_record(), DELTA) <= spent <= acc.epsilon(run, DELTA, "group")
+    whole = acc.NoAmplification(noise_multiplier / 64.0, 10_000)  # as if every record were used in every step
+    assert spent <= acc.epsilon(whole, DELTA)
+
+
 @pytest.mark.parametrize("method", ["tight", "group", "record"])
 def test_one_record_per_user_is_the_poisson_sampled_gaussian(method: str) -> None:
     run = acc.RecordLevel(1.0, 0.05, 200, records_per_user=1)
@@ -193,6 +226,15 @@ def test_group_delta_is_one_where_the_conversion_is_vacuous() -> None:
     delta = acc.delta(acc.RecordLevel(1.0, 0.05, 200, 20), 1.0, "group")
     assert delta == 1.0
     assert acc.is_vacuous(delta)
+
+
+def test_group_delta_does_not_grow_with_epsilon_and_epsilon_finds_it() -> None:
+    """The conversion's own delta is least near epsilon 5.2 here, and 1 from 27 to 160: more epsilon must not cost more."""
+    run = acc.RecordLevel(1.0, math.exp(-4.0), 1, 12)
+    deltas = [acc.delta(run, epsilon, "group") for epsilon in (1.0, 3.0, 5.2, 7.4, 9.6, 25.0)]
+    assert deltas == sorted(deltas, reverse=True)
+    assert deltas[-1] == pytest.approx(deltas[2], rel=1e-3)
+    assert acc.epsilon(run, 1.01 * deltas[2], "group") < 5.3
 
 
 @pytest.mark.parametrize("records", [10, 100, 1000])
