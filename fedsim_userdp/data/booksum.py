@@ -57,7 +57,7 @@ class BooksumCorpus:
         """Yields each chapter once, in the order of the files."""
         self.dropped.clear()
         seen: set[bytes] = set()
-        for file in self._files():
+        for file in self._files(self.dropped):
             reader: RowReader = read_csv if file.suffix.lower() == ".csv" else read_jsonl
             for at, row in reader(file, self.dropped):
                 record = self._record(row, at)
@@ -78,9 +78,9 @@ class BooksumCorpus:
         }
         return fingerprint_files(self._files(), settings)
 
-    def _files(self) -> list[Path]:
-        """The files to read."""
-        return files_in(require_path(self.path, corpus=self.name, get_it=GET_IT), SUFFIXES)
+    def _files(self, dropped: DropCounts | None = None) -> list[Path]:
+        """The files to read; counts what else lies there."""
+        return files_in(require_path(self.path, corpus=self.name, get_it=GET_IT), SUFFIXES, dropped)
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""
@@ -93,7 +93,7 @@ class BooksumCorpus:
         elif text is None:
             self.dropped.add("row without text", at=at)
         else:
-            return Record(book, text)
+            return Record(book, text, at=at)
         return None
 
     def _text(self, row: Row, at: str) -> object:

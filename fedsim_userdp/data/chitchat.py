@@ -61,7 +61,7 @@ class ChitchatCorpus:
             else:
                 self.dropped.add("message without text", at=at)
         for sender, texts in typed.items():
-            yield Record(sender, "\n".join(texts))
+            yield Record(sender, "\n".join(texts), at=at)
 
     def _file(self) -> Path:
         """Finds `dataset.json`."""

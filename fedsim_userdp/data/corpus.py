@@ -21,11 +21,13 @@ class Record:
         owners: Everybody whom the record is about, for records with several owners (an e-mail belongs to its
             sender and its recipients). Empty means that `user_id` is the only owner; `user_id` counts as an
             owner whether named here or not.
+        at: Where it stands, such as file and line; told when something is wrong with the record.
     """
 
     user_id: str
     text: str
     owners: tuple[str, ...] = ()
+    at: str = field(default="", compare=False)
 
 
 @dataclass

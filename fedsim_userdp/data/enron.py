@@ -21,6 +21,7 @@ GET_IT = (
     "emails.csv from kaggle.com/datasets/wcukierski/enron-email-dataset"
 )
 SENT_FOLDERS = ("_sent", "_sent_mail", "sent", "sent_items", "sent_mail")
+OTHER_FOLDER = "message in another folder than sent mail"
 RECIPIENTS = ("To", "Cc", "Bcc")
 
 
@@ -37,7 +38,7 @@ class EnronCorpus:
             it as well. Recipients with a mailbox of their own are known by it, others by their address.
 
     Attributes:
-        dropped: What the last pass left out: other folders, repeated texts, links.
+        dropped: What the last pass left out: other folders, repeated texts, links; and how many messages were cut.
 
     Raises:
         DataError: an unknown value of `owners`.
@@ -67,13 +68,16 @@ class EnronCorpus:
         seen: set[bytes] = set()
         for at, mailbox, raw in self._sent():
             message = parse_email(raw)
-            text = own_text(body_of(message, self.dropped, at))
+            body = body_of(message, self.dropped, at)
+            text = own_text(body)
+            if len(text.split()) < len(body.split()):
+                self.dropped.add("message from which quoted or forwarded text was cut", at=at)
             key = hashlib.blake2b(repr((mailbox, text.split())).encode("utf-8", "replace"), digest_size=16).digest()
             if text and key in seen:
                 self.dropped.add("repeated message of a mailbox", at=at)
                 continue
             seen.add(key)
-            yield Record(mailbox, text, self._owners(message, mailboxes))
+            yield Record(mailbox, text, self._owners(message, mailboxes), at)
 
     def fingerprint(self) -> str:
         """Returns a digest of the CSV file, or of the names, sizes and times of the sent messages."""
@@ -81,11 +85,14 @@ class EnronCorpus:
         settings: dict[str, object] = {"sent_folders": sorted(self.sent_folders), "owners": self.owners, "form": 1}
         if root.is_file():
             return fingerprint_files([root], settings)
-        return fingerprint_files((file for _, file in self._sent_files(root)), settings, root=root)
+        messages = (file for _, file in self._sent_files(root) if not file.is_symlink())
+        return fingerprint_files(messages, settings, root=root)
 
     def _root(self) -> Path:
         """The CSV file, or the folder of mailboxes."""
         path = require_path(self.path, corpus=self.name, get_it=GET_IT)
+        if path.is_file() and path.suffix.lower() != ".csv":
+            raise DataError(f"{path}: expected the unpacked maildir folder or emails.csv; {GET_IT}")
         return path / "maildir" if (path / "maildir").is_dir() else path
 
     def _sent(self) -> Iterator[tuple[str, str, bytes]]:
@@ -95,7 +102,11 @@ class EnronCorpus:
             yield from self._sent_rows(root)
             return
         for mailbox, file in self._sent_files(root):
-            yield str(file), mailbox, file.read_bytes()
+            if file.is_symlink():
+                self.dropped.add("link instead of a file", at=str(file))
+            else:
+                yield str(file), mailbox, file.read_bytes()
+        self._count_others(root)
 
     def _sent_rows(self, file: Path) -> Iterator[tuple[str, str, bytes]]:
         """Sent messages of `emails.csv`, whose column `file` reads mailbox/folder/number."""
@@ -107,7 +118,7 @@ class EnronCorpus:
             if _plain(place[1]) in self.sent_folders:
                 yield at, place[0], message.encode("utf-8", "surrogateescape")
             else:
-                self.dropped.add("message in another folder than sent mail")
+                self.dropped.add(OTHER_FOLDER)
 
     def _sent_files(self, root: Path) -> Iterator[tuple[str, Path]]:
         """Mailbox and file of every sent message below a maildir, sorted; links are not followed."""
@@ -116,14 +127,30 @@ class EnronCorpus:
         if not sent:
             raise DataError(f"{root}: no mailbox with a folder of sent mail in it; {GET_IT}, then set data.path=PATH")
         for box, folder in sent:
-            for parent, folders, files in os.walk(folder):
+            for parent, folders, files in os.walk(folder, onerror=_refuse):
                 folders.sort()
                 for name in sorted(files):
-                    file = Path(parent, name)
-                    if file.is_symlink():
-                        self.dropped.add("link instead of a file", at=str(file))
-                    else:
-                        yield box.name, file
+                    yield box.name, Path(parent, name)
+
+    def _count_others(self, root: Path) -> None:
+        """Counts what a maildir holds besides sent mail, without reading it."""
+        for place in (root, *_folders(root)):
+            for child in place.iterdir():
+                if child.is_symlink():
+                    self.dropped.add("link instead of a folder", at=str(child))
+                elif not child.is_dir():
+                    self.dropped.add("file that lies in no folder of a mailbox", at=str(child))
+                elif place != root:
+                    self._count_below(child, is_sent=_plain(child.name) in self.sent_folders)
+
+    def _count_below(self, folder: Path, *, is_sent: bool) -> None:
+        """Counts the messages of a folder that is not one of sent mail, and the links in one that is."""
+        for parent, folders, files in os.walk(folder, onerror=_refuse):
+            if not is_sent:
+                self.dropped.add(OTHER_FOLDER, num=len(files))
+                continue
+            for link in (Path(parent, name) for name in folders if Path(parent, name).is_symlink()):
+                self.dropped.add("link instead of a folder", at=str(link))
 
     def _mailboxes(self) -> dict[str, str]:
         """The mailbox of each address: the one from which it sent most."""
@@ -138,6 +165,11 @@ class EnronCorpus:
         if self.owners == "sender":
             return ()
         return tuple(dict.fromkeys(mailboxes.get(address, address) for address in addresses_of(message, *RECIPIENTS)))
+
+
+def _refuse(error: OSError) -> None:
+    """Raises what walking a folder would pass over in silence."""
+    raise error
 
 
 def _plain(folder: str) -> str:

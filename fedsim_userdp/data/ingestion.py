@@ -15,6 +15,7 @@ from fedsim_userdp.data.layout import FORMAT
 from fedsim_userdp.data.tokens import (
     Tokenizer,
     TokenSettings,
+    count_words,
     cut_windows,
     encode_texts,
     eos_of,
@@ -42,26 +43,29 @@ def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, f
     with StoreWriter(folder, vocab_size=len(tokenizer), min_words=settings.min_words) as writer:
         for batch in _batches(_checked(corpus, writer)):
             _add_batch(writer, batch, tokenizer, settings)
-        return writer.finish(fingerprint=fingerprint, dropped=corpus.dropped)
+        try:
+            return writer.finish(fingerprint=fingerprint, dropped=corpus.dropped)
+        except DataError as error:
+            raise DataError(f"corpus {corpus.name!r}: {error}") from error
 
 
 def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
     """Passes on records that have a user and text, counting words and what is wrong with the others."""
     for number, record in enumerate(corpus.records(), start=1):
-        at = f"{corpus.name}, record {number}"
+        at = record.at or f"{corpus.name}, record {number}"
         if not isinstance(record.user_id, str) or not record.user_id:
             writer.dropped.add("record without a user id", at=at)
             continue
         if not isinstance(record.text, str):
             raise DataError(f"{at}: text must be a str, got {type(record.text).__name__}")
-        writer.add_words(record.user_id, len(record.text.split()))
+        writer.add_words(record.user_id, count_words(record.text))
         if not record.text.strip():
             writer.dropped.add("empty record", at=at)
             continue
         text = replace_lone_surrogates(record.text)
         if text != record.text:
             writer.dropped.add("record with code points that UTF-8 cannot hold, replaced", at=at)
-        yield Record(record.user_id, text, record.owners)
+        yield Record(record.user_id, text, record.owners, at)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -85,11 +89,10 @@ def _add_batch(writer: StoreWriter, batch: list[Record], tokenizer: Tokenizer, s
     for record, ids in zip(batch, encoded, strict=True):
         windows = cut_windows(np.concatenate([ids, eos]), settings.window)
         if settings.long_records == "truncate" and len(windows) > 1:
-            writer.dropped.add(f"record cut to its first {settings.window} tokens")
+            writer.dropped.add(f"record cut to its first {settings.window} tokens", at=record.at)
             windows = windows[:1]
         long_enough = [window for window in windows if len(window) >= settings.min_tokens]
-        writer.dropped.add(
-            f"record or window of fewer than {settings.min_tokens} tokens", num=len(windows) - len(long_enough)
-        )
+        too_short = f"record or window of fewer than {settings.min_tokens} tokens"
+        writer.dropped.add(too_short, at=record.at, num=len(windows) - len(long_enough))
         for window in long_enough:
             writer.add(record.user_id, window, record.owners)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsim_userdp.data.corpus import DataError
 
-FORMAT = 1
+FORMAT = 2
 META = "store.json"
 CHUNK_BYTES = 1 << 22
 

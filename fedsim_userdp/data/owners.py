@@ -21,14 +21,17 @@ def bound_owners(
     records so far. No unused record could be added to the result.
 
     Guarantee: every owner index is among the owners of at most k used records.
-    Assumes: who owns which record is public ("fixed graph"): which records are used depends on ownership alone,
-        never on text, but one person's joining or leaving can change which records of others are used.
+    Assumes: which records there are and who owns which is public ("fixed graph"). What is used depends on ownership
+        alone, never on text, but one person's joining or leaving can change which records of others are used; so
+        neighbouring data sets must have the same records and owners, one person's records being blank in one of
+        them.
 
     Args:
         owner_offsets: [num_records + 1] position of each record's first owner in `owners`.
         owners: Owner indices, >= 0, each at most once per record.
         k: Largest number of used records per owner, >= 1.
-        order: [num_records] permutation in which records are considered; None for the stored order.
+        order: Numbers of the records to consider, each at most once, in that order; the others are not used. None
+            for all in the stored order.
 
     Returns:
         [num_records] True for each used record.
@@ -54,6 +57,16 @@ def bound_owners(
     return used
 
 
+def count_owners(store: TokenStore, users: NDArray[np.int64]) -> int:
+    """Returns how many distinct people own a record of one of `users` (numbers in the store), these included."""
+    offsets, owners = store.owner_arrays()
+    starts, ends = store.user_offsets[users], store.user_offsets[users + 1]
+    marked = np.zeros(int(owners.max(initial=-1)) + 1, bool)
+    for first, last in zip(offsets[starts], offsets[ends], strict=True):
+        marked[owners[first:last]] = True
+    return int(marked.sum())
+
+
 class OwnerBoundedStore(TokenStore):
     """A token store of which only records within the owner bound are used; users may be left with none.
 
@@ -63,17 +76,22 @@ class OwnerBoundedStore(TokenStore):
         path: Folder of the store.
         k: Largest number of used records that any person owns, >= 1.
         seed: Seed of the order.
+        users: Users whose records may be used, such as those of the training split; None for all. The records of the
+            others do not count towards anybody's k.
 
     Attributes:
         used: [records of the store] True for each used record.
     """
 
-    def __init__(self, path: str | os.PathLike[str], k: int, seed: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], k: int, seed: int, users: NDArray[np.int64] | None = None) -> None:
         super().__init__(Path(path))
         self.k = k
         self.seed = seed
+        self.users = users
         offsets, owners = self.owner_arrays()
         order = numpy_generator(seed, "records").permutation(len(offsets) - 1)
+        if users is not None:
+            order = order[np.repeat(np.isin(np.arange(self.num_users), users), np.diff(self.user_offsets))[order]]
         self.used = bound_owners(offsets, owners, k, order=order)
 
     @property
@@ -98,8 +116,10 @@ class OwnerBoundedStore(TokenStore):
         """Returns the token ids of each used record of `user`."""
         return [record for record, used in zip(super().records(user), self._used_by(user), strict=True) if used]
 
-    def __reduce__(self) -> tuple[type[OwnerBoundedStore], tuple[str, int, int]]:  # type: ignore[override]
-        return OwnerBoundedStore, (str(self.path), self.k, self.seed)
+    def __reduce__(  # type: ignore[override]
+        self,
+    ) -> tuple[type[OwnerBoundedStore], tuple[str, int, int, NDArray[np.int64] | None]]:
+        return OwnerBoundedStore, (str(self.path), self.k, self.seed, self.users)
 
     def _used_by(self, user: int) -> NDArray[np.bool_]:
         """Which of the user's stored records are used."""

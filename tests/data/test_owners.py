@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim_userdp.data.corpus import Record
-from fedsim_userdp.data.owners import OwnerBoundedStore, bound_owners
+from fedsim_userdp.data.owners import OwnerBoundedStore, bound_owners, count_owners
 
 from .sources import MemoryCorpus, memory_corpus
 
@@ -84,6 +84,27 @@ def test_bounded_store_gives_only_records_within_the_bound(store_of, k):
     assert listed == [record for record, used in zip(everything, store.used, strict=True) if used]
     assert store.records_per_user.tolist() == [store.num_records(user) for user in range(4)]
     assert store.tokens_per_user.tolist() == [store.num_tokens(user) for user in range(4)]
+
+
+def test_only_records_of_the_given_users_are_used_and_the_others_count_towards_nobody(store_of):
+    plain = store_of(MemoryCorpus(MAILS))
+    store = OwnerBoundedStore(plain.path, 2, seed=0, users=np.array([1, 2]))
+    assert store.records_per_user.tolist() == [0, 1, 2, 0]
+    assert pickle.loads(pickle.dumps(store)).used.tolist() == store.used.tolist()  # noqa: S301
+
+
+def test_everybody_who_owns_a_record_of_some_users_is_counted_once(store_of):
+    store = store_of(MemoryCorpus(MAILS))
+    assert store.declares_owners
+    assert count_owners(store, np.array([0])) == len({"ann", "bob", "zoe"})
+    assert count_owners(store, np.array([2, 3])) == len({"cid", "dan", "zoe"})
+    assert count_owners(store, np.arange(4)) == store.stats.num_owners
+
+
+def test_without_further_owners_a_store_declares_none(store_of):
+    store = store_of(memory_corpus())
+    assert not store.declares_owners
+    assert count_owners(store, np.arange(store.num_users)) == store.num_users
 
 
 def test_a_bound_that_nobody_reaches_changes_nothing(store_of):

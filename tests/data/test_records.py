@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -169,6 +171,12 @@ def test_cached_scores_are_computed_once_per_user_and_survive_the_process(tmp_pa
     assert (again(ann) == first).all()
     assert (again(bob) == mean_token(bob)).all()
     assert calls == [4, 3]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes of POSIX")
+def test_the_score_cache_is_readable_by_its_user_only(tmp_path):
+    scores = CachedScores(lambda records: np.zeros(len(records)), tmp_path, corpus="c", model="m")
+    assert scores.path.stat().st_mode & 0o077 == 0
 
 
 def test_cached_scores_are_apart_by_corpus_and_model(tmp_path):

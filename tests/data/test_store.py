@@ -156,6 +156,12 @@ def test_cache_folder_comes_from_the_environment_and_is_readable_by_its_user_onl
     assert (tmp_path / "chosen").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="file modes of POSIX")
+def test_a_store_is_readable_by_its_user_only_wherever_it_lies(store_of, tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o755)
+    assert store_of(memory_corpus()).path.stat().st_mode & 0o077 == 0
+
+
 def test_user_ids_never_become_file_names(store_of, tmp_path):
     store = store_of(memory_corpus({"../../escape": ["one two"], "/etc/passwd": ["three four"], "ü\ud800": ["x y"]}))
     assert store.user_id(0) == "../../escape"

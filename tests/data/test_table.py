@@ -34,6 +34,7 @@ def file(tmp_path):
         ('{"user": "a", "text": "x"}', r"mine\.jsonl:1: no column 'user_id'; it has 'user', 'text'; set data\.user_c"),
         ('{"user_id": "a"}', r"mine\.jsonl:1: no column 'text'; .* set data\.text_column=NAME"),
         ("[" * 100_000, r"mine\.jsonl:1: not valid JSON"),
+        ('{"user_id": ' + "9" * 5000 + ', "text": "x"}', r"mine\.jsonl:1: not valid JSON: Exceeds the limit"),
         ('{"user_id": "a", "text": "x"}'.encode("utf-16"), r"mine\.jsonl:1: the file is UTF-16; save it as UTF-8"),
     ],
 )
@@ -99,10 +100,70 @@ def test_whole_numbers_serve_as_ids_however_they_are_typed(file):
     assert {user for user, _ in listed(TableCorpus(file(content)))} == {"7"}
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_an_empty_file_leaves_no_user_and_the_message_names_it(file, form, store_of):
-    with pytest.raises(DataError, match=rf"no user is left: empty file: 1 \(first at .*mine\.{form}\)"):
-        store_of(TableCorpus(file("", f"mine.{form}"), form))
+@pytest.mark.parametrize(
+    ("form", "content"), [("jsonl", ""), ("csv", ""), ("jsonl", "\n \n\n"), ("csv", "user_id,text\n"), ("csv", "\n")]
+)
+def test_an_empty_file_leaves_no_user_and_the_message_names_it(file, form, content, store_of):
+    with pytest.raises(DataError, match=rf"corpus '{form}': no user is left: empty file: 1 \(first .*mine\.{form}\)"):
+        store_of(TableCorpus(file(content, f"mine.{form}"), form))
+
+
+def test_an_empty_file_beside_a_good_one_is_counted(file, tmp_path, store_of):
+    file("", "1.jsonl")
+    file('{"user_id": "a", "text": "some words"}', "2.jsonl")
+    file("not read", "notes.txt")
+    (tmp_path / "more").mkdir()
+    store = store_of(TableCorpus(tmp_path))
+    assert store.stats.dropped == {"empty file": 1, "file of another kind, or folder, beside the corpus' files": 3}
+
+
+def test_what_is_wrong_with_a_record_is_told_with_its_file_and_line(file, store_of):
+    content = '{"user_id": "a", "text": "some words"}\n{"user_id": "b", "text": " "}\n{"user_id": "a", "text": ""}\n'
+    store = store_of(TableCorpus(file(content)))
+    assert store.stats.dropped == {"empty record": 2, "user without a usable record": 1}
+    assert store.stats.first_at["empty record"].endswith("mine.jsonl:2")
+
+
+def test_white_space_around_an_id_makes_no_other_user_nor_another_owner(file, store_of):
+    rows = [
+        ("a", "b ; c", "first text"),
+        (" b", "", "second text"),
+        ("b ", " a", "third text"),
+        ("c\n", None, "fourth"),
+    ]
+    content = "".join(json.dumps({"user_id": u, "to": to, "text": text}) + "\n" for u, to, text in rows)
+    store = store_of(TableCorpus(file(content), owners_column="to"))
+    assert [store.user_id(user) for user in range(store.num_users)] == ["a", "b", "c"]
+    assert store.stats.num_owners == 3
+
+
+def test_a_file_without_a_header_is_refused_and_little_of_it_is_shown(file):
+    content = ",".join(f"SECRET {number} " + "text " * 50 for number in range(40)) + "\n" + "x," * 39 + "x\n"
+    with pytest.raises(DataError, match=r"mine\.csv:2: no column 'user_id'") as refusal:
+        listed(TableCorpus(file(content, "mine.csv"), "csv"))
+    assert len(str(refusal.value).partition("it has")[2]) < 700
+
+
+def test_a_place_that_is_neither_file_nor_folder_is_refused_by_name(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for place, why in [("/dev/null", "neither a file nor a folder"), (str(tmp_path / "loop"), "symbolic links")]:
+        with pytest.raises(DataError, match=rf"corpus 'jsonl': data\.path=.*{why}"):
+            listed(TableCorpus(place))
+
+
+@pytest.mark.parametrize("name", ["x" * 10_000, "a\0b", "~nobody-of-that-name/x"])
+def test_a_path_that_no_file_can_have_is_refused_in_one_short_line(name):
+    with pytest.raises(DataError, match=r"corpus 'jsonl': data\.path='") as refusal:
+        listed(TableCorpus(name))
+    assert len(str(refusal.value)) < 300
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a b", "new\nline", "😀", "..", "-rf", "a,b=c'd\"e"])
+def test_a_file_of_any_name_is_read(tmp_path, name):
+    (tmp_path / f"{name}.jsonl").write_text('{"user_id": "a", "text": "x"}')
+    assert listed(TableCorpus(tmp_path / f"{name}.jsonl")) == [("a", "x")]
+    assert listed(TableCorpus(tmp_path)) == [("a", "x")]
 
 
 def test_users_with_only_empty_text_are_left_out_and_counted(file, store_of):

@@ -64,6 +64,14 @@ def test_a_50_mb_record_is_split_into_windows(bpe_tokenizer, store_of):
     assert store.num_tokens(0) >= 12_000_000
 
 
+@pytest.mark.parametrize("text", ["", "one", " two  words\n", "a\u00a0b\u2003c\x1fd", "é" * 300 + " z "])
+def test_words_of_a_long_text_are_counted_as_those_of_a_short_one(text, monkeypatch):
+    expected = len(text.split())
+    assert tokens.count_words(text) == expected
+    monkeypatch.setattr(tokens, "PIECE_CHARS", 0)
+    assert tokens.count_words(text) == expected
+
+
 def test_lone_surrogates_are_replaced_and_counted(bpe_tokenizer, store_of):
     store = store_of(MemoryCorpus([Record("a", "the \ud800 fox jumps")]), tokenizer=bpe_tokenizer)
     assert store.stats.dropped == {"record with code points that UTF-8 cannot hold, replaced": 1}
@@ -74,7 +82,7 @@ def test_a_tokenizer_without_an_end_mark_is_refused_unless_none_is_wanted(store_
     tokenizer = WordTokenizer()
     tokenizer.eos_token_id = None
     corpus = MemoryCorpus([Record("a", "one two three")])
-    with pytest.raises(DataError, match=r"WordTokenizer has no end-of-text token: .* append_eos=false"):
+    with pytest.raises(DataError, match=r"WordTokenizer has no end-of-text token: .* tokens\.append_eos=false"):
         store_of(corpus, tokenizer=tokenizer)
     store = store_of(corpus, TokenSettings(min_words=0, append_eos=False), tokenizer)
     assert len(store.records(0)[0]) == 3

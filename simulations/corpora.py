@@ -1,0 +1,45 @@
+"""The configured corpus, and the same as token ids."""
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from fedsim_userdp.data.corpus import Corpus
+from fedsim_userdp.data.store import TokenStore, open_store
+from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.models.loading import ModelSource
+from simulations.errors import ConfigError
+
+_CORPUS_MEMBERS = ("name", "license", "source", "dropped", "records", "fingerprint")
+
+
+def configured_corpus(config: DictConfig) -> Corpus:
+    """Returns the corpus that `data` names.
+
+    Raises:
+        ConfigError: when the class is no corpus.
+        DataError: when one of its settings is wrong.
+    """
+    corpus: Corpus = instantiate(config.data)
+    if lacking := [name for name in _CORPUS_MEMBERS if not hasattr(corpus, name)]:
+        raise ConfigError(f"data={config.data._target_} has no `{lacking[0]}`: see fedsim_userdp.data.corpus.Corpus")
+    return corpus
+
+
+def configured_store(config: DictConfig, model: ModelSource) -> TokenStore:
+    """Returns the configuration's corpus as token ids of `model`, from the cache or built there first.
+
+    Raises:
+        ConfigError, DataError, ModelError: one sentence on what is wrong with it; missing data before a missing model.
+    """
+    corpus = configured_corpus(config)
+    corpus.fingerprint()
+    settings = TokenSettings(**{str(key): config.tokens[key] for key in config.tokens})
+    tokenizer = model.load_tokenizer()
+    if settings.window > tokenizer.model_max_length:
+        raise ConfigError(
+            f"tokens.window={settings.window} is longer than the {tokenizer.model_max_length} tokens that "
+            f"model={model.name} can read"
+        )
+    return open_store(corpus, tokenizer, settings, None if config.cache_dir is None else Path(config.cache_dir))

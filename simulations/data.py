@@ -1,0 +1,80 @@
+"""`fedsim data`: what a corpus looks like before any training, and what the bound on records per user keeps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.data.layout import META
+from fedsim_userdp.data.split import split_users
+from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.report.files import NOT_PRIVATE
+from simulations.arguments import check_types
+from simulations.errors import ConfigError
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="describe")
+def main(config: DictConfig) -> None:
+    """Prints the tables and what they say, and writes `data.csv`, `data.json` and `data.png`."""
+    check_types(config, "describe")
+    own, bounds = bounds_of(config)
+    from fedsim_userdp.data.statistics import corpus_statistics
+    from fedsim_userdp.report import data as report  # here, so that --help and refusals need not load them
+    from fedsim_userdp.report.data_plot import plot_data
+    from fedsim_userdp.report.table import result_console
+    from simulations.corpora import configured_corpus, configured_store
+
+    console, folder = result_console(), Path(HydraConfig.get().runtime.output_dir)
+    with console.status("reading"):
+        store = configured_store(config, instantiate(config.model))
+    statistics = corpus_statistics(store, bounds, config.seed)
+    name, split = configured_corpus(config).name, split_in_words(store, config)
+    report.write_data_json(folder, statistics, corpus=name, split=split)
+    report.write_data_csv(folder, statistics)
+    plot_data(folder / NOT_PRIVATE / "data.png", statistics, store.records_per_user, store.tokens_per_user, own)
+    console.print(f"{name}: {split}", highlight=False, markup=False, soft_wrap=True)
+    for table in (report.distribution_table(statistics), report.bound_table(statistics, own)):
+        console.print(table)
+    if statistics.dropped:
+        console.print(report.dropped_table(statistics))
+        console.print(f"where each came first: {store.path / META}", highlight=False, markup=False, soft_wrap=True)
+    for text in (*report.in_words(statistics), f"folder: {folder}"):
+        console.print(text, highlight=False, markup=False, soft_wrap=text.startswith("folder"))
+
+
+def bounds_of(config: DictConfig) -> tuple[int | None, Sequence[int]]:
+    """Returns the run's own k (None where the mechanism has none) and all bounds to compare, ascending.
+
+    Raises:
+        ConfigError: when a bound is no whole number of at least 1, or there is none.
+    """
+    own = config.mechanism.get("records_per_user")
+    listed = config.describe.records_per_user
+    values = [listed] if isinstance(listed, int | float | str) else list(listed or [])
+    for key, each in (("describe", values), ("mechanism", [] if own is None else [own])):
+        for value in each:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{key}.records_per_user={value} must be a whole number of at least 1")
+    bounds = sorted({*values, *([] if own is None else [own])})
+    if not bounds:
+        raise ConfigError("describe.records_per_user is empty: name at least one bound, such as [1, 4, 16]")
+    return own, bounds
+
+
+def split_in_words(store: TokenStore, config: DictConfig) -> str:
+    """Returns how many users a run would train on and hold out, or why it would refuse."""
+    try:
+        split = split_users(
+            store,
+            heldout_users=config.split.heldout_users,
+            validation_users=config.split.validation_users,
+            seed=config.split.seed,
+        )
+    except DataError as error:
+        return f"{store.num_users:,} users; a run would refuse: {error}"
+    parts = {"to train on": split.train, "held out": split.heldout, "for validation": split.validation}
+    return f"{store.num_users:,} users: " + ", ".join(f"{len(users):,} {name}" for name, users in parts.items())
