@@ -4,17 +4,18 @@ Source: McMahan et al. 2018, "Learning differentially private recurrent language
 Chua et al. 2024, "Mind the Privacy Unit!", arXiv 2406.14322, Algorithm 2.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsim_userdp.federation.hosting import group_by_host, wait_for_nodes
-from fedsim_userdp.federation.messages import to_arrays, write_request
-from fedsim_userdp.federation.replies import RoundReplies, add_replies
+from fedsim_userdp.federation.exchange import Exchange
+from fedsim_userdp.federation.hosting import SizesFn
+from fedsim_userdp.federation.messages import to_arrays
+from fedsim_userdp.federation.replies import RoundReplies
+from fedsim_userdp.federation.rounds import RetryingStrategy
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
 from fedsim_userdp.privacy.streams import numpy_generator
 from fedsim_userdp.selection import ClientSelector, draw_cohort
@@ -30,7 +31,9 @@ class UserLevelSettings:
         clip_norm: bound on the norm of a user's update, above 0; infinity (with no noise) for no privacy.
         noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`.
         seed: seed of the selection.
-        num_nodes: nodes to wait for before a round.
+        num_nodes: nodes to wait for before the first round.
+        sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where user i lives on node
+            i mod nodes.
     """
 
     num_users: int
@@ -38,15 +41,17 @@ class UserLevelSettings:
     noise_multiplier: float
     seed: int
     num_nodes: int = 1
+    sizes_fn: SizesFn | None = None
 
 
-class UserLevelDP(Strategy):
+class UserLevelDP(RetryingStrategy):
     """Releases, round by round, (sum of clipped updates + noise) / expected cohort size, and steps along it.
 
     Guarantee: each round is a Gaussian mechanism of sensitivity `clip_norm` and standard deviation
     `noise_multiplier * clip_norm` over the users that the selector drew; everything after the noise is
     post-processing.  Failed users count as zero and change neither noise, nor denominator, nor accounting.
-    Assumes: nodes clip (`fedsim_userdp.training.cohort`); the sum of a node's users is checked against its bound.
+    Assumes: nodes clip (`fedsim_userdp.training.cohort`); the sum of a node's users is checked against its bound.  A
+    node that fails does so whatever its users' data are (docs/decisions/0007).
 
     Args:
         settings: the mechanism's numbers.
@@ -73,7 +78,7 @@ class UserLevelDP(Strategy):
         self.stddev = noise_stddev(settings.noise_multiplier, settings.clip_norm)
         self.expected_cohort = selector.expected_cohort_size(settings.num_users)
         self._before_release, self._after_round = before_release, after_round
-        self._asked: dict[int, int] = {}
+        self._exchange = Exchange(settings.clip_norm, settings.num_nodes, settings.sizes_fn)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -81,22 +86,15 @@ class UserLevelDP(Strategy):
         """Returns one message to each node that hosts a user of this round's cohort, naming those users."""
         generator = numpy_generator(self.settings.seed, "selection", round=server_round)
         cohort = draw_cohort(self.selector, self.settings.num_users, server_round, generator)
-        hosted = group_by_host(cohort, wait_for_nodes(grid, self.settings.num_nodes))
-        self._asked = {node: len(users) for node, users in hosted.items()}
-        clip_norm = self.settings.clip_norm
-        return [
-            Message(
-                write_request(arrays, server_round, users, clip_norm),
-                node,
-                MessageType.TRAIN,
-                group_id=str(server_round),
-            )
-            for node, users in hosted.items()
-        ]
+        return self._exchange.begin(server_round, cohort, arrays, self.optimizer.state, grid)
+
+    def configure_retry(self, server_round: int, replies: Iterable[Message], grid: Grid) -> Sequence[Message]:
+        """Returns messages for the users whose node failed, to nodes that did not fail if there are any."""
+        return self._exchange.ask_again(replies, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """Returns the adapter after the round: sum, ledger, noise, fixed denominator, server optimizer."""
-        collected = add_replies(replies, self.optimizer.state, self._asked, self.settings.clip_norm)
+        collected = self._exchange.finish(replies)
         self._before_release(server_round)  # the ledger comes first: a crash can only over-state what was spent
         noisy_sum = add_noise(collected.update.clipped.total, self.stddev, self.noise, server_round)
         mean_update = {name: tensor / self.expected_cohort for name, tensor in noisy_sum.items()}

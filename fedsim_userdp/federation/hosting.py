@@ -1,9 +1,13 @@
 """Which node hosts which user."""
 
+import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flwr.serverapp import Grid
+
+# Users of a cohort, and the round, to how much work each of them is; a simulation's knowledge, never a server's.
+SizesFn = Callable[[Sequence[int], int], Sequence[float]]
 
 
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float = 120.0) -> list[int]:
@@ -21,8 +25,33 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float = 120.0) -> list[i
 
 
 def group_by_host(users: Sequence[int], nodes: Sequence[int]) -> dict[int, list[int]]:
-    """Returns the users that each node hosts, for the nodes that host any: user i lives on node i mod nodes."""
+    """Returns the users that each node hosts, for the nodes that host any: user i lives on node i mod nodes.
+
+    Guarantee: where a user lives does not depend on who else is in the cohort.
+    """
     hosted: dict[int, list[int]] = {}
     for user in users:
         hosted.setdefault(nodes[user % len(nodes)], []).append(user)
     return {node: hosted[node] for node in nodes if node in hosted}
+
+
+def deal_by_size(users: Sequence[int], sizes: Sequence[float], nodes: Sequence[int]) -> dict[int, list[int]]:
+    """Returns the users that each node is dealt, for the nodes that get any: the largest first, each to the node with
+    the least so far.
+
+    The largest load is at most 4/3 of the least possible one (Graham 1969, "Bounds on multiprocessing timing
+    anomalies").  Who shares a node depends on everybody's size: see docs/decisions/0007 for what that asks of a node
+    that fails.
+
+    Args:
+        users: the users, distinct.
+        sizes: the work of each of them, at least 0.
+        nodes: at least one node.
+    """
+    dealt: list[list[int]] = [[] for _ in nodes]
+    loads = [(0.0, position) for position in range(len(nodes))]
+    for size, user in sorted(zip(sizes, users, strict=True), key=lambda pair: (-pair[0], pair[1])):
+        load, position = heapq.heappop(loads)
+        dealt[position].append(user)
+        heapq.heappush(loads, (load + size, position))
+    return {node: sorted(share) for node, share in zip(nodes, dealt, strict=True) if share}

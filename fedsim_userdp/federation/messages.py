@@ -11,6 +11,9 @@ from torch import Tensor
 from fedsim_userdp.privacy.clipping import ClippedSum
 from fedsim_userdp.training.cohort import CohortUpdate
 
+# How long a message stays valid after nobody waits for its answer any more; clocks of several machines may differ.
+GRACE_SECONDS = 60.0
+
 
 @dataclass(frozen=True)
 class TrainRequest:
@@ -67,13 +70,19 @@ def write_reply(update: CohortUpdate) -> RecordDict:
             "norm_sum": clipped.norm_sum,
             "loss_sum": update.loss_sum,
             "num_tokens": update.num_tokens,
+            "num_failed": update.num_failed,
         }
     )
     return RecordDict({"arrays": to_arrays(clipped.total), "metrics": metrics})
 
 
 def read_reply(content: RecordDict) -> CohortUpdate:
-    """Returns a node's answer; a missing record or number raises KeyError."""
+    """Returns a node's answer.
+
+    Raises:
+        KeyError: a record or number is missing.
+        ValueError, TypeError, OverflowError, EOFError, MemoryError: what is there cannot be decoded.
+    """
     metrics = content.metric_records["metrics"]
     return CohortUpdate(
         clipped=ClippedSum(
@@ -85,4 +94,5 @@ def read_reply(content: RecordDict) -> CohortUpdate:
         ),
         loss_sum=float(metrics["loss_sum"]),  # type: ignore[arg-type]
         num_tokens=int(metrics["num_tokens"]),  # type: ignore[arg-type]
+        num_failed=int(metrics["num_failed"]),  # type: ignore[arg-type]
     )

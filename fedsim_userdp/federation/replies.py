@@ -1,10 +1,11 @@
 """The nodes' answers of a round, checked and added up (DESIGN rules 3 and 5)."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from zipfile import BadZipFile
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedsim_userdp.federation.messages import read_reply
@@ -12,6 +13,9 @@ from fedsim_userdp.training.cohort import CohortUpdate, add, zero_update
 
 # A sum of n updates of norm clip_norm, each rounded to float32, may pass n * clip_norm by this factor.
 _SUM_TOLERANCE = 1 + 1e-5
+_HEADER_BYTES = 1024  # more than numpy writes before an array's values
+# What decoding bytes from elsewhere can raise: numpy's and Flower's own errors, and an array too large to hold.
+_UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, EOFError, MemoryError, BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,16 @@ class RoundReplies:
     Attributes:
         update: the sum over the nodes; exact zeros stand for whatever failed.
         num_sampled: users that the selector drew.
-        num_failed: users of nodes that raised, answered nothing, twice, late or something unusable.
-        errors: one sentence for each failed node.
+        num_failed: users without a usable update: their node raised, answered nothing, late or something unusable, or
+            their own update could not be computed.
+        num_retried: users whose node failed and whose update another node then computed.
+        errors: one sentence for each failed node; where users failed, at least one.
     """
 
     update: CohortUpdate
     num_sampled: int
     num_failed: int
+    num_retried: int
     errors: tuple[str, ...]
 
     def counts(self) -> dict[str, int | float | list[int] | list[float]]:
@@ -35,53 +42,104 @@ class RoundReplies:
         return {
             "num_sampled": self.num_sampled,
             "num_failed": self.num_failed,
+            "num_retried": self.num_retried,
             "num_nonfinite": self.update.clipped.num_nonfinite,
             "num_clipped": self.update.clipped.num_clipped,
         }
 
 
-def add_replies(
-    replies: Iterable[Message], state: Mapping[str, Tensor], asked: Mapping[int, int], clip_norm: float
-) -> RoundReplies:
-    """Returns the sum of the nodes' answers, in the order of `asked`, whatever order they came in.
+class RoundAnswers:
+    """Asks for a round's users, over several attempts if need be, and adds up what comes back.
 
-    Guarantee: each user counts at most once, and a node that was asked for n users adds at most n * clip_norm
-    in L2 norm: an answer beyond that, not finite or of wrong shapes is dropped whole and its users fail.
+    Guarantee: each user counts at most once, whatever the nodes answer and however often they are asked: the users of
+    an attempt are those still missing, each in one question; a question takes its first answer only; and an answer
+    for n users of more than n * clip_norm in L2 norm, not finite, or not of the adapter's names, shapes and dtype is
+    dropped whole.
 
     Args:
-        replies: the answers; error messages and repeated answers among them.
+        cohort: the round's users, distinct.
         state: the adapter, for names and shapes.
-        asked: node to number of users that it was asked for.
-        clip_norm: the bound that the nodes were given.
+        clip_norm: the bound that the nodes are given.
     """
-    first: dict[int, Message] = {}
-    for reply in replies:
-        first.setdefault(reply.metadata.src_node_id, reply)
-    total, failed, errors = zero_update(state), 0, []
-    for node, num_users in asked.items():
-        update = _checked(first.get(node), state, num_users * clip_norm)
-        if isinstance(update, str):
-            failed += num_users
-            errors.append(update)
-        else:
-            total = add(total, update)
-    return RoundReplies(total, sum(asked.values()), failed, tuple(errors))
+
+    def __init__(self, cohort: Sequence[int], state: Mapping[str, Tensor], clip_norm: float) -> None:
+        self.missing = list(cohort)
+        self.errors: list[str] = []
+        self._num_sampled, self._num_retried = len(cohort), 0
+        self._state, self._clip_norm = state, clip_norm
+        self._total = zero_update(state)
+        self._asked: list[tuple[Message, Sequence[int]]] = []
+        self._num_attempts = 0
+
+    def ask(self, questions: Sequence[tuple[Message, Sequence[int]]]) -> None:
+        """Begins an attempt with these messages and the users that each asks for, all of them missing so far."""
+        self._asked, self._num_attempts = list(questions), self._num_attempts + 1
+
+    def take(self, replies: Iterable[Message]) -> list[int]:
+        """Adds the attempt's answers, in the order of its questions; returns the nodes whose answer was used."""
+        first: dict[str, Message] = {}
+        for reply in replies:
+            first.setdefault(reply.metadata.reply_to_message_id, reply)
+        usable, answered = [], set[int]()
+        for question, users in self._asked:
+            node = question.metadata.dst_node_id
+            update = self._checked(first.get(question.metadata.message_id), node, len(users))
+            if isinstance(update, str):
+                self.errors.append(update)
+                continue
+            usable.append(node)
+            answered.update(users)
+            self._total = add(self._total, update)
+        self._num_retried += len(answered) if self._num_attempts > 1 else 0
+        self.missing = [user for user in self.missing if user not in answered]
+        self._asked = []
+        return usable
+
+    def result(self) -> RoundReplies:
+        """Returns the sum and the counts; users still missing have failed."""
+        failed = len(self.missing) + self._total.num_failed
+        nobody_said = ["users' own updates could not be computed, or no node was there"] if failed else []
+        errors = tuple(self.errors or nobody_said)
+        return RoundReplies(self._total, self._num_sampled, failed, self._num_retried, errors)
+
+    def _checked(self, reply: Message | None, node: int, num_users: int) -> CohortUpdate | str:
+        """The answer to a question, or why it cannot be used."""
+        if reply is None:
+            return "no answer"
+        if reply.has_error():
+            return f"the node failed: {first_line(reply.error.reason or '')}"
+        if reply.metadata.src_node_id != node:
+            return "another node answered than was asked"
+        try:
+            if problem := self._misfit(reply.content.array_records["arrays"]):
+                return problem
+            update = read_reply(reply.content)
+        except _UNREADABLE as error:
+            return f"unreadable answer: {error!r}"
+        total, bound = update.clipped.total, num_users * self._clip_norm
+        if any(tensor.shape != self._state[name].shape for name, tensor in total.items()):
+            return "the answer's shapes are not the adapter's"
+        if not 0 <= update.num_failed <= num_users:
+            return f"the answer counts {update.num_failed} failed of {num_users} users"
+        norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in total.values()))
+        if not norm <= bound * _SUM_TOLERANCE or not math.isfinite(norm):
+            return f"the answer's norm {norm:.3g} passes its bound {bound:.3g}"
+        return update
+
+    def _misfit(self, arrays: ArrayRecord) -> str | None:
+        """What of an answer's arrays is not the adapter's, before anything is decoded."""
+        if set(arrays) != set(self._state):
+            return "the answer's names are not the adapter's"
+        for name, array in arrays.items():
+            expected = self._state[name]
+            if array.dtype != "float32":
+                return f"the answer holds {array.dtype} instead of float32"
+            if tuple(array.shape) != tuple(expected.shape) or len(array.data) > 4 * expected.numel() + _HEADER_BYTES:
+                return "the answer's shapes are not the adapter's"
+        return None
 
 
-def _checked(reply: Message | None, state: Mapping[str, Tensor], bound: float) -> CohortUpdate | str:
-    """The node's answer, or why it cannot be used."""
-    if reply is None:
-        return "no answer"
-    if reply.has_error():
-        return f"the node failed: {reply.error.reason}"
-    try:
-        update = read_reply(reply.content)
-    except (KeyError, TypeError, ValueError) as error:
-        return f"unreadable answer: {error!r}"
-    total = update.clipped.total
-    if {n: t.shape for n, t in total.items()} != {n: t.shape for n, t in state.items()}:
-        return "the answer's names or shapes are not the adapter's"
-    norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in total.values()))
-    if not norm <= bound * _SUM_TOLERANCE or not math.isfinite(norm):
-        return f"the answer's norm {norm:.3g} passes its bound {bound:.3g}"
-    return update
+def first_line(reason: str) -> str:
+    """Returns the first line of what a runtime says about a failure, at most 300 characters."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    return lines[0][:300] if lines else "no reason given"

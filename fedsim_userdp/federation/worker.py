@@ -1,12 +1,18 @@
 """What a node holds: the model and the users' records, built once in a process and kept over rounds."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
+import torch
+
+from fedsim_userdp.data.perplexity import PerplexityRecords
 from fedsim_userdp.federation.messages import TrainRequest
+from fedsim_userdp.federation.time_limit import ending_process_after
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.models.stacked import StackedAdapters
-from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, clipped_update_sum
+from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, zero_update
+from fedsim_userdp.training.gradients import UnitGradients, unit_gradients
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
 
 
@@ -14,14 +20,56 @@ from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
 class Worker:
     """A node's model and users."""
 
-    adapters: StackedAdapters
+    gradients: UnitGradients
     users: TrainingUsers
     local: LocalTraining
 
     def train(self, request: TrainRequest) -> CohortUpdate:
-        """Returns the sum of the requested users' clipped updates; users without records add an exact zero."""
-        units = self.users.units(request.users, request.round)
-        return clipped_update_sum(self.adapters, request.state, units, self.local, request.clip_norm)
+        """Returns the sum of the requested users' clipped updates; users without records add an exact zero.
+
+        Guarantee: a user whose update cannot be computed adds an exact zero, is counted, and changes nothing for the
+        users beside it.  Where that is everybody, the node itself is at fault and what it raises goes on.
+        """
+        try:
+            return self._sum_of(request, request.users)
+        except _USERS_FAULTS as error:
+            return self._one_by_one(request, error)
+
+    def sizes(self, users: Sequence[int], round: int) -> list[float]:
+        """Returns how many tokens an update of each of `users` takes in the round, after the cap of k records."""
+        return [self._size(user, round) for user in users]
+
+    def _size(self, user: int, round: int) -> float:
+        """The tokens of the chosen records; k of average length where choosing would run a model, or fails."""
+        if not isinstance(self.users.selector, PerplexityRecords):
+            with suppress(*_USERS_FAULTS):
+                return float(sum(map(len, self.users.chosen_records(user, round))))
+        number = int(self.users.users[user])
+        share = self.users.records_per_user / self.users.store.num_records(number)
+        return self.users.store.num_tokens(number) * min(1.0, share)
+
+    def _one_by_one(self, request: TrainRequest, error: Exception) -> CohortUpdate:
+        """The users' sum without those who fail by themselves; `error` is what all of them together raised."""
+        total = zero_update(request.state)
+        for user in request.users:
+            try:
+                total = add(total, self._sum_of(request, [user]))
+            except _USERS_FAULTS:
+                total = replace(total, num_failed=total.num_failed + 1)
+        if total.num_failed == len(request.users):
+            raise error
+        return total
+
+    def _sum_of(self, request: TrainRequest, users: Sequence[int]) -> CohortUpdate:
+        """The sum of clipped updates of some of the request's users."""
+        units = self.users.units(users, request.round)
+        return clipped_update_sum(
+            self.gradients, request.state, units, self.local, request.clip_norm, round=request.round
+        )
+
+
+# What a user's records or their choice can raise in numpy and torch (out of memory included), as opposed to a bug.
+_USERS_FAULTS = (RuntimeError, ValueError, IndexError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -35,6 +83,9 @@ class WorkerRecipe:
         users: the training users.
         local: local training.
         seed: the run's seed.
+        threads: CPU threads of torch in the process; None for torch's default.
+        time_limit: seconds after which a request ends the process, so that a hung one is started anew; None for no
+            limit; loading the model does not count.  For processes that do nothing else only.
     """
 
     key: str
@@ -43,18 +94,24 @@ class WorkerRecipe:
     users: TrainingUsersRecipe
     local: LocalTraining
     seed: int
+    threads: int | None = None
+    time_limit: float | None = None
 
     def build(self) -> Worker:
         """Returns a worker with the model loaded."""
-        model = attach_lora(self.model.load(), self.lora, self.seed)
-        return Worker(StackedAdapters(model), self.users.open(), self.local)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        source = replace(self.model)  # a copy without what the other process found out, such as its device
+        model = attach_lora(source.load(), self.lora, self.seed)
+        return Worker(unit_gradients(model), self.users.open(), self.local)
 
     def train(self, request: TrainRequest) -> CohortUpdate:
         """Answers with this process's worker for the recipe, built at the first request."""
         if self.key not in _WORKERS:
             _WORKERS.clear()
             _WORKERS[self.key] = self.build()
-        return _WORKERS[self.key].train(request)
+        with ending_process_after(self.time_limit):
+            return _WORKERS[self.key].train(request)
 
 
 _WORKERS: dict[str, Worker] = {}

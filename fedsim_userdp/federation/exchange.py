@@ -1,0 +1,87 @@
+"""Asking a grid's nodes for a cohort's updates, and asking again for those of nodes that failed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from flwr.app import ArrayRecord, Message, MessageType
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedsim_userdp.federation.errors import RoundError
+from fedsim_userdp.federation.hosting import SizesFn, deal_by_size, group_by_host, wait_for_nodes
+from fedsim_userdp.federation.messages import write_request
+from fedsim_userdp.federation.replies import RoundAnswers, RoundReplies
+
+
+class Exchange:
+    """The questions and answers of one round after the other.
+
+    Guarantee: see `RoundAnswers`; and what must not be released raises.  Users whose node failed count as zero where
+    they live on the node of their number.  Where they were dealt by size, everybody's size decided who shared that
+    node, so that their absence would not be one user's matter: then the round is not released (docs/decisions/0007).
+
+    Args:
+        clip_norm: the bound that the nodes are given.
+        num_nodes: nodes to wait for before the first round.
+        sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where user i lives on node
+            i mod nodes.
+    """
+
+    def __init__(self, clip_norm: float, num_nodes: int, sizes_fn: SizesFn | None) -> None:
+        self._clip_norm, self._num_nodes, self._sizes_fn = clip_norm, num_nodes, sizes_fn
+        self._nodes: list[int] = []
+        self._round, self._arrays, self._answers = 0, ArrayRecord(), RoundAnswers([], {}, clip_norm)
+
+    def begin(
+        self, round: int, cohort: Sequence[int], arrays: ArrayRecord, state: Mapping[str, Tensor], grid: Grid
+    ) -> list[Message]:
+        """Returns one message to each node that a user of the cohort lives on or is dealt to, naming those users.
+
+        Args:
+            round: the round, from 1.
+            cohort: the round's users, distinct.
+            arrays: the encoded adapter.
+            state: the adapter, for names and shapes.
+            grid: the nodes.
+        """
+        self._nodes = self._nodes or wait_for_nodes(grid, self._num_nodes)
+        self._round, self._arrays = round, arrays
+        self._answers = RoundAnswers(cohort, state, self._clip_norm)
+        return self._ask(self._nodes, grid)
+
+    def ask_again(self, replies: Iterable[Message], grid: Grid) -> list[Message]:
+        """Takes an attempt's replies; returns messages for users still missing, to nodes that did not fail if any."""
+        usable = self._answers.take(replies)
+        return self._ask(usable or self._nodes, grid) if self._answers.missing else []
+
+    def finish(self, replies: Iterable[Message]) -> RoundReplies:
+        """Takes the last attempt's replies and returns the round's sum and counts.
+
+        Raises:
+            RoundError: when users that were dealt by size have no answer, or everybody failed (two users or more).
+        """
+        self._answers.take(replies)
+        collected = self._answers.result()
+        missing = 0 if self._sizes_fn is None else len(self._answers.missing)
+        if missing or collected.num_failed == collected.num_sampled > 1:
+            raise RoundError(
+                f"round {self._round}: {missing or collected.num_failed} of {collected.num_sampled} users have no "
+                f"update ({collected.errors[0]}); nothing of the round was released, and the run can be resumed"
+            )
+        return collected
+
+    def _ask(self, nodes: Sequence[int], grid: Grid) -> list[Message]:
+        """Asks those of `nodes` that are there for the users still missing."""
+        users, present = self._answers.missing, set(grid.get_node_ids())
+        if self._sizes_fn is None:
+            hosted = group_by_host(users, nodes)
+        else:
+            there = [node for node in nodes if node in present] or wait_for_nodes(grid, 1)
+            hosted = deal_by_size(users, self._sizes_fn(users, self._round), there)
+        questions = [(self._question(node, share), share) for node, share in hosted.items() if node in present]
+        self._answers.ask(questions)
+        return [message for message, _ in questions]
+
+    def _question(self, node: int, users: Sequence[int]) -> Message:
+        """Asks a node for the sum of these users' clipped updates."""
+        request = write_request(self._arrays, self._round, users, self._clip_norm)
+        return Message(request, node, MessageType.TRAIN, group_id=str(self._round))

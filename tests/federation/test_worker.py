@@ -1,0 +1,59 @@
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from fedsim_userdp.federation.messages import TrainRequest
+from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.models.adapters import trainable_state
+from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
+from fedsim_userdp.training.gradients import StackedGradients
+from tests.conftest import VOCABULARY, ragged_units
+
+
+class Users:
+    """Training users of whom some have records that cannot be used, or cannot even be chosen."""
+
+    def __init__(self, *, broken: Iterable[int] = (), unreadable: Iterable[int] = ()) -> None:
+        self._units = {unit.index: unit for unit in ragged_units(6)}
+        self._units |= {user: Unit(user, [np.array([1, 10 * VOCABULARY])]) for user in broken}
+        self._unreadable = set(unreadable)
+
+    def units(self, users: Iterable[int], round: int) -> list[Unit]:
+        chosen = list(users)
+        if self._unreadable.intersection(chosen):
+            raise ValueError("this user's records cannot be read")
+        return [self._units[user] for user in chosen]
+
+
+def answer(model: PeftModel, users: Users, asked: Iterable[int]) -> CohortUpdate:
+    worker = Worker(StackedGradients(model), users, LocalTraining(max_tokens=100))
+    return worker.train(TrainRequest(trainable_state(model), 1, tuple(asked), 0.05))
+
+
+def total(update: CohortUpdate) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in update.clipped.total.values()]).double()
+
+
+@pytest.mark.parametrize("users", [Users(broken=[2, 4]), Users(unreadable=[2, 4]), Users(broken=[2], unreadable=[4])])
+def test_a_user_whose_update_cannot_be_computed_adds_zero_and_changes_nothing_for_the_others(
+    model: PeftModel, users: Users
+) -> None:
+    found = answer(model, users, range(6))
+    expected = answer(model, Users(), [0, 1, 3, 5])
+    assert (found.num_failed, found.clipped.num_units) == (2, 4)
+    assert (expected.num_failed, expected.clipped.num_units) == (0, 4)
+    torch.testing.assert_close(total(found), total(expected), rtol=1e-5, atol=1e-8)
+    assert found.num_tokens == expected.num_tokens
+
+
+def test_a_node_all_of_whose_users_fail_has_failed_itself(model: PeftModel) -> None:
+    with pytest.raises(IndexError):
+        answer(model, Users(broken=range(3)), range(3))
+
+
+def test_an_empty_request_is_answered_with_an_exact_zero(model: PeftModel) -> None:
+    assert float(total(answer(model, Users(), [])).abs().max()) == 0.0
