@@ -1,0 +1,1 @@
+"""Empirical lower bounds on epsilon: canary users in one training run, and user inference on real users."""

@@ -1,0 +1,90 @@
+"""`fedsim audit`: can the claimed epsilon be refuted?"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from simulations.arguments import check_types
+from simulations.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedsim_userdp.report.audit_progress import StepProgress
+    from simulations.audit_session import AuditSession
+
+REFUTED = 1  # exit code
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="audit")
+def main(config: DictConfig) -> None:
+    """Audits a run for each claim; writes `audit.json`, `audit.csv` and `audit.png`; exits with 1 if one is refuted."""
+    check_types(config, "audit")
+    epsilons = claims_of(config)
+    from fedsim_userdp.report import audit as report  # here, so that --help and refusals need not load torch
+    from fedsim_userdp.report.audit_plot import plot_audit
+    from fedsim_userdp.report.audit_progress import StepProgress
+    from fedsim_userdp.report.files import write_text
+    from fedsim_userdp.report.table import result_console
+
+    console, folder = result_console(), Path(HydraConfig.get().runtime.output_dir)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    claims: list[report.AuditedClaim] = []
+    with StepProgress(console) as progress:
+        session = open_session(config, folder, epsilons, progress)
+        for epsilon in epsilons:
+            claims.append(session.audit(epsilon))
+            report.write_audit(folder, claims)
+    plot_audit(folder / "audit.png", claims)
+    for table in (report.bounds_table(claims), report.attacks_table(claims)):
+        console.print(table)
+    for text in (report.legend(claims), "", report.summary(claims), report.LIMITS, f"run folder: {folder}"):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if any(claim.is_refuted for claim in claims):
+        sys.exit(REFUTED)
+
+
+def claims_of(config: DictConfig) -> tuple[float, ...]:
+    """Returns the epsilons to audit: those listed, or privacy.epsilon where none are.
+
+    Raises:
+        ConfigError: when they are no list of numbers.
+    """
+    listed = config.audit.epsilons
+    if listed is None:
+        return (float(config.privacy.epsilon),)
+    if not isinstance(listed, ListConfig):
+        raise ConfigError(f"audit.epsilons={listed} must be a list of numbers, such as [1,8,inf], or null")
+    try:
+        return tuple(float(epsilon) for epsilon in listed)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"audit.epsilons={list(listed)} must be a list of numbers, such as [1,8,inf]") from error
+
+
+def open_session(
+    config: DictConfig, folder: Path, epsilons: tuple[float, ...], progress: "StepProgress"
+) -> "AuditSession":
+    """Returns the audit of a configuration, its settings checked and its canaries drawn, before any training.
+
+    Raises:
+        ConfigError, ValueError: one sentence on what is wrong with the configuration.
+    """
+    from simulations.audit_session import AuditSession, AuditSettings
+    from simulations.mechanisms import UserWise
+    from simulations.task import build_task
+
+    mechanism = instantiate(config.mechanism)
+    if not isinstance(mechanism, UserWise):
+        raise ConfigError(f"mechanism={config.mechanism.name}: canaries are users, so only user_wise can be audited")
+    settings = AuditSettings(
+        epsilons=epsilons,
+        confidence=config.audit.confidence,
+        num_candidates=config.audit.candidates,
+        canaries=dict(config.audit.canaries),
+        window=config.tokens.window,
+        records_per_user=config.evaluation.records_per_user,
+    )
+    return AuditSession(build_task(config, folder), mechanism, settings, progress)

@@ -1,0 +1,290 @@
+"""One audit: canaries planted among the task's users, one run for each claim, its verdict and user inference."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor
+
+from fedsim_userdp.audit.canaries import Canaries, canary_kinds, draw_canaries, kinds_of
+from fedsim_userdp.audit.directions import Directions
+from fedsim_userdp.audit.inference import UserInference, infer_users, mean_log_likelihoods
+from fedsim_userdp.audit.one_shot import Estimate
+from fedsim_userdp.audit.training import GradientsWithCanaries, UsersWithCanaries
+from fedsim_userdp.audit.verdict import Claim, Findings, check_delta, judge, significance_of_each
+from fedsim_userdp.data.records import RandomRecords
+from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.federation.replies import RoundReplies
+from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
+from fedsim_userdp.privacy.ledger import Ledger
+from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.report.audit import AuditedClaim, AuditRow, verdict_on
+from fedsim_userdp.report.audit_progress import StepProgress
+from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.users import TrainingUsers
+from simulations.audited_run import AuditedRun
+from simulations.errors import ConfigError
+from simulations.guarantee import Guarantee, calibrated
+from simulations.mechanisms import UserWise
+from simulations.saver import single_release
+from simulations.task import Task
+from strategies.user_level_dp import UserLevelSettings
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """What is planted and asked.
+
+    Attributes:
+        epsilons: the claims, each above 0; infinity for a run that claims nothing.
+        confidence: of all bounds together, in (0, 1).
+        num_candidates: directions that each canary chooses from, a power of two.
+        canaries: number of canaries of each kind.
+        window: the most tokens of a record.
+        records_per_user: the most records of a user that user inference tries.
+    """
+
+    epsilons: tuple[float, ...]
+    confidence: float
+    num_candidates: int
+    canaries: Mapping[str, int]
+    window: int
+    records_per_user: int
+
+    def __post_init__(self) -> None:
+        if not self.epsilons or any(not epsilon > 0 for epsilon in self.epsilons):
+            raise ConfigError(f"audit.epsilons={list(self.epsilons)} must name at least one epsilon, each above 0")
+        if len(set(self.epsilons)) < len(self.epsilons):
+            raise ConfigError(f"audit.epsilons={list(self.epsilons)} names an epsilon twice")
+
+    @property
+    def significance(self) -> float:
+        """Of each test."""
+        return significance_of_each(self.confidence, len(self.epsilons))
+
+
+class AuditSession:
+    """Trains and audits the runs of one audit; they share canaries, data and the base model's scores.
+
+    Args:
+        task: data, model, selector, noise and engine.
+        mechanism: the run's settings.
+        settings: the audit's settings.
+        progress: where progress is shown.
+
+    Raises:
+        ConfigError, ValueError: when the settings do not allow an audit.
+    """
+
+    def __init__(self, task: Task, mechanism: UserWise, settings: AuditSettings, progress: StepProgress) -> None:
+        self._task, self._mechanism, self._settings, self._progress = task, mechanism, settings, progress
+        _check_auditable(task)
+        kinds = kinds_of(settings.canaries, canary_kinds(mechanism.records_per_user, settings.window))
+        check_delta(task.budget.delta, len(kinds), settings.significance)
+        self._worker = task.worker(mechanism.records_per_user)
+        self._state = trainable_state(self._model)
+        size = sum(tensor.numel() for tensor in self._state.values())
+        directions = Directions(size, settings.num_candidates, task.seed)
+        self.canaries = draw_canaries(kinds, task.num_users, directions, task.seed)
+        self._members = _units_of_everybody(task, settings.records_per_user)
+        self._base: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    def audit(self, epsilon: float) -> AuditedClaim:
+        """Returns what the audit of the run that claims `epsilon` found; infinity trains without noise."""
+        start = time.perf_counter()
+        guarantee = self._guarantee(epsilon)
+        run = self._run(guarantee)
+        with _open_ledger(self._task, guarantee, epsilon) as ledger:
+            self._progress.start(f"epsilon {epsilon:g}: training", run.rounds, "rounds")
+            trace, state = run.train(partial(_record, ledger, guarantee), self._note_round)
+            spent = math.inf if ledger is None else ledger.epsilon()
+        claim = Claim(spent, self._task.budget.delta, run.expected_cohort / self.canaries.num_users)
+        self._progress.start(f"epsilon {epsilon:g}: weighing", len(self.canaries), "canaries")
+        findings = judge(trace, self.canaries, claim, self._settings.significance, self._progress.advance)
+        return self._report(epsilon, guarantee, findings, self._infer(state), time.perf_counter() - start)
+
+    @property
+    def _model(self) -> PeftModel:
+        """The model that the worker trains with."""
+        model = self._worker.gradients.model
+        if not isinstance(model, PeftModel):
+            raise TypeError(f"expected a PEFT model, got {type(model).__name__}")
+        return model
+
+    def _guarantee(self, epsilon: float) -> Guarantee:
+        """What the run over everybody, canaries included, promises."""
+        release = self._task.selector.release(1.0, self.canaries.num_users, self._mechanism.rounds)
+        return calibrated(release, replace(self._task.budget, epsilon=epsilon), None, "user")
+
+    def _run(self, guarantee: Guarantee) -> AuditedRun:
+        """The run with the canaries among the task's users."""
+        task, mechanism, canaries = self._task, self._mechanism, self.canaries
+        users = self._worker.users
+        audited = Worker(
+            GradientsWithCanaries(self._worker.gradients, canaries, mechanism.clip_norm),
+            UsersWithCanaries(users.store, users.users, users.selector, users.records_per_user, users.seed, canaries),
+            task.local,
+        )
+        settings = UserLevelSettings(
+            num_users=canaries.num_users,
+            clip_norm=mechanism.clip_norm,
+            noise_multiplier=guarantee.noise_multiplier,
+            seed=task.seed,
+            num_nodes=task.engine.num_nodes_for(canaries.num_users),
+        )
+        return AuditedRun(
+            settings=settings,
+            selector=task.selector,
+            noise=task.noise,
+            train_fn=audited.train,
+            state=self._state,
+            optimizer_fn=task.optimizer_fn,
+            learning_rate=mechanism.schedule(),
+            rounds=mechanism.rounds,
+        )
+
+    def _infer(self, state: Mapping[str, Tensor]) -> UserInference:
+        """User inference against the run's final adapter."""
+        if self._base is None:
+            load_trainable_state(self._model, self._state)  # a fresh adapter changes nothing
+            self._base = self._likelihoods()
+        load_trainable_state(self._model, state)
+        tuned = self._likelihoods()
+        members, others = (tuned[side] - self._base[side] for side in (0, 1))
+        return infer_users(members, others, numpy_generator(self._task.seed, "audit", user="bootstrap"))
+
+    def _likelihoods(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The model's mean log-likelihoods of the training and of the held-out users."""
+        tokens = 2 * self._task.local.max_tokens
+        groups = (self._members, self._task.evaluation_units)
+        members, others = (mean_log_likelihoods(self._model, units, tokens) for units in groups)
+        return members, others
+
+    def _note_round(self, round: int, replies: RoundReplies, state: dict[str, Tensor]) -> None:
+        """Shows that a round is done."""
+        if replies.num_failed:
+            self._progress.warn(f"round {round}: {replies.num_failed} of {replies.num_sampled} users failed")
+        self._progress.advance(round)
+
+    def _report(
+        self, epsilon: float, guarantee: Guarantee, findings: Findings, inference: UserInference, seconds: float
+    ) -> AuditedClaim:
+        """Everything about one audited run, as plain values."""
+        mechanism, claim = self._mechanism, findings.claim
+        return AuditedClaim(
+            claimed_epsilon=_finite(claim.epsilon),
+            target_epsilon=_finite(epsilon),
+            delta=claim.delta,
+            noise_multiplier=guarantee.noise_multiplier,
+            clip_norm=mechanism.clip_norm,
+            rounds=mechanism.rounds,
+            sampling_prob=claim.sampling_prob,
+            num_users=self.canaries.num_users,
+            canaries=_counts(self.canaries, findings),
+            estimate=_finite(None if findings.estimate is None else findings.estimate.epsilon),
+            estimate_spread=_finite_spread(findings.estimate),
+            auc=inference.auc,
+            auc_interval=inference.auc_interval,
+            false_positive_rate=inference.false_positive_rate,
+            true_positive_rate=inference.true_positive_rate,
+            true_positive_interval=inference.true_positive_interval,
+            curve=inference.curve,
+            num_members=inference.num_members,
+            num_others=inference.num_others,
+            seconds=round(seconds, 3),
+            tests=self._rows(findings),
+        )
+
+    def _rows(self, findings: Findings) -> tuple[AuditRow, ...]:
+        """The tests of one run."""
+        claimed = _finite(findings.claim.epsilon)
+        return tuple(
+            AuditRow(
+                claimed_epsilon=claimed,
+                delta=findings.claim.delta,
+                test=game.game,
+                num_canaries=len(self.canaries),
+                num_candidates=self.canaries.directions.num_candidates if game.game == "which_direction" else 1,
+                num_guesses=game.num_guesses,
+                num_correct=game.num_correct,
+                lower_bound=game.lower_bound,
+                ceiling=game.ceiling,
+                confidence=self._settings.confidence,
+                significance=self._settings.significance,
+                verdict=verdict_on(claimed, game.lower_bound),
+            )
+            for game in findings.games
+        )
+
+
+def _check_auditable(task: Task) -> None:
+    """Raises ConfigError for what an audit cannot do."""
+    if task.is_resumed:
+        raise ConfigError("resume: an audit cannot be resumed; start it anew")
+    if not isinstance(task.engine, InProcessEngine):
+        raise ConfigError("engine: an audit runs its nodes in this process; use engine=in_process")
+    if not task.evaluation_units:
+        raise ConfigError("split.heldout_users=0: user inference compares training users with held-out ones")
+
+
+def _units_of_everybody(task: Task, records_per_user: int) -> list[Unit]:
+    """The training users with records chosen once, as the held-out ones are."""
+    users = TrainingUsers(task.store, task.split.train, RandomRecords(fresh=False), records_per_user, task.split_seed)
+    return users.units(range(len(users)), round=0)
+
+
+@contextmanager
+def _open_ledger(task: Task, guarantee: Guarantee, epsilon: float) -> Iterator[Ledger | None]:
+    """The ledger of one audited run for the duration of the block; none where there is no noise."""
+    if guarantee.release is None:
+        yield None
+        return
+    path = task.folder / "ledger" / f"audit-epsilon{epsilon:g}-seed{task.seed}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Ledger.open(
+        path,
+        delta=guarantee.delta,
+        budget_epsilon=epsilon,
+        config_hash=task.config_hash,
+        noise_source="seeded" if task.noise.is_seeded else "os",
+        method=guarantee.method,
+    ) as ledger:
+        yield ledger
+
+
+def _record(ledger: Ledger | None, guarantee: Guarantee, round: int) -> None:
+    """Writes the release of `round` to the ledger, before it is made."""
+    if ledger is not None:
+        ledger.record(round, single_release(guarantee))
+
+
+def _counts(canaries: Canaries, findings: Findings) -> dict[str, dict[str, int]]:
+    """By kind: canaries planted, taking part, guessed by *which direction*, and rightly so."""
+    names = np.array([kind.name for kind in canaries.kinds])
+    guessed = next(game.guesses_of for game in findings.games if game.game == "which_direction")
+    return {
+        str(name): {
+            "planted": int((names == name).sum()),
+            "included": int(canaries.included[names == name].sum()),
+            "guessed": guessed.get(str(name), (0, 0))[0],
+            "right": guessed.get(str(name), (0, 0))[1],
+        }
+        for name in dict.fromkeys(names)
+    }
+
+
+def _finite_spread(estimate: Estimate | None) -> tuple[float | None, float | None] | None:
+    """The estimate's spread, ends that are infinite as None."""
+    return None if estimate is None else (_finite(estimate.spread[0]), _finite(estimate.spread[1]))
+
+
+def _finite(value: float | None) -> float | None:
+    """The value, None where it is infinite: JSON has no infinity."""
+    return None if value is None or math.isinf(value) else value
