@@ -1,0 +1,111 @@
+"""One round of the same task on several runtimes: this process, Flower's Simulation Runtime, pfl."""
+
+import importlib.util
+import os
+from functools import partial
+
+from fedsim_userdp.federation.flower_engine import FlowerEngine
+from fedsim_userdp.federation.rounds import Rounds
+from fedsim_userdp.federation.stepwise import WatchedStrategy
+from fedsim_userdp.federation.worker import Worker, WorkerRecipe
+from fedsim_userdp.models.adapters import LoraSettings, trainable_state
+from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.report.benchmark import Findings, speed
+from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
+from fedsim_userdp.training.cohort import LocalTraining
+from simulations.measurements.synthetic import SyntheticUsers
+from simulations.measurements.timing import Alternation, BenchmarkError, affordable
+from simulations.measurements.training import Training, benchmark_strategy
+from simulations.measurements.updates import cohort_update
+from simulations.measurements.workbench import Workbench, check_agreement
+
+FIXED_USERS, FIXED_COHORT = SyntheticUsers(num_users=100, records=4, length=64), 16
+FIXED_LORA = LoraSettings(rank=8, alpha=8.0, target_modules=("c_attn",), freeze_a=False)
+NUM_WARM = 2  # rounds in which worker processes start and load
+_FIXED_TOKENS = 4096  # of a micro-batch: the whole cohort
+
+
+def fixed_task(bench: Workbench) -> WorkerRecipe:
+    """Returns the task on which runtimes are compared: 4 records of 64 tokens, the bundled GPT-2, LoRA on c_attn."""
+    return WorkerRecipe(
+        key="benchmark-fixed-task",
+        model=ModelSource(device=bench.model.device),
+        lora=FIXED_LORA,
+        users=FIXED_USERS.recipe(bench.cache_dir),
+        local=LocalTraining(max_tokens=_FIXED_TOKENS),
+        seed=0,
+    )
+
+
+def cohort_vs_flower(bench: Workbench) -> Findings:
+    """Users per second of warm rounds: one node in this process against Flower's runtime with a node for each user.
+
+    Every round of Flower's is followed by one in this process, the worker processes waiting meanwhile.
+    """
+    recipe = fixed_task(bench)
+    worker, selector = recipe.build(), FixedSizeSelector(FIXED_COHORT)
+    own = Training.in_process(worker, benchmark_strategy(worker, selector))
+    inner = benchmark_strategy(worker, selector, num_nodes=len(worker.users))
+    turns = Alternation("flower", "in_process", own, bench.stopwatch, NUM_WARM)
+    run_flower(FlowerEngine(), WatchedStrategy(inner, turns), turns, recipe, worker, bench.repeats)
+    notes = {"relative_distance": check_agreement("cohort_vs_flower", inner.optimizer.state, own.state)}
+    return Findings(speed("cohort_vs_flower", turns.seconds, "in_process", "flower", {"users": FIXED_COHORT}, notes))
+
+
+def cohort_vs_pfl(bench: Workbench) -> Findings:
+    """Users per second of warm rounds: one node in this process against Apple's pfl in this process."""
+    if importlib.util.find_spec("pfl") is None:
+        return Findings(absent="pfl is not installed, see docs/benchmark.md")
+    from simulations.measurements.pfl_program import PflTraining
+
+    worker = fixed_task(bench).build()
+    own = Training.in_process(worker, benchmark_strategy(worker, CyclicSelector(FIXED_COHORT)))
+    turns = Alternation("pfl", "in_process", own, bench.stopwatch, NUM_WARM)
+    training = PflTraining(fixed_task(bench).build(), FIXED_COHORT)
+    training.run(NUM_WARM + bench.repeats, turns)
+    return Findings(speed("cohort_vs_pfl", turns.seconds, "in_process", "pfl", {"users": FIXED_COHORT}))
+
+
+def two_workers_vs_one(bench: Workbench) -> Findings:
+    """Users per second of warm rounds: two one-thread worker processes against one of them.
+
+    Both have two nodes up; a round of two is followed by one that only the first node is asked in.
+    """
+    if (os.cpu_count() or 1) < 2:
+        return Findings(absent="this machine has one CPU core")
+    task, worker = bench.task, bench.task.worker(bench.mechanism.records_per_user)
+    update = partial(cohort_update, bench, worker.gradients)
+    users = affordable(bench.users(), update, bench.seconds_each(2) / 2, bench.stopwatch)
+    selector = FixedSizeSelector(len(users))
+    two = benchmark_strategy(worker, selector, num_nodes=2, deals_by_size=True)
+    one = Training(benchmark_strategy(worker, selector, deals_by_size=True), lambda: strategy.first_node)
+    turns = Alternation("two_workers", "one_worker", one, bench.stopwatch, NUM_WARM)
+    strategy = WatchedStrategy(two, turns)
+    engine = FlowerEngine(num_nodes=2, num_cpus=1, threads=1)
+    recipe = task.worker_recipe(bench.mechanism.records_per_user)
+    run_flower(engine, strategy, turns, recipe, worker, bench.repeats)
+    notes = {
+        "relative_distance": check_agreement("two_workers_vs_one", two.optimizer.state, one.state, bench.model.dtype)
+    }
+    work = {"users": len(users)}
+    return Findings(speed("two_workers_vs_one", turns.seconds, "two_workers", "one_worker", work, notes))
+
+
+def run_flower(
+    engine: FlowerEngine,
+    strategy: WatchedStrategy,
+    turns: Alternation,
+    recipe: WorkerRecipe,
+    worker: Worker,
+    rounds: int,
+) -> None:
+    """Runs that many rounds after the warm-up under Flower's runtime, taking turns.
+
+    Raises:
+        BenchmarkError: when the runtime ended before.
+    """
+    state = trainable_state(worker.gradients.model)
+    engine.run(strategy, recipe, worker, state, Rounds(1, NUM_WARM + rounds))
+    measured = min(map(len, turns.seconds.values()))
+    if measured < rounds:
+        raise BenchmarkError(f"Flower's runtime ended after {measured} of {rounds} measured rounds")

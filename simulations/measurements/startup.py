@@ -1,0 +1,88 @@
+"""How long a user waits: for `fedsim --help`, and for the first round of `fedsim run`."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.report.benchmark import Findings, Startup
+from fedsim_userdp.selection import PoissonSelector
+from simulations.arguments import override_key
+from simulations.measurements.timing import BenchmarkError, Stopwatch
+from simulations.measurements.workbench import Workbench
+
+MARK = "fedsim-benchmark: the first round begins"
+_FEDSIM = (sys.executable, "-m", "simulations.cli")
+_MOST_RUNS = 3  # of `fedsim run`, the one before not counted
+_OWN = ("output_dir", "selection", "hydra", "benchmark")  # settings that are not passed on
+
+
+def startup(bench: Workbench) -> Findings:
+    """Seconds of `fedsim --help`, and of `fedsim run` with this command's settings until its first round begins."""
+    stopwatch = Stopwatch()
+    arguments = [o for o in bench.overrides if override_key(o).split(".")[0] not in _OWN]
+    seconds_until_first_round(arguments, stopwatch)  # from here on the token store is in the cache
+    return Findings(
+        startup=Startup(
+            help_seconds=[stopwatch.seconds(print_help) for _ in range(bench.repeats)],
+            first_round_seconds=[
+                seconds_until_first_round(arguments, stopwatch) for _ in range(min(bench.repeats, _MOST_RUNS))
+            ],
+        )
+    )
+
+
+def print_help() -> None:
+    """Runs `fedsim --help`."""
+    subprocess.run([*_FEDSIM, "--help"], check=True, stdout=subprocess.DEVNULL)
+
+
+def seconds_until_first_round(arguments: Sequence[str], stopwatch: Stopwatch) -> float:
+    """Returns how long `fedsim run` takes until it selects its first cohort; it is ended there.
+
+    Raises:
+        BenchmarkError: when it ends before.
+    """
+    announced = f"selection._target_={AnnouncedSelector.__module__}.{AnnouncedSelector.__qualname__}"
+    with tempfile.TemporaryDirectory(prefix="fedsim-startup-") as folder:
+        command = [*_FEDSIM, "run", *arguments, announced, f"output_dir={folder}/run"]
+        start = stopwatch.now()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            lines = []
+            for line in process.stdout or ():
+                if line.strip() == MARK:
+                    seconds = stopwatch.now() - start
+                    process.kill()
+                    return seconds
+                lines.append(line)
+    said = lines[-1].strip() if lines else "nothing"
+    raise BenchmarkError(f"startup: fedsim run ended before its first round and said {said!r}")
+
+
+@dataclass(frozen=True)
+class AnnouncedSelector:
+    """Poisson selection that prints a line before the first round.
+
+    Attributes:
+        sampling_prob: see `PoissonSelector`.
+    """
+
+    sampling_prob: float
+
+    def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+        """Returns a Poisson cohort."""
+        if round == 1:
+            print(MARK, flush=True)
+        return PoissonSelector(self.sampling_prob).select(num_users, round, generator)
+
+    def expected_cohort_size(self, num_users: int) -> float:
+        """Returns sampling_prob * num_users."""
+        return PoissonSelector(self.sampling_prob).expected_cohort_size(num_users)
+
+    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
+        """Returns what Poisson selection is worth: it is what is done."""
+        return PoissonSelector(self.sampling_prob).release(noise_multiplier, num_users, rounds)

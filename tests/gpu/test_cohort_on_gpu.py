@@ -1,0 +1,95 @@
+"""The cohort's clipped sum on a GPU: the CPU's numbers, the same bound, and memory that does not grow."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from fedsim_userdp.models.adapters import trainable_state
+from fedsim_userdp.privacy.noise import SeededNoise, add_noise
+from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
+from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, unit_gradients
+from fedsim_userdp.training.opacus_step import OpacusStep
+from fedsim_userdp.training.record_steps import StackedStep
+from fedsim_userdp.training.schedule import LearningRate
+from simulations.measurements.workbench import relative_distance
+from tests.conftest import ragged_units, small_gpt2, small_llama
+
+pytestmark = pytest.mark.gpu
+CLIP_NORM = 0.05
+LOCAL = LocalTraining(max_tokens=64)
+
+
+def total(
+    model: PeftModel, units: list[Unit], local: LocalTraining = LOCAL, clip_norm: float = CLIP_NORM
+) -> dict[str, torch.Tensor]:
+    update = clipped_update_sum(StackedGradients(model), trainable_state(model), units, local, clip_norm)
+    return update.clipped.total
+
+
+@pytest.mark.parametrize("make", [small_gpt2, small_llama])
+@pytest.mark.parametrize("local", [LOCAL, LocalTraining(steps=3, learning_rate=1.0)])
+def test_the_sum_is_the_cpus(make: object, local: LocalTraining, device: torch.device) -> None:
+    expected = total(make(), ragged_units(6), local)  # type: ignore[operator]
+    found = total(make().to(device), ragged_units(6), local)  # type: ignore[operator]
+    assert relative_distance(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("make", [small_gpt2, small_llama])
+def test_one_by_one_updates_equal_stacked_ones(make: object, device: torch.device) -> None:
+    model = make().to(device)  # type: ignore[operator]
+    assert isinstance(unit_gradients(model), StackedGradients)
+    state, units = trainable_state(model), ragged_units(6)
+    expected = clipped_update_sum(OneByOneGradients(model), state, units, LOCAL, math.inf).clipped.total
+    assert relative_distance(total(model, units, clip_norm=math.inf), expected) <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_removing_any_user_moves_the_sum_by_at_most_clip_norm(dtype: torch.dtype, device: torch.device) -> None:
+    model = small_gpt2().to(device)
+    model.get_base_model().to(dtype)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    units = ragged_units(6)
+    alone = LocalTraining(max_tokens=1)  # so that every user's numbers are the same in both sums
+    everybody = total(model, units, alone)
+    assert all(tensor.dtype == torch.float32 for tensor in everybody.values())
+    for i in range(len(units)):
+        without = total(model, units[:i] + units[i + 1 :], alone)
+        moved = math.sqrt(sum(float((everybody[n] - without[n]).double().square().sum()) for n in everybody))
+        assert moved <= CLIP_NORM * (1 + 1e-3)
+
+
+def test_noise_on_a_gpus_sum_is_the_same_noise(device: torch.device) -> None:
+    zero = {"w": torch.zeros(1000)}
+    on_gpu = add_noise({"w": zero["w"].to(device)}, 2.0, SeededNoise(3), round=1)["w"]
+    assert on_gpu.device.type == device.type
+    assert torch.equal(on_gpu.cpu(), add_noise(zero, 2.0, SeededNoise(3), round=1)["w"])
+
+
+def test_a_step_on_records_equals_opacus(device: torch.device) -> None:
+    units = [Unit(i, [record]) for i, record in enumerate(r for unit in ragged_units(6) for r in unit.records)]
+    settings = {"clip_norm": CLIP_NORM, "noise_multiplier": 0.0, "expected_batch_size": 8.0, "noise": SeededNoise(0)}
+    rate, models = LearningRate(1.0, rounds=1, decays=False), [small_gpt2().to(device) for _ in range(2)]
+    start = trainable_state(models[0])
+    stacked = StackedStep(StackedGradients(models[0]), torch.optim.SGD, rate, **settings, max_tokens=64)  # type: ignore[arg-type]
+    opacus = OpacusStep(models[1], torch.optim.SGD, rate, **settings, max_tokens=64)  # type: ignore[arg-type]
+    stacked(1, units)
+    opacus(1, units)
+    opacus.close()
+    changes = [{name: state[name] - start[name] for name in start} for state in map(trainable_state, models)]
+    assert relative_distance(changes[0], changes[1]) <= 1e-4
+
+
+def test_memory_does_not_grow_with_the_cohort(device: torch.device) -> None:
+    model, peaks = small_gpt2().to(device), {}
+    records = [np.arange(8), np.arange(8, 16)]  # 16 users fill a micro-batch
+    for cohort in (16, 16, 256):  # the first one also pays for what the libraries keep
+        torch.cuda.reset_peak_memory_stats(device)
+        total(model, [Unit(user, records) for user in range(cohort)], LocalTraining(max_tokens=256))
+        peaks[cohort] = torch.cuda.max_memory_allocated(device)
+    assert peaks[256] <= 1.2 * peaks[16]
