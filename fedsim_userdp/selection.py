@@ -102,7 +102,7 @@ class CyclicSelector:
     """Users in a fixed order, `cohort_size` of them a round, starting over at the end.
 
     Guarantee: no amplification by sampling; each user is assumed in every round that the cycle gives it
-    (`acc.Unamplified`), add-or-remove of one user.
+    (`acc.Unamplified`), whose neighbours empty one user's records: adding or removing a user would shift the cycle.
     """
 
     cohort_size: int

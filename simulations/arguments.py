@@ -1,16 +1,33 @@
-"""Going on with a run folder: the same overrides, checked against the folder's configuration."""
+"""The command line: Hydra's own, and going on with a run folder by `resume=PATH`.
 
+What a run was started with is kept in its `run.json`.  Going on takes settings from there and nothing else: no flags of
+the program, no settings of Hydra, and no code but what this package's own configuration names.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+import conf
+from fedsim_userdp import __version__
+from fedsim_userdp.report.files import write_text
 from simulations.errors import ConfigError
 
 # What may differ between a run and its continuation, since it cannot change a result.
-FREE = frozenset({"resume", "output_dir", "threads", "cache_dir", "engine", "checkpoint"})
+FREE = frozenset({"resume", "output_dir", "threads", "cache_dir", "model.cache_dir", "engine", "checkpoint"})
+# What a ledger's lines and a run's noise rest on: never changed within a run.
+_FIXED = frozenset({"seed", "privacy", "noise", "selection", "mechanism.name", "mechanism._target_"})
+RUN_FILE = "run.json"
+FORMAT = 1
 
 GROUPS = frozenset(
     {"mechanism", "selection", "data", "records", "model", "engine", "optimizer", "experiment"}
@@ -23,40 +40,46 @@ _KINDS: tuple[tuple[type, tuple[type, ...]], ...] = (
     (str, (str, int, float, ListConfig)),
 )
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_log = logging.getLogger(__name__)
 
 
-def continued_arguments(arguments: list[str]) -> list[str]:
-    """Returns the command line with the overrides of the folder that `resume=PATH` names; unchanged without it.
+def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
+    """Returns the command line for Hydra: values quoted where need be, and what `resume=PATH` stands for.
 
     Raises:
-        ConfigError: when the folder holds no run.
+        ConfigError: when the folder holds no run of this command, or one that would run somebody else's code.
     """
-    resumed = [argument.split("=", 1)[1] for argument in arguments if argument.startswith("resume=")]
-    if not resumed or resumed[-1] == "null":
-        return arguments
-    folder = Path(resumed[-1])
-    file = folder / ".hydra" / "overrides.yaml"
-    if not file.is_file():
-        raise ConfigError(f"resume={folder} is no run folder: {file} does not exist")
-    stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(stored, list) or not all(isinstance(override, str) for override in stored):
-        raise ConfigError(f"{file} is not a list of overrides")
-    given = {override_key(argument) for argument in arguments} | {"resume", "output_dir"}
-    kept = [override for override in stored if override_key(override) not in given]
-    return [*kept, *arguments, f"output_dir={folder}"]
+    quoted = [_quoted_if_needed(argument) for argument in arguments]
+    found = [_parsed(argument).value() for argument in quoted if override_key(argument) == "resume"]
+    if not found or found[-1] is None:
+        return quoted
+    folder = str(found[-1])
+    given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
+    kept = [override for override in _started_with(Path(folder), command) if override_key(override) not in given]
+    for override in kept:
+        _check_harmless(override, folder)
+    return [*kept, *quoted, f"output_dir={_quoted(folder)}"]
 
 
-def check_continues(config: DictConfig, folder: Path) -> None:
-    """Raises ConfigError with the differences when `folder` was run with another configuration."""
-    stored = OmegaConf.load(folder / "config.yaml")
-    before, now = _flat(OmegaConf.to_container(stored)), _flat(OmegaConf.to_container(config, resolve=True))
-    differences = [
-        f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}"
-        for key in sorted(before.keys() | now.keys())
-        if key.split(".")[0] not in FREE and before.get(key) != now.get(key)
-    ]
-    if differences:
-        raise ConfigError(f"resume={folder}: the run was configured otherwise: {'; '.join(differences)}")
+def begin_folder(config: DictConfig, command: str) -> None:
+    """Writes down in the job's folder what it was started with; before anything else, so that it can be resumed.
+
+    Raises:
+        ConfigError: when the folder is to be resumed and was run with other settings; says which.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    settings = OmegaConf.to_container(config, resolve=True)
+    if config.resume is not None:
+        _check_continues(settings, folder, may_change=bool(config.checkpoint.allow_changes))
+        _check_targets(settings, folder)
+    content = {
+        "format": FORMAT,
+        "command": command,
+        "version": __version__,
+        "overrides": list(HydraConfig.get().overrides.task),
+        "config": settings,
+    }
+    write_text(folder / RUN_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def override_key(override: str) -> str:
@@ -78,9 +101,124 @@ def check_types(config: DictConfig, config_name: str) -> None:
                 break
 
 
-def _flat(node: object, prefix: str = "") -> dict[str, object]:
-    """The leaves of nested mappings by dotted key."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    parts = [_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
-    return {key: value for part in parts for key, value in part.items()}
+def _quoted_if_needed(argument: str) -> str:
+    """The argument, its value quoted where Hydra could not read it otherwise: a path with an emoji, say."""
+    key, equals, value = argument.partition("=")
+    if "\0" in value or not _is_text(argument):
+        raise ConfigError(f"{key}={value[:80]!r} is no text: it holds NUL characters, or bytes that are not UTF-8")
+    if not equals or key.startswith("-"):
+        return argument
+    try:
+        _parsed(argument)
+    except HydraException:
+        return f"{key}={_quoted(value)}"
+    except RecursionError as error:
+        raise ConfigError(f"{key}={value[:80]}... is nested too deeply") from error
+    return argument
+
+
+def _is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it, which it cannot where a byte of the command line was not UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _quoted(value: str) -> str:
+    """A text that Hydra reads as it is."""
+    return QuotedString(text=value.replace("${", "\\${"), quote=Quote.single).with_quotes()
+
+
+def _parsed(override: str) -> Override:
+    """The override as Hydra reads it."""
+    return OverridesParser.create().parse_override(override)
+
+
+def _run_file(folder: Path) -> dict[str, object]:
+    """The content of a folder's `run.json`."""
+    file = folder / RUN_FILE
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(f"resume={folder} holds no run: there is no {RUN_FILE}; start it anew") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"resume={folder}: {RUN_FILE} cannot be read ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ConfigError(f"{file} is not of this version's format {FORMAT}")
+    return content
+
+
+def _started_with(folder: Path, command: str) -> list[str]:
+    """The overrides that the run in a folder was started with."""
+    content = _run_file(folder)
+    if content.get("command") != command:
+        raise ConfigError(f"resume={folder} holds a run of `fedsim {content.get('command')}`: resume it with that")
+    overrides = content.get("overrides")
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise ConfigError(f"{folder / RUN_FILE}: its overrides are not a list of texts")
+    return overrides
+
+
+def _check_harmless(override: str, folder: str) -> None:
+    """Raises ConfigError for a stored override that is more than a setting: a flag, Hydra's own, foreign code."""
+    if re.match(r"[+~]*(-|hydra\b)", override.strip()):
+        raise ConfigError(f"resume={folder}: {RUN_FILE} holds {override!r}, which is no setting of a run")
+    parsed = _parsed(override)
+    if parsed.key_or_group.endswith("_target_") and not _is_own_code(str(parsed.value())):
+        raise ConfigError(
+            f"resume={folder}: the run used {override}, code that does not belong to this program: give it again on "
+            "the command line if you trust it"
+        )
+
+
+def _check_targets(settings: object, folder: Path) -> None:
+    """Raises ConfigError when a resumed run would run code that neither this program nor the command line names."""
+    overrides = HydraConfig.get().overrides.task
+    named = {_parsed(override).value() for override in overrides if override_key(override).endswith("_target_")}
+    for key, value in _leaves(settings):
+        if key.endswith("_target_") and not _is_own_code(str(value)) and value not in named:
+            raise ConfigError(f"resume={folder}: {key}={value} is code that does not belong to this program")
+
+
+def _is_own_code(target: str) -> bool:
+    """Whether a `_target_` is one of the package's own configuration, or an optimizer of torch."""
+    if re.fullmatch(r"torch\.optim\.[A-Z]\w*", target):
+        return True
+    texts = (file.read_text(encoding="utf-8") for file in Path(str(conf.__file__)).parent.rglob("*.yaml"))
+    return any(target in re.findall(r"^\s*_target_:\s*(\S+)", text, re.M) for text in texts)
+
+
+def _check_continues(settings: object, folder: Path, may_change: bool) -> None:
+    """Raises ConfigError with the differences when `folder` was run with other settings; or warns of them."""
+    before, now = dict(_leaves(_run_file(folder).get("config"))), dict(_leaves(settings))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in changed if not _is_part_of(key, FREE)]
+    refused = [key for key in changed if not may_change or _is_part_of(key, _FIXED)]
+    said = {key: f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}" for key in changed}
+    if refused:
+        fix = "these cannot change within a run" if may_change else "checkpoint.allow_changes=true allows some changes"
+        raise ConfigError(
+            f"resume={folder}: the run was configured otherwise: {'; '.join(said[key] for key in refused)} ({fix})"
+        )
+    for key in changed:
+        _log.warning("resume=%s: %s", folder, said[key])
+
+
+def _is_part_of(key: str, names: frozenset[str]) -> bool:
+    """Whether a dotted key is one of `names` or lies below one."""
+    parts = key.split(".")
+    return any(".".join(parts[:length]) in names for length in range(1, len(parts) + 1))
+
+
+def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The leaves of nested mappings and lists of mappings, by dotted key."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list) and any(isinstance(item, dict | list) for item in node):
+        for number, item in enumerate(node):
+            yield from _leaves(item, f"{prefix}.{number}")
+    else:
+        yield prefix, node

@@ -11,7 +11,10 @@ from simulations.process import prepare_process
 COMMANDS = {
     "compare": ("simulations.compare", "train with every mechanism at one user-level budget and compare"),
     "run": ("simulations.run", "train with one mechanism"),
+    "data": ("simulations.data", "describe a corpus before any training: users, records, tokens, what k keeps"),
     "budget": ("simulations.budget", "plan the noise for a user-level budget, without data or model"),
+    "audit": ("simulations.audit", "try to refute the claimed epsilon with canary users planted in real runs"),
+    "benchmark": ("simulations.benchmark", "measure speed and memory as ratios, and what a round costs"),
     "pretrain": ("simulations.pretrain", "make the bundled tiny model again from public text"),
 }
 
@@ -33,8 +36,16 @@ Examples:
 
 
 def main() -> None:
-    """Runs a command; the console script."""
-    arguments = sys.argv[1:]
+    """Runs a command; the console script.  A reader that stops early (`fedsim --help | head`) is no error."""
+    try:
+        dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Runs the command that the arguments name."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP.format(commands="\n".join(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items())))
         return
@@ -52,15 +63,15 @@ def run_command(name: str, arguments: list[str]) -> int:
     """Returns the exit code of a command: 0, or 2 with one sentence on stderr when a setting is wrong."""
     prepare_process()
     sys.path.append(os.getcwd())  # so that `_target_` finds classes in the user's own files
-    from simulations.arguments import continued_arguments
+    from simulations.arguments import complete_arguments
     from simulations.refusals import REFUSALS, sentence
 
     try:
-        sys.argv = [f"fedsim {name}", *continued_arguments(arguments)]
+        sys.argv = [f"fedsim {name}", *complete_arguments(name, arguments)]
         with contextlib.redirect_stderr(cast(TextIO, _WithoutPreamble(sys.stderr))):
             importlib.import_module(COMMANDS[name][0]).main()
     except BrokenPipeError:
-        return 0
+        raise
     except REFUSALS as error:
         _stop(sentence(error))
     except KeyboardInterrupt:

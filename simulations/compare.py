@@ -4,23 +4,26 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from simulations.arguments import check_types, override_key
+from simulations.arguments import begin_folder, check_types, override_key
 from simulations.errors import ConfigError
+from simulations.occupied import occupied_folder
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="compare")
 def main(config: DictConfig) -> None:
     """Runs the mechanisms one after the other and writes table, plot and adapters."""
-    from simulations.folder import RunFolder  # here, so that --help need not load torch
-    from simulations.session import run_mechanism
-
     check_types(config, "compare")
-    folder = RunFolder.of_this_job(config)
-    configs = mechanism_configs(config)
-    with folder.progress() as progress:
-        for one in configs:
-            folder.add(run_mechanism(one, progress, folder.path))
-    folder.finish()
+    with occupied_folder():
+        begin_folder(config, "compare")
+        from simulations.folder import RunFolder  # here, so that --help need not load torch
+        from simulations.session import run_mechanism
+
+        folder = RunFolder.of_this_job(config)
+        configs = mechanism_configs(config)
+        with folder.progress() as progress:
+            for one in configs:
+                folder.add(run_mechanism(one, progress, folder.path))
+        folder.finish()
 
 
 def mechanism_configs(config: DictConfig) -> list[DictConfig]:

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_type_hints
 
 from peft import PeftModel
 
@@ -54,7 +55,7 @@ class Diary:
         self.rounds: list[RoundRecord] = []
         self.train_tokens = 0
         self._progress = progress
-        self._spent = [0.0, *per_round] if (per_round := guarantee.epsilon_per_round(rounds)) else []
+        self._spent, self._num_lost = guarantee.spent_by_round(rounds), 0
         self._start = time.perf_counter()
         self._unit = unit
 
@@ -63,19 +64,28 @@ class Diary:
         self._progress.start(self.name, self.num_rounds, self._unit)
         self._write(0, num_units=0, loss_sum=0.0, num_clipped=None, num_failed=0, num_nonfinite=0)
 
-    def resume(self, notes: Mapping[str, object]) -> None:
-        """Goes on from what `notes` gave, as read from a checkpoint."""
-        rounds = notes["rounds"]
-        if not isinstance(rounds, list) or not rounds:
-            raise CheckpointError("the checkpoint's notes hold no rounds")
-        self.rounds = [RoundRecord(**record) for record in rounds]
+    def give_up(self, num_lost: int, last: int) -> None:
+        """Ends the run with round `last`, since `num_lost` rounds were released without a result, and counts them."""
+        lost = (
+            f"{num_lost} {'round was' if num_lost == 1 else 'rounds were'} released and lost when the run was stopped"
+        )
+        self._progress.warn(
+            f"{self.name}: {lost}: that is paid for, and it ends after round {last} of {self.num_rounds}"
+        )
+        self.num_rounds, self._num_lost = last, num_lost
+
+    def resume(self, rounds: Sequence[Mapping[str, object]]) -> None:
+        """Goes on after `rounds`, the earlier records as JSON values, round 0 included.
+
+        Raises:
+            CheckpointError: when they are no records.
+        """
+        self.rounds = [_record_from_json(values) for values in rounds]
+        if not self.rounds:
+            raise CheckpointError(f"the journal of {self.name} holds no rounds")
         self.train_tokens = self.rounds[-1].train_tokens
         self._start = time.perf_counter() - self.rounds[-1].seconds
         self._progress.start(self.name, self.num_rounds, self._unit, first=self.rounds[-1].round)
-
-    def notes(self) -> dict[str, object]:
-        """Returns what `resume` needs, as JSON values."""
-        return {"rounds": [asdict(record) for record in self.rounds]}
 
     def is_due(self, round: int) -> bool:
         """Returns whether the round is evaluated."""
@@ -87,6 +97,9 @@ class Diary:
         self.train_tokens += replies.update.num_tokens
         if replies.num_failed:
             self._progress.warn(f"{self.name}: round {round}: {replies.num_failed} users failed: {replies.errors[0]}")
+        if replies.num_retried:
+            done = f"{replies.num_retried} users done again by other nodes"
+            self._progress.warn(f"{self.name}: round {round}: {done}: {replies.errors[0]}")
         self._write(
             round,
             num_units=clipped.num_units,
@@ -94,6 +107,7 @@ class Diary:
             num_clipped=clipped.num_clipped,
             num_failed=replies.num_failed,
             num_nonfinite=clipped.num_nonfinite,
+            num_retried=replies.num_retried,
         )
 
     def write_step(self, report: StepReport) -> None:
@@ -120,7 +134,7 @@ class Diary:
             level=promise.level,
             release=promise.release,
             mechanism=row.mechanism,
-            num_users=self.task.num_users,
+            num_users=self.task.num_protected if promise.ownership == "declared" else self.task.num_users,
             rounds=max(row.rounds, 1),
             delta=None if promise.level == "nobody" else promise.delta,
             method=promise.method if promise.level == "user" else None,
@@ -129,6 +143,7 @@ class Diary:
             target_epsilon=None if math.isinf(target) or promise.level == "nobody" else target,
             noise_source="seeded" if self.task.noise.is_seeded else "os",
             num_searched=self.task.num_searched,
+            ownership=promise.ownership,
         )
 
     @property
@@ -150,13 +165,14 @@ class Diary:
         num_clipped: int | None,
         num_failed: int,
         num_nonfinite: int,
+        num_retried: int = 0,
     ) -> None:
         """Evaluates when due, keeps the record and shows progress."""
         record = RoundRecord(
             mechanism=self.name,
             seed=self.task.seed,
             round=round,
-            epsilon=self._spent[round] if self._spent else None,
+            epsilon=None if self._spent is None else self._spent.after(round + self._num_lost if round else 0),
             perplexity=self.task.perplexity(self.model) if self.is_due(round) else None,
             train_loss=loss_sum / num_units if num_units else None,
             num_units=num_units,
@@ -165,6 +181,15 @@ class Diary:
             num_nonfinite=num_nonfinite,
             train_tokens=self.train_tokens,
             seconds=self.seconds,
+            num_retried=num_retried,
         )
         self.rounds.append(record)
         self._progress.advance(round, num_units, record.epsilon, record.perplexity)
+
+
+def _record_from_json(values: Mapping[str, object]) -> RoundRecord:
+    """The record whose fields these are."""
+    kinds = get_type_hints(RoundRecord)
+    if values.keys() != kinds.keys() or not all(isinstance(values[name], kinds[name]) for name in kinds):
+        raise CheckpointError(f"a journal holds something else than a round: {str(dict(values))[:80]}")
+    return RoundRecord(**values)  # type: ignore[arg-type]

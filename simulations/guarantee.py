@@ -1,11 +1,33 @@
 """What one run promises: the calibrated release, its accountant and its epsilon."""
 
+import bisect
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.ownership import BLANK_RECORDS, Ownership, check_ownership
+from simulations.errors import ConfigError
 from simulations.task import Budget
+
+_COMPUTED_ROUNDS = 40  # each takes 10 to 100 ms
+
+
+@dataclass(frozen=True)
+class SpentByRound:
+    """User-level epsilon after each round of a run.
+
+    Attributes:
+        rounds: those for which it was computed, ascending; the last round is one of them.
+        epsilons: epsilon after each of these.
+    """
+
+    rounds: tuple[int, ...]
+    epsilons: tuple[float, ...]
+
+    def after(self, round: int) -> float:
+        """Returns the epsilon after a round; where it was not computed, that of the next for which it was."""
+        return 0.0 if round < 1 else self.epsilons[bisect.bisect_left(self.rounds, min(round, self.rounds[-1]))]
 
 
 @dataclass(frozen=True)
@@ -17,12 +39,14 @@ class Guarantee:
         method: the accountant's name; None for the release's default.
         delta: the delta that epsilon is reported at.
         level: whom the promise covers: "user", "record" or "nobody".
+        ownership: whose a record is, for a promise to users.
     """
 
     release: acc.Description | None
     method: str | None
     delta: float
     level: Literal["user", "record", "nobody"]
+    ownership: Ownership = "assigned"
 
     @property
     def noise_multiplier(self) -> float:
@@ -40,11 +64,13 @@ class Guarantee:
         """Epsilon of the same run by another accountant; None where there is no noise."""
         return None if self.release is None else acc.epsilon(self.release, self.delta, method)
 
-    def epsilon_per_round(self, rounds: int) -> list[float]:
-        """User-level epsilon after each of the rounds; empty where there is no such promise."""
+    def spent_by_round(self, rounds: int) -> "SpentByRound | None":
+        """User-level epsilon after each of the rounds; None where there is no such promise."""
         if self.release is None or self.level != "user":
-            return []
-        return acc.epsilon_per_round(self.release, self.delta, rounds, self.method)
+            return None
+        computed = sorted({-(-rounds * part // _COMPUTED_ROUNDS) for part in range(1, _COMPUTED_ROUNDS + 1)})
+        epsilons = acc.epsilon_per_round(self.release, self.delta, computed, self.method)
+        return SpentByRound(tuple(computed), tuple(epsilons))
 
     def in_words(self) -> str:
         """One sentence."""
@@ -52,17 +78,30 @@ class Guarantee:
             return "none: trained without noise"
         if self.level == "record":
             return "for one record only (neighbours: add or remove one record); NO user-level guarantee"
-        return f"user level (neighbours: {self.release.adjacency.value}), accountant {self.method or 'default'}"
+        neighbours = BLANK_RECORDS if self.ownership == "declared" else self.release.adjacency.value
+        return f"user level (neighbours: {neighbours}), accountant {self.method or 'default'}"
 
 
 def calibrated(
     release: acc.Description, budget: Budget, method: str | None, level: Literal["user", "record"]
 ) -> Guarantee:
-    """Returns the promise of `release` with the least noise that keeps the budget; no noise at epsilon = infinity."""
+    """Returns the promise of `release` with the least noise that keeps the budget; no noise at epsilon = infinity.
+
+    Raises:
+        ConfigError: when the budget is for all declared owners and the release cannot promise them anything.
+    """
     if math.isinf(budget.epsilon):
         return Guarantee(None, method, budget.delta, "nobody")
+    try:
+        check_ownership(budget.ownership if level == "user" else "assigned", release)
+    except ValueError as error:
+        raise ConfigError(
+            f"the data declares several owners of a record, and {error}: use mechanism=group_privacy or "
+            "example_level_tight, or set data.owners=sender (Enron) or data.owners_column=null (tables), so that a "
+            "record counts for its user only"
+        ) from error
     found = acc.calibrate(release, epsilon=budget.epsilon, delta=budget.delta, method=method)
-    return Guarantee(found, method, budget.delta, level)
+    return Guarantee(found, method, budget.delta, level, budget.ownership)
 
 
 NO_GUARANTEE = Guarantee(None, None, 1.0, "nobody")

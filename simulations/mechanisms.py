@@ -15,20 +15,22 @@ import numpy as np
 from peft import PeftModel
 from torch import Tensor
 
-from fedsim_userdp.federation.engines import Rounds
 from fedsim_userdp.federation.replies import RoundReplies
+from fedsim_userdp.federation.rounds import Rounds
+from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import attach_lora, load_trainable_state, trainable_state
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
 from fedsim_userdp.selection import PoissonSelector
-from fedsim_userdp.training.central import CentralSettings, OpacusStep, PlainStep, RecordStep, train_on_records
-from fedsim_userdp.training.checkpoints import load_optimizer_tensors
+from fedsim_userdp.training.central import CentralSettings, RecordStep, train_on_records
+from fedsim_userdp.training.opacus_step import OpacusStep
+from fedsim_userdp.training.record_steps import PlainStep, StackedStep
 from fedsim_userdp.training.schedule import LearningRate
 from simulations.diary import Diary, Outcome
 from simulations.errors import ConfigError
 from simulations.guarantee import NO_GUARANTEE, Guarantee, calibrated
-from simulations.saver import Saver, begin_or_resume, open_saver
+from simulations.saver import Saver, open_saver
 from simulations.task import Task
 from strategies.optimizers import ServerOptimizer
 from strategies.user_level_dp import UserLevelDP, UserLevelSettings
@@ -107,20 +109,21 @@ class UserWise(_Training):
         release = task.selector.release(1.0, task.num_users, self.rounds)
         guarantee = calibrated(release, task.budget, None, "user")
         worker = task.worker(self.records_per_user)
-        diary = Diary(self.name, "users", self.rounds, task, guarantee, worker.adapters.model, progress)
-        start = begin_or_resume(diary)
-        state = trainable_state(diary.model)
-        with open_saver(task, diary, start) as saver:
+        diary = Diary(self.name, "users", self.rounds, task, guarantee, worker.gradients.model, progress)
+        with open_saver(diary) as saver:
+            state = trainable_state(diary.model)
             optimizer = ServerOptimizer(state, task.optimizer_fn, self.schedule())
-            if start is not None:
-                load_optimizer_tensors(optimizer.torch_optimizer, start.optimizer)
-            strategy = self._strategy(task, guarantee, optimizer, saver)
-            rounds = Rounds(1 if start is None else start.round + 1, self.rounds)
-            task.engine.run(strategy, task.worker_recipe(self.records_per_user), worker, state, rounds)
+            saver.restore(optimizer.torch_optimizer)
+            strategy = self._strategy(task, guarantee, optimizer, saver, worker)
+            rounds = Rounds(saver.first, diary.num_rounds)
+            if rounds.first <= rounds.last:
+                task.engine.run(strategy, task.worker_recipe(self.records_per_user), worker, state, rounds)
         load_trainable_state(diary.model, optimizer.state)
         return diary.outcome(_row(self.name, "user", diary, guarantee.in_words(), self, self.clip_norm))
 
-    def _strategy(self, task: Task, guarantee: Guarantee, optimizer: ServerOptimizer, saver: Saver) -> UserLevelDP:
+    def _strategy(
+        self, task: Task, guarantee: Guarantee, optimizer: ServerOptimizer, saver: Saver, worker: Worker
+    ) -> UserLevelDP:
         """The server's strategy."""
         settings = UserLevelSettings(
             num_users=task.num_users,
@@ -128,6 +131,7 @@ class UserWise(_Training):
             noise_multiplier=guarantee.noise_multiplier,
             seed=task.seed,
             num_nodes=task.engine.num_nodes_for(task.num_users),
+            sizes_fn=worker.sizes if task.engine.deals_by_size(task.num_users) else None,
         )
         after_round = partial(_note_round, saver, optimizer)
         return UserLevelDP(settings, task.selector, optimizer, task.noise, saver.record, after_round)
@@ -157,20 +161,28 @@ class RecordLevelDP(_Training):
         guarantee = calibrated(release, task.budget, self.accountant, level)
         records = task.training_users(self.records_per_user).capped_records()
         model = _fresh_model(task)
-        step = OpacusStep(
-            model,
-            task.optimizer_fn,
-            self.schedule(),
-            clip_norm=self.clip_norm,
-            noise_multiplier=guarantee.noise_multiplier,
-            expected_batch_size=_sampling_prob(task, self.name) * len(records),
-            noise=task.noise,
-            max_tokens=task.local.max_tokens,
-        )
+        step = self._step(task, model, guarantee)
         diary = Diary(self.name, "records", self.rounds, task, guarantee, model, progress)
         _train_centrally(diary, step, records)
         step.close()
         return diary.outcome(_row(self.name, "record", diary, guarantee.in_words(), self, self.clip_norm))
+
+    def _step(self, task: Task, model: PeftModel, guarantee: Guarantee) -> OpacusStep | StackedStep:
+        """The step of the configured engine."""
+        step_fn = (
+            partial(OpacusStep, model)
+            if task.central_engine == "opacus"
+            else partial(StackedStep, task.gradients(model))
+        )
+        return step_fn(
+            task.optimizer_fn,
+            self.schedule(),
+            clip_norm=self.clip_norm,
+            noise_multiplier=guarantee.noise_multiplier,
+            expected_batch_size=_expected_batch_size(task, self),
+            noise=task.noise,
+            max_tokens=task.local.max_tokens,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +197,7 @@ class NonPrivate(_Training):
             model,
             task.optimizer_fn,
             self.schedule(),
-            expected_batch_size=_sampling_prob(task, self.name) * len(records),
+            expected_batch_size=_expected_batch_size(task, self),
             max_tokens=task.local.max_tokens,
         )
         diary = Diary(self.name, "records", self.rounds, task, NO_GUARANTEE, model, progress)
@@ -211,15 +223,15 @@ def _sampling_prob(task: Task, name: str) -> float:
     return task.selector.sampling_prob
 
 
+def _expected_batch_size(task: Task, training: _Training) -> float:
+    """The denominator of a centralized step: q N k.  All of it is public, which the number of records is not."""
+    return _sampling_prob(task, training.name) * task.num_users * training.records_per_user
+
+
 def _note_round(
     saver: Saver, optimizer: ServerOptimizer, round: int, replies: RoundReplies, state: dict[str, Tensor]
 ) -> None:
-    """Writes a round of the federation down, the model brought up to date if it is to be evaluated.
-
-    Raises RuntimeError when every user of the first round failed: then it is the program, not a user.
-    """
-    if round == 1 and replies.num_failed == replies.num_sampled > 0:
-        raise RuntimeError(f"every user of round 1 failed: {replies.errors[0]}")
+    """Writes a round of the federation down, the model brought up to date if it is to be evaluated."""
     if saver.diary.is_due(round):
         load_trainable_state(saver.diary.model, state)
     saver.diary.write_replies(round, replies)
@@ -229,13 +241,10 @@ def _note_round(
 def _train_centrally(diary: Diary, step: RecordStep, records: Sequence[np.ndarray]) -> None:
     """Takes the steps of a centralized run and writes them down."""
     task = diary.task
-    settings = CentralSettings(diary.num_rounds, _sampling_prob(task, diary.name), task.local.max_tokens, task.seed)
-    start = begin_or_resume(diary)
-    if start is not None:
-        load_optimizer_tensors(step.torch_optimizer, start.optimizer)
-    first = 1 if start is None else start.round + 1
-    with open_saver(task, diary, start) as saver:
-        for report in train_on_records(step, records, settings, saver.record, first):
+    with open_saver(diary) as saver:
+        saver.restore(step.torch_optimizer)
+        settings = CentralSettings(diary.num_rounds, _sampling_prob(task, diary.name), task.local.max_tokens, task.seed)
+        for report in train_on_records(step, records, settings, saver.record, saver.first):
             diary.write_step(report)
             saver.save_if_due(report.step, trainable_state(diary.model), step.torch_optimizer)
 
@@ -269,4 +278,6 @@ def _row(
         seconds=diary.seconds,
         epsilon_tight=promise.epsilon_by("tight") if is_capped_pool else None,
         epsilon_record=promise.epsilon_by("record") if is_capped_pool else None,
+        num_failed=sum(record.num_failed for record in diary.rounds),
+        num_retried=sum(record.num_retried for record in diary.rounds),
     )

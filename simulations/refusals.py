@@ -1,25 +1,39 @@
 """Which exceptions are the user's to mend, and how they are said in one sentence."""
 
+import errno
 import re
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
+from fedsim_userdp.federation.errors import RoundError
 from fedsim_userdp.privacy.errors import LedgerError
 from simulations.errors import ConfigError
 
-REFUSALS = (ConfigError, LedgerError, HydraException, OmegaConfBaseException, ValueError, OSError)
+REFUSALS = (ConfigError, LedgerError, RoundError, HydraException, OmegaConfBaseException, ValueError, OSError)
+
+
+_LONGEST = 1500  # characters of a sentence
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sentence(error: BaseException) -> str:
-    """Returns the error as one line: for what Hydra wraps, the cause; for a missing choice, what there is."""
+    """Returns the error as one line that a terminal can show: escaped where need be, cut where it is long."""
+    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in _said(error))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST * 2 // 3]} [...] {line[-_LONGEST // 3 :]}"
+
+
+def _said(error: BaseException) -> str:
+    """The error on one line: for what Hydra wraps, the cause; for a missing choice, what there is."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         key = re.search(r"full_key: (\S+)", str(error))
-        said = sentence(error.__cause__)
+        said = _said(error.__cause__)
         return said if key is None or key.group(1) in said else f"{key.group(1)}: {said}"
     text = str(error).strip() or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _FULL_DISK:
+        text += "; make room and start again: a run that had begun goes on with resume=PATH, the folder it wrote to"
     if found := re.match(
         r"(?:In '[^']*': )?Could not find '([^']*)'\s+Available options in '([^']*)':\s+(.*)", text, re.S
     ):

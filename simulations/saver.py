@@ -1,8 +1,8 @@
 """A run's state on disk: checkpoints when they are due, and the ledger before every release."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,34 +10,81 @@ from torch import Tensor
 from fedsim_userdp.models.adapters import load_trainable_state
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ledger import Ledger
-from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder, optimizer_tensors
+from fedsim_userdp.privacy.serialization import to_json
+from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
+from fedsim_userdp.training.errors import naming
+from fedsim_userdp.training.journal import Journal, JournalEnd
 from simulations.diary import Diary
+from simulations.errors import ConfigError
 from simulations.guarantee import Guarantee
 from simulations.task import Task
 
+JOURNAL = "rounds.jsonl"
 
-@dataclass(frozen=True)
+Release = acc.UserWise | acc.RecordLevel | acc.FixedSize | acc.NoAmplification
+
+
 class Saver:
-    """Writes a run's checkpoints: every `every` rounds and after the last."""
+    """Writes a run's ledger before every release, and its checkpoints: when due, and after the last round.
 
-    folder: CheckpointFolder
-    every: int
-    diary: Diary
-    ledger: Ledger | None
+    With noise from the operating system every round has a checkpoint: one that was lost would have to be released, and
+    paid for, again.
+
+    Args:
+        diary: the run's diary, which may have been resumed.
+        ledger: the open ledger; None where there is no noise.
+        start: the checkpoint that the run goes on from; None from the beginning.
+    """
+
+    def __init__(self, diary: Diary, ledger: Ledger | None, start: Checkpoint | None) -> None:
+        task = diary.task
+        self.diary, self._ledger, self._start = diary, ledger, start
+        self._folder, self._every = task.checkpoints, task.checkpoint_every if task.noise.is_seeded else 1
+        self._journal, self._num_saved = Journal(self._folder.path / JOURNAL), 0
+
+    @property
+    def first(self) -> int:
+        """The first round to come."""
+        return 1 if self._start is None else self._start.round + 1
+
+    def begin(self) -> None:
+        """Puts the checkpoint's adapter and rounds in place, or writes down the state before training."""
+        if self._start is None:
+            self.diary.begin()
+            return
+        load_trainable_state(self.diary.model, self._start.adapter)
+        self.diary.resume(self._journal.go_back(JournalEnd.from_json(self._start.notes.get("journal"))))
+        self._num_saved = len(self.diary.rounds)
+        if self.diary.rounds[-1].round != self._start.round:
+            raise CheckpointError(f"{self._journal.path} does not end with round {self._start.round}")
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Puts the checkpoint's optimizer state in place; nothing from the beginning."""
+        if self._start is not None:
+            load_optimizer_tensors(optimizer, self._start.optimizer)
 
     def save_if_due(self, round: int, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-        """Writes a checkpoint of the state after `round` if one is due."""
-        if round == self.diary.num_rounds or round % self.every == 0:
-            notes = self.diary.notes() | {"ledger_head": None if self.ledger is None else self.ledger.head}
-            self.folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
+        """Writes a checkpoint of the state after `round` if one is due: the journal first, what points to it last."""
+        if round != self.diary.num_rounds and round % self._every:
+            return
+        self._journal.append(dataclasses.asdict(record) for record in self.diary.rounds[self._num_saved :])
+        self._num_saved = len(self.diary.rounds)
+        notes: dict[str, object] = {
+            "journal": self._journal.end.to_json(),
+            "ledger_head": None if self._ledger is None else self._ledger.head,
+            "promise": promise_in_json(self.diary),
+        }
+        self._folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
 
     def record(self, round: int) -> None:
         """Writes the release of `round` to the ledger, to be called before it is made."""
-        if self.ledger is not None:
-            self.ledger.record(round, single_release(self.diary.guarantee))
+        if self._ledger is None:
+            return
+        with naming(self._ledger.path):
+            self._ledger.record(round, single_release(self.diary.guarantee))
 
 
-def single_release(guarantee: Guarantee) -> acc.UserWise | acc.RecordLevel | acc.FixedSize | acc.NoAmplification:
+def single_release(guarantee: Guarantee) -> Release:
     """Returns what one round of the run releases; without amplification the declared cap goes with it."""
     release = guarantee.release
     if isinstance(release, acc.NoAmplification):
@@ -47,38 +94,104 @@ def single_release(guarantee: Guarantee) -> acc.UserWise | acc.RecordLevel | acc
     raise acc.AccountingError(f"a ledger cannot hold a {type(release).__name__}")
 
 
-def begin_or_resume(diary: Diary) -> Checkpoint | None:
-    """Returns the checkpoint to go on from, its adapter and notes put in place; None for a run from the start."""
-    start = diary.task.checkpoints.latest() if diary.task.is_resumed else None
-    if start is None:
-        diary.begin()
+@contextmanager
+def open_saver(diary: Diary) -> Iterator[Saver]:
+    """Begins or resumes a run, its ledger open for the duration of the block.
+
+    The diary's number of rounds is lowered by the rounds that were released and lost when the run was stopped, where
+    they cannot be had again: they are paid for.
+
+    Raises:
+        CheckpointError: when what is in the folder cannot be continued.
+        ConfigError: when the folder holds another run, or nothing can be released any more.
+        LedgerError: when the ledger is damaged, in use, or lacks what the checkpoint has seen.
+    """
+    start = _checkpoint_of(diary)
+    with _open_ledger(diary, start) as ledger:
+        if ledger is not None:
+            _give_up_lost_rounds(diary, ledger, 0 if start is None else start.round)
+        saver = Saver(diary, ledger, start)
+        saver.begin()
+        yield saver
+
+
+def promise_in_json(diary: Diary) -> dict[str, object]:
+    """Returns what the ledger's lines stand for, as JSON values; it cannot change within a run."""
+    guarantee = diary.guarantee
+    return {
+        "release": None if guarantee.release is None else to_json(guarantee.release),
+        "accountant": guarantee.method,
+        "delta": guarantee.delta,
+        "noise.source": _noise_source(diary.task),
+    }
+
+
+def _checkpoint_of(diary: Diary) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a run from the start."""
+    task = diary.task
+    if not task.is_resumed:
+        if task.checkpoints.exist():
+            raise ConfigError(
+                f"output_dir={task.folder} holds a run already: go on with it by resume={task.folder}, or choose "
+                "another folder"
+            )
         return None
-    load_trainable_state(diary.model, start.adapter)
-    diary.resume(start.notes)
+    start = task.checkpoints.latest()
+    if start is not None and (before := start.notes.get("promise")) != (now := promise_in_json(diary)):
+        before = before if isinstance(before, dict) else {}
+        changes = [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]
+        raise CheckpointError(
+            f"resume={task.folder}: what the run promises changed, and its ledger would be wrong: {'; '.join(changes)}"
+        )
     return start
 
 
 @contextmanager
-def open_saver(task: Task, diary: Diary, start: Checkpoint | None) -> Iterator[Saver]:
-    """Opens the ledger of a run for the duration of the block, and gives the saver that writes to it.
-
-    Raises:
-        LedgerError: when the ledger is damaged, in use, or lacks what the checkpoint `start` has seen.
-    """
-    guarantee = diary.guarantee
+def _open_ledger(diary: Diary, start: Checkpoint | None) -> Iterator[Ledger | None]:
+    """The ledger of the run for the duration of the block; None where there is no noise."""
+    guarantee, task = diary.guarantee, diary.task
     if guarantee.release is None:
-        yield Saver(task.checkpoints, task.checkpoint_every, diary, None)
+        yield None
         return
     path = task.folder / "ledger" / f"{task.run_name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     head = None if start is None else start.notes.get("ledger_head")
-    with Ledger.open(
-        path,
-        delta=guarantee.delta,
-        budget_epsilon=task.budget.epsilon,
-        config_hash=task.config_hash,
-        noise_source="seeded" if task.noise.is_seeded else "os",
-        method=guarantee.method,
-        must_contain=None if head is None else str(head),
-    ) as ledger:
-        yield Saver(task.checkpoints, task.checkpoint_every, diary, ledger)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger.open(
+            path,
+            delta=guarantee.delta,
+            budget_epsilon=task.budget.epsilon,
+            config_hash=task.config_hash,
+            noise_source="seeded" if task.noise.is_seeded else "os",
+            method=guarantee.method,
+            must_contain=None if head is None else str(head),
+            next_release=single_release(guarantee),
+        )
+    with ledger:
+        yield ledger
+
+
+def _give_up_lost_rounds(diary: Diary, ledger: Ledger, done: int) -> None:
+    """Lowers the diary's rounds where releases were made, or may have been, that no checkpoint holds.
+
+    With seeded noise a lost round is the same release again.  From the operating system it is another one, which the
+    budget has no room for: the run ends as many rounds earlier.  Where a user's participations are capped, doing a
+    round again would go beyond the cap: the run ends where it is.
+    """
+    planned = diary.num_rounds
+    lost = ledger.num_torn + (0 if diary.task.noise.is_seeded else len(ledger.rounds) - done)
+    if lost:
+        capped = isinstance(diary.guarantee.release, acc.NoAmplification)
+        diary.give_up(lost, last=done if capped else max(done, planned - lost))
+    if diary.num_rounds == 0:
+        raise ConfigError(
+            f"{ledger.path} holds {lost} releases and no checkpoint holds their result: the budget is spent, start a "
+            "new run in another folder"
+        )
+    if diary.num_rounds > done:
+        ledger.expect(single_release(diary.guarantee), diary.num_rounds - done)
+
+
+def _noise_source(task: Task) -> str:
+    """The name of the task's noise source in the configuration."""
+    return "seeded" if task.noise.is_seeded else "os"

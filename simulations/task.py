@@ -2,45 +2,54 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from peft import PeftModel
 
 from fedsim_userdp.data.cache import default_cache_dir
+from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
 from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
 from fedsim_userdp.data.records import RandomRecords, RecordSelector
 from fedsim_userdp.data.split import UserSplit, split_users
-from fedsim_userdp.data.store import TokenStore, open_store
-from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.engines import Engine
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.models.stacked import StackedAdapters
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
+from fedsim_userdp.privacy.ownership import Ownership
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.selection import ClientSelector
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.checkpoints import CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.evaluation import perplexity
+from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
 from fedsim_userdp.training.scoring import BaseModelScorer
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
 from simulations.arguments import FREE
+from simulations.corpora import configured_store
 from simulations.errors import ConfigError
+from simulations.micro_batches import local_training
+from simulations.versions import code_versions
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The user-level target: epsilon (infinity for no noise) and delta."""
+    """The user-level target: epsilon (infinity for no noise), delta, and whose a record is."""
 
     epsilon: float
     delta: float
+    ownership: Ownership = "assigned"
 
 
 @dataclass(frozen=True)
@@ -62,12 +71,14 @@ class Task:
         noise: where noise comes from.
         engine: what runs the nodes.
         local: local training and micro-batch size.
+        central_engine: what record-level DP-SGD runs on, "opacus" or "stacked".
         evaluation_units: the users that perplexity is computed on, capped.
         evaluate_every: rounds between evaluations.
         folder: the run folder.
         checkpoint_every: rounds between checkpoints.
         checkpoint_keep: how many of the latest checkpoints stay.
         is_resumed: whether to go on from the latest checkpoint.
+        allow_changes: whether to go on from a checkpoint of other settings, data or code.
         num_searched: runs on these users, this one included, that the settings were chosen among; for the statement.
     """
 
@@ -86,12 +97,14 @@ class Task:
     noise: NoiseSource
     engine: Engine
     local: LocalTraining
+    central_engine: Literal["opacus", "stacked"]
     evaluation_units: list[Unit]
     evaluate_every: int
     folder: Path
     checkpoint_every: int
     checkpoint_keep: int
     is_resumed: bool
+    allow_changes: bool
     num_searched: int
 
     @property
@@ -103,16 +116,30 @@ class Task:
     def checkpoints(self) -> CheckpointFolder:
         """The run's checkpoints; they hold diagnostics too, hence their place."""
         path = self.folder / NOT_PRIVATE / "checkpoints" / self.run_name
-        return CheckpointFolder(path, self.config_hash, self.checkpoint_keep)
+        origin = {"settings": self.config_hash, "corpus": self.store.fingerprint, **code_versions()}
+        return CheckpointFolder(path, origin, self.checkpoint_keep, allow_changes=self.allow_changes)
 
     @property
     def num_users(self) -> int:
         """Size of the training population, public."""
         return len(self.split.train)
 
+    @property
+    def num_protected(self) -> int:
+        """How many people a promise covers: the training users, and whoever is declared to own their records."""
+        return _num_protected(self.store, self.split)
+
     def training_users(self, records_per_user: int) -> TrainingUsers:
-        """Returns the training users, capped at k records each."""
-        return TrainingUsers(self.store, self.split.train, self.records, records_per_user, self.seed)
+        """Returns the training users, capped at k records each; and so is everybody else who owns their records.
+
+        Raises:
+            ConfigError: when records have several owners and are chosen by what is in them.
+        """
+        store = self.store
+        if store.declares_owners:
+            _check_chosen_without_looking(self.records)
+            store = OwnerBoundedStore(store.path, records_per_user, self.seed, self.split.train)
+        return TrainingUsers(store, self.split.train, self.records, records_per_user, self.seed)
 
     def worker_recipe(self, records_per_user: int) -> WorkerRecipe:
         """Returns what another process needs to build this run's worker."""
@@ -130,7 +157,16 @@ class Task:
     def worker(self, records_per_user: int) -> Worker:
         """Returns this process's worker: a freshly loaded model with a fresh adapter."""
         model = attach_lora(self.model.load(), self.lora, self.seed)
-        return Worker(StackedAdapters(model), self.training_users(records_per_user), self.local)
+        users = TrainingUsers(self.store, self.split.train, self.records, records_per_user, self.seed)
+        return Worker(self.gradients(model), users, self.local)
+
+    def gradients(self, model: PeftModel) -> UnitGradients:
+        """Returns what computes each unit's gradient on the model; says so where that is slower than it could be."""
+        reason = why_not_stacked(model)
+        if reason is None:
+            return StackedGradients(model)
+        _log.warning("%s: units are trained one by one, slower, with the same results", reason)
+        return OneByOneGradients(model)
 
     def perplexity(self, model: torch.nn.Module) -> float:
         """Returns the perplexity of `model` on the evaluation users."""
@@ -146,12 +182,8 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
     model: ModelSource = instantiate(config.model)
-    store = open_store(
-        instantiate(config.data),
-        model.load_tokenizer(),
-        TokenSettings(**_plain(config.tokens)),
-        _path(config.cache_dir),
-    )
+    lora = LoraSettings(**_plain(config.lora))
+    store = configured_store(config, model)
     split = split_users(
         store,
         heldout_users=config.split.heldout_users,
@@ -162,24 +194,26 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         name=config.mechanism.name,
         config_hash=config_hash(config, store.fingerprint),
         seed=_seed(config.seed),
-        budget=_budget(config, len(split.train)),
+        budget=_budget(config, _num_protected(store, split), "declared" if store.declares_owners else "assigned"),
         store=store,
         split=split,
         split_seed=config.split.seed,
         model=model,
-        lora=LoraSettings(**_plain(config.lora)),
+        lora=lora,
         records=_record_selector(config, model, store),
         selector=_client_selector(config),
         optimizer_fn=instantiate(config.optimizer),
         noise=_noise(config),
         engine=instantiate(config.engine),
-        local=LocalTraining(**_plain(config.local)),
+        local=local_training(config, model, lora, _path(config.cache_dir) or default_cache_dir()),
+        central_engine=_central_engine(config.central.engine),
         evaluation_units=_evaluation_units(config, store, split),
         evaluate_every=_at_least_one("evaluation.every", config.evaluation.every),
         folder=folder,
         checkpoint_every=_at_least_one("checkpoint.every", config.checkpoint.every),
         checkpoint_keep=_at_least_one("checkpoint.keep", config.checkpoint.keep),
         is_resumed=config.resume is not None,
+        allow_changes=bool(config.checkpoint.allow_changes),
         num_searched=_at_least_one("privacy.num_searched", config.privacy.num_searched),
     )
 
@@ -189,6 +223,7 @@ def config_hash(config: DictConfig, data_fingerprint: str) -> str:
     plain = {"data_fingerprint": data_fingerprint} | {
         key: value for key, value in _plain(config).items() if key not in _WITHOUT_EFFECT
     }
+    plain["model"] = {key: value for key, value in plain["model"].items() if f"model.{key}" not in _WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -215,20 +250,40 @@ def _seed(value: int) -> int:
     return value
 
 
-def _budget(config: DictConfig, num_users: int) -> Budget:
+def _num_protected(store: TokenStore, split: UserSplit) -> int:
+    """The training users and the declared owners of their records."""
+    return count_owners(store, split.train) if store.declares_owners else len(split.train)
+
+
+def _check_chosen_without_looking(records: RecordSelector) -> None:
+    """Raises ConfigError unless records are chosen at random.
+
+    With several owners a record, choosing by content would let one person's text decide which of another's are used.
+    """
+    if not isinstance(records, RandomRecords):
+        raise ConfigError(
+            f"records={type(records).__name__} chooses by what is in a user's records, which other owners of theirs "
+            "must not feel: with declared owners only records=random keeps everybody within k records"
+        )
+
+
+def _budget(config: DictConfig, num_users: int, ownership: Ownership) -> Budget:
     """The target, delta = N^-1.1 unless given; a delta above 1/N would let one user's data be published."""
     epsilon = float(config.privacy.epsilon)
     if not epsilon > 0:
         raise ConfigError(f"privacy.epsilon={epsilon:g} must be above 0 (inf for no noise)")
+    if num_users < 2:
+        raise ConfigError(f"{num_users} user is left to train on: a promise to users needs at least 2")
     delta = num_users**-1.1 if config.privacy.delta is None else float(config.privacy.delta)
     if not 0 < delta < 1:
         raise ConfigError(f"privacy.delta={delta:g} must lie in (0, 1)")
     if delta > 1 / num_users:
         raise ConfigError(
-            f"privacy.delta={delta:g} is above 1/N = {1 / num_users:.3g} for {num_users} training users, "
+            f"privacy.delta={delta:g} is above 1/N = {1 / num_users:.3g} for {num_users} training users"
+            f"{' and others who own their records' if ownership == 'declared' else ''}, "
             "which would allow publishing somebody's data; leave it null for N^-1.1"
         )
-    return Budget(epsilon, delta)
+    return Budget(epsilon, delta, ownership)
 
 
 def _noise(config: DictConfig) -> NoiseSource:
@@ -272,6 +327,15 @@ def _evaluation_units(config: DictConfig, store: TokenStore, split: UserSplit) -
     users = groups[settings.users]
     chosen = TrainingUsers(store, users, RandomRecords(fresh=False), settings.records_per_user, config.split.seed)
     return chosen.units(range(len(users)), round=0)
+
+
+def _central_engine(name: str) -> Literal["opacus", "stacked"]:
+    """What record-level DP-SGD runs on."""
+    if name == "opacus":
+        return "opacus"
+    if name == "stacked":
+        return "stacked"
+    raise ConfigError(f"central.engine={name} is unknown; expected opacus or stacked")
 
 
 def _at_least_one(key: str, value: int) -> int:

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,15 +15,35 @@ from fedsim_userdp.report.records import ROUND_FIELDS, ROW_FIELDS, ResultRow, Ro
 NOT_PRIVATE = "not_private"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` through a temporary file, so that a reader never sees half of it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path to write a file or folder to, which then takes the place of `path`: whole or not at all.
+
+    Raises:
+        OSError: when the disk is full or broken, naming `path`; what was at `path` is still there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".new.{path.name}")
+    try:
+        _remove(temporary)  # left by a process that was killed, or a link to somewhere else
+        yield temporary
+        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+            _sync(file)
+        if path.is_dir():
+            _remove(path)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            _remove(temporary)  # room for the rest of the folder
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path`, so that a reader never sees half of it."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -48,3 +70,20 @@ def write_results(folder: Path, rows: Sequence[ResultRow]) -> None:
 def write_rounds(folder: Path, records: Sequence[RoundRecord]) -> None:
     """Writes the rounds' diagnostics to `not_private/rounds.csv`."""
     write_csv(folder / NOT_PRIVATE / "rounds.csv", ROUND_FIELDS, [asdict(record) for record in records])
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, link or folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -25,6 +25,8 @@ class ResultRow:
         seconds: wall-clock time of the run, evaluation included.
         epsilon_tight: user-level epsilon of the same run by the tight ELS accountant; None where it does not apply.
         epsilon_record: record-level epsilon of the same run; None where it does not apply.
+        num_failed: over the rounds, times that a user counted as zero because of a failure; not private.
+        num_retried: over the rounds, times that a user's node failed and another did its work; not private.
     """
 
     mechanism: str
@@ -44,6 +46,8 @@ class ResultRow:
     seconds: float
     epsilon_tight: float | None = None
     epsilon_record: float | None = None
+    num_failed: int = 0
+    num_retried: int = 0
 
     def to_dict(self) -> dict[str, str | int | float | None]:
         """Returns the row as plain values."""
@@ -67,6 +71,7 @@ class RoundRecord:
         num_nonfinite: units that contributed an exact zero because their update was not finite.
         train_tokens: predicted tokens so far.
         seconds: since the start of the run.
+        num_retried: units whose node failed and which another node then did.
     """
 
     mechanism: str
@@ -81,6 +86,7 @@ class RoundRecord:
     num_nonfinite: int
     train_tokens: int
     seconds: float
+    num_retried: int = 0
 
 
 ROW_FIELDS = tuple(field.name for field in fields(ResultRow))

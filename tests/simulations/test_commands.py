@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from hydra import compose, initialize_config_module
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+
+from simulations.task import build_task
 
 SMALL = ["tuned.rounds=2", "selection.sampling_prob=0.01", "evaluation.records_per_user=1", "split.heldout_users=20"]
 MECHANISMS = ["zero_shot", "user_wise", "group_privacy", "example_level_tight", "record_level", "non_private"]
@@ -89,13 +93,30 @@ def test_every_run_states_what_it_guarantees(compared: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MECHANISMS[1:])
-def test_each_adapter_loads_with_peft_and_changes_the_model(compared: Path, name: str) -> None:
+def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: Path, name: str) -> None:
     folder = compared / "adapters" / name
     base_path = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    ids = torch.arange(10, 30).unsqueeze(0)
-    plain = AutoModelForCausalLM.from_pretrained(base_path)(input_ids=ids).logits
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_path), folder)
+    ids = torch.arange(10, 30).unsqueeze(0)
+    with loaded.disable_adapter():
+        plain = loaded(input_ids=ids).logits
     assert not torch.allclose(loaded(input_ids=ids).logits, plain, atol=1e-4)
+    rows = {row["mechanism"]: row for row in json.loads((compared / "results.json").read_text())}
+    with initialize_config_module("conf", version_base="1.3"):
+        task = build_task(compose("compare", overrides=[*SMALL, "mechanism=zero_shot", "output_dir=none"]), compared)
+    assert task.perplexity(loaded) == pytest.approx(rows[name]["perplexity"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", MECHANISMS[1:])
+def test_each_adapter_has_a_card_with_its_base_model_and_its_guarantee(compared: Path, name: str) -> None:
+    text = (compared / "adapters" / name / "README.md").read_text()
+    card = ModelCard(text)
+    assert card.data.library_name == "peft"
+    assert card.data.base_model is None  # a folder is no name that the Hub knows
+    assert "tiny_gpt2" in text
+    statements = {s["mechanism"]: s for s in json.loads((compared / "privacy.json").read_text())}
+    assert statements[name]["paragraph"] in text
+    assert ("differential-privacy" in card.data.tags) == (statements[name]["level"] == "user")
 
 
 WRONG = {

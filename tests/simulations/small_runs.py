@@ -1,0 +1,198 @@
+"""Whole runs that take a fraction of a second: a model of 16 dimensions, a few users, the real mechanisms and files."""
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from fedsim_userdp.data.records import RandomRecords
+from fedsim_userdp.data.split import split_users
+from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.data.writer import StoreWriter
+from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.models.adapters import LoraSettings
+from fedsim_userdp.privacy import accountants
+from fedsim_userdp.privacy.accounting import Description
+from fedsim_userdp.privacy.curve import Curve
+from fedsim_userdp.privacy.noise import OperatingSystemNoise, SeededNoise
+from fedsim_userdp.report.progress import RunProgress
+from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.cohort import LocalTraining
+from simulations.diary import Outcome
+from simulations.folder import RunFolder
+from simulations.mechanisms import Mechanism, NonPrivate, RecordLevelDP, UserWise
+from simulations.task import Budget, Task
+
+VOCABULARY = 40
+ROUNDS = 3
+SEED = 0
+
+
+class SmallModel:
+    """Stands for `ModelSource`: loads a random GPT-2, always the same."""
+
+    def load(self) -> GPT2LMHeadModel:
+        config = GPT2Config(
+            vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return GPT2LMHeadModel(config).eval().requires_grad_(False)
+
+
+def small_store(folder: Path, num_users: int = 12, seed: int = 0) -> TokenStore:
+    """Users with three records of 6 to 12 tokens."""
+    generator = np.random.default_rng(seed)
+    with StoreWriter(folder, vocab_size=VOCABULARY) as writer:
+        for user in range(num_users):
+            for _ in range(3):
+                writer.add(f"user {user}", generator.integers(0, VOCABULARY, size=generator.integers(6, 13)))
+        return TokenStore(writer.finish(fingerprint=f"small {num_users} {seed}"))
+
+
+def small_task(folder: Path, store: TokenStore, **changes: Any) -> Task:
+    """A task on `store` in a run folder."""
+    split = split_users(store, heldout_users=2, validation_users=0, seed=0)
+    settings: dict[str, Any] = {
+        "name": "run",
+        "config_hash": "the settings",
+        "seed": SEED,
+        "budget": Budget(8.0, 0.05),
+        "store": store,
+        "split": split,
+        "split_seed": 0,
+        "model": SmallModel(),
+        "lora": LoraSettings(rank=2),
+        "records": RandomRecords(),
+        "selector": PoissonSelector(0.4),
+        "optimizer_fn": torch.optim.Adam,
+        "noise": SeededNoise(SEED),
+        "engine": InProcessEngine(),
+        "local": LocalTraining(max_tokens=256),
+        "central_engine": "opacus",
+        "evaluation_units": [Unit(0, store.records(int(split.heldout[0])))],
+        "evaluate_every": 100,
+        "folder": folder,
+        "checkpoint_every": 1,
+        "checkpoint_keep": 2,
+        "is_resumed": False,
+        "allow_changes": False,
+        "num_searched": 1,
+    }
+    return Task(**(settings | changes))
+
+
+MECHANISMS: dict[str, Callable[..., Mechanism]] = {
+    "user_wise": partial(UserWise, name="user_wise", learning_rate=0.05, clip_norm=0.3),
+    "group_privacy": partial(
+        RecordLevelDP, name="group_privacy", learning_rate=0.05, clip_norm=0.5, accountant="group"
+    ),
+    "non_private": partial(NonPrivate, name="non_private", learning_rate=0.05),
+}
+
+
+def run_small(task: Task, mechanism: str = "user_wise", rounds: int = ROUNDS, write_results: bool = True) -> Outcome:
+    """Runs a mechanism and writes its results, all but the plot, into the task's folder."""
+    task = dataclasses.replace(task, name=mechanism)
+    console = Console(file=io.StringIO(), width=100)
+    with RunProgress(console) as progress:
+        outcome = MECHANISMS[mechanism](rounds=rounds, records_per_user=2).run(task, progress)
+    if write_results:
+        RunFolder(task.folder, console, {"model": "small", "data": "small"}).add(outcome)
+    return outcome
+
+
+def what_a_run_left(folder: Path) -> dict[str, object]:
+    """Everything that must not depend on whether a run was killed: all but times."""
+    found: dict[str, object] = {}
+    for file in sorted(folder.glob("adapters/*/adapter_model.safetensors")):
+        found |= {f"{file.parent.name} {name}": tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
+    found |= {file.name: file.read_bytes() for file in sorted(folder.glob("ledger/*"))}
+    rows = json.loads((folder / "results.json").read_text())
+    found["results"] = [{key: row[key] for key in row if key != "seconds"} for row in rows]
+    lines = (folder / "not_private" / "rounds.csv").read_text().splitlines()
+    column = lines[0].split(",").index("seconds")
+    found["rounds"] = [[cell for at, cell in enumerate(line.split(",")) if at != column] for line in lines]
+    found["privacy"] = (folder / "privacy.json").read_bytes()
+    return found
+
+
+class Killed(BaseException):
+    """The process is gone: nothing in it runs any more."""
+
+
+KINDS = ("write", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
+
+
+@contextmanager
+def dying_at_write(
+    number: int, *, torn: bool, monkeypatch: pytest.MonkeyPatch, error_fn: Callable[[], BaseException] = Killed
+) -> Iterator[list[str]]:
+    """Within the block the process dies at its write number `number`, from 1, and changes no file afterwards.
+
+    A write is whatever reaches the disk: making, renaming and removing files and folders, `os.write` and `os.fsync`.
+    With `torn`, half of what was being written is on the disk.  With another `error_fn`, what that gives is raised at
+    that write and at every later one but for removing files, instead of dying.
+
+    Yields:
+        What was written so far, by kind.
+    """
+    seen: list[str] = []
+
+    def counted(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*args: Any, **options: Any) -> Any:
+            seen.append(kind)
+            if len(seen) < number or (error_fn is not Killed and kind in ("unlink", "rmdir")):
+                return real(*args, **options)
+            if len(seen) == number and torn and kind == "write":
+                real(args[0], args[1][: len(args[1]) // 2])
+            if len(seen) == number and torn and kind == "fsync" and not os.path.isdir(f"/proc/self/fd/{args[0]}"):
+                size = os.fstat(args[0]).st_size
+                os.truncate(os.readlink(f"/proc/self/fd/{args[0]}"), size - min(size, 20))
+            raise error_fn()
+
+        return write
+
+    with monkeypatch.context() as patch:
+        for kind in KINDS:
+            patch.setattr(os, kind, counted(kind, getattr(os, kind)))
+        yield seen
+
+
+def resumed(task: Task, **changes: Any) -> Task:
+    """The task, to be gone on with."""
+    return dataclasses.replace(task, is_resumed=True, **changes)
+
+
+def os_noise(task: Task) -> Task:
+    """The task with noise of the operating system."""
+    return dataclasses.replace(task, noise=OperatingSystemNoise())
+
+
+def remember_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the accountants answer the same question once only: many runs of the same kind are to follow."""
+    curve_of, answers = accountants.curve, dict[object, float]()
+
+    def curve(description: Description, method: str) -> Curve:
+        def epsilon(log_delta: float) -> float:
+            question = (description, method, log_delta)
+            if question not in answers:
+                answers[question] = curve_of(description, method).epsilon(log_delta)
+            return answers[question]
+
+        return Curve(epsilon, lambda epsilon: curve_of(description, method).log_delta(epsilon))
+
+    monkeypatch.setattr(accountants, "curve", curve)
