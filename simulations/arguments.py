@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import conf
 from fedsim_userdp import __version__
@@ -37,8 +37,20 @@ _KINDS: tuple[tuple[type, tuple[type, ...]], ...] = (
     (bool, (bool,)),
     (int, (int,)),
     (float, (int, float)),
-    (str, (str, int, float, ListConfig)),
+    (str, (str, int, float, list)),
 )
+# of settings that are null by default
+_NULLABLE: dict[str, tuple[type, ...]] = {
+    "cache_dir": (str,),
+    "data.path": (str,),
+    "local.max_tokens": (int,),
+    "model.cache_dir": (str,),
+    "model.package": (str,),
+    "model.path": (str,),
+    "privacy.delta": (float, int),
+    "threads": (int,),
+}
+_ABSENT = object()
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _log = logging.getLogger(__name__)
 
@@ -88,17 +100,19 @@ def override_key(override: str) -> str:
 
 
 def check_types(config: DictConfig, config_name: str) -> None:
-    """Raises ConfigError when an override of the running job is of another kind than the setting's default."""
-    overrides = HydraConfig.get().overrides.task
-    choices = [override for override in overrides if override_key(override) in GROUPS]
-    defaults = hydra.compose(config_name, overrides=choices)
-    for key in (override_key(override) for override in overrides):
-        before, now = OmegaConf.select(defaults, key), OmegaConf.select(config, key)
-        for kind, wanted in _KINDS:
-            if key not in GROUPS and isinstance(before, kind) and not (isinstance(now, wanted) or now is None):
-                raise ConfigError(f"{key}={now} must be {_WORDS[kind]}, such as {before}")
-            if isinstance(before, kind):
-                break
+    """Raises ConfigError when a setting of the running job is of another kind than its default."""
+    choices = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
+    defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=choices), resolve=True)
+    settings = OmegaConf.to_container(config, resolve=True)
+    for key, before in _leaves(defaults):
+        now = _at(settings, key)
+        if now is None or now is _ABSENT or now == before:
+            continue
+        if before is None and key in _NULLABLE and not isinstance(now, _NULLABLE[key]):
+            raise ConfigError(f"{key}={now} must be {_WORDS[_NULLABLE[key][0]]}, or null")
+        wanted = next(((kind, allowed) for kind, allowed in _KINDS if isinstance(before, kind)), None)
+        if wanted is not None and not isinstance(now, wanted[1]):
+            raise ConfigError(f"{key}={now} must be {_WORDS[wanted[0]]}, such as {before}")
 
 
 def _quoted_if_needed(argument: str) -> str:
@@ -210,6 +224,15 @@ def _is_part_of(key: str, names: frozenset[str]) -> bool:
     """Whether a dotted key is one of `names` or lies below one."""
     parts = key.split(".")
     return any(".".join(parts[:length]) in names for length in range(1, len(parts) + 1))
+
+
+def _at(node: object, key: str) -> object:
+    """The part of nested mappings at a dotted key, or `_ABSENT`."""
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return _ABSENT
+        node = node[part]
+    return node
 
 
 def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from peft import PeftModel
@@ -24,7 +24,6 @@ from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.training.central import CentralSettings, RecordStep, train_on_records
-from fedsim_userdp.training.opacus_step import OpacusStep
 from fedsim_userdp.training.record_steps import PlainStep, StackedStep
 from fedsim_userdp.training.schedule import LearningRate
 from simulations.diary import Diary, Outcome
@@ -34,6 +33,9 @@ from simulations.saver import Saver, open_saver
 from simulations.task import Task
 from strategies.optimizers import ServerOptimizer
 from strategies.user_level_dp import UserLevelDP, UserLevelSettings
+
+if TYPE_CHECKING:
+    from fedsim_userdp.training.opacus_step import OpacusStep
 
 
 class Mechanism(Protocol):
@@ -167,8 +169,10 @@ class RecordLevelDP(_Training):
         step.close()
         return diary.outcome(_row(self.name, "record", diary, guarantee.in_words(), self, self.clip_norm))
 
-    def _step(self, task: Task, model: PeftModel, guarantee: Guarantee) -> OpacusStep | StackedStep:
+    def _step(self, task: Task, model: PeftModel, guarantee: Guarantee) -> "OpacusStep | StackedStep":
         """The step of the configured engine."""
+        from fedsim_userdp.training.opacus_step import OpacusStep  # here: the other mechanisms need not wait for Opacus
+
         step_fn = (
             partial(OpacusStep, model)
             if task.central_engine == "opacus"

@@ -180,7 +180,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong with it.
     """
     if config.threads is not None:
-        torch.set_num_threads(int(config.threads))
+        torch.set_num_threads(_threads(config.threads))
     model: ModelSource = instantiate(config.model)
     lora = LoraSettings(**_plain(config.lora))
     store = configured_store(config, model)
@@ -202,7 +202,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         lora=lora,
         records=_record_selector(config, model, store),
         selector=_client_selector(config),
-        optimizer_fn=instantiate(config.optimizer),
+        optimizer_fn=_optimizer_fn(config),
         noise=_noise(config),
         engine=instantiate(config.engine),
         local=local_training(config, model, lora, _path(config.cache_dir) or default_cache_dir()),
@@ -241,6 +241,21 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _path(value: str | None) -> Path | None:
     """A path, or None."""
     return None if value is None else Path(value)
+
+
+def _threads(value: int) -> int:
+    """The CPU threads, within what a machine can start."""
+    if not isinstance(value, int) or not 1 <= value <= 1024:
+        raise ConfigError(f"threads={value} must be a whole number from 1 to 1024, or null")
+    return value
+
+
+def _optimizer_fn(config: DictConfig) -> Callable[..., torch.optim.Optimizer]:
+    """The server's optimizer, still without parameters."""
+    optimizer_fn: Callable[..., torch.optim.Optimizer] = instantiate(config.optimizer)
+    if not callable(optimizer_fn):
+        raise ConfigError(f"optimizer={config.optimizer} is no optimizer: it needs a _target_, and _partial_=true")
+    return optimizer_fn
 
 
 def _seed(value: int) -> int:

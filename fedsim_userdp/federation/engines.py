@@ -71,5 +71,8 @@ class InProcessEngine:
         rounds: Rounds,
     ) -> None:
         """Runs the rounds with this process's worker."""
-        grid = InProcessGrid(make_client_app(worker.train), self.num_nodes_for(len(worker.users)))
+        num_users, num_nodes = len(worker.users), self.num_nodes_for(len(worker.users))
+        if num_nodes > num_users:
+            raise ValueError(f"engine.num_nodes={num_nodes} must be at most the {num_users} training users, or null")
+        grid = InProcessGrid(make_client_app(worker.train), num_nodes)
         run_rounds(strategy, grid, to_arrays(state), rounds)

@@ -75,8 +75,8 @@ class ModelSource:
             ModelError: when there is none at `location`.
         """
         try:
-            return AutoTokenizer.from_pretrained(self.location)
-        except (OSError, ValueError) as error:
+            return AutoTokenizer.from_pretrained(self.location, trust_remote_code=False)
+        except Exception as error:  # readers of foreign files raise whatever they meet
             raise ModelError(f"model.path={self.location}: no tokenizer to load ({_first_line(error)})") from error
 
     def load(self) -> PreTrainedModel:
@@ -87,8 +87,11 @@ class ModelSource:
         """
         transformers_logging.disable_progress_bar()
         try:
-            model = AutoModelForCausalLM.from_pretrained(self.location, dtype=DTYPES[self.dtype])
-        except (OSError, ValueError) as error:
+            # No code and no pickle of the model's own: a prompt would ask whether to run the former.
+            model = AutoModelForCausalLM.from_pretrained(
+                self.location, dtype=DTYPES[self.dtype], trust_remote_code=False, use_safetensors=True
+            )
+        except Exception as error:  # readers of foreign files raise whatever they meet
             raise ModelError(f"model.path={self.location}: no model to load ({_first_line(error)})") from error
         refuse_batch_statistics(model, self.location)
         if self.activation_checkpointing:

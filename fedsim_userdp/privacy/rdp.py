@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsim_userdp.privacy.curve import Curve
-from fedsim_userdp.privacy.descriptions import AdaptiveClipping, Adjacency, Composed, Description, HyperparameterSearch
+from fedsim_userdp.privacy.descriptions import (
+    AdaptiveClipping,
+    Adjacency,
+    Composed,
+    Description,
+    FixedSize,
+    HyperparameterSearch,
+    NoAmplification,
+)
 from fedsim_userdp.privacy.errors import AccountingError
 from fedsim_userdp.privacy.mixture import Floats
 
@@ -51,7 +59,9 @@ def curve(description: Description) -> Curve:
 def divergences(description: Description) -> Floats:
     """Returns the Renyi divergences of a run at dp_accounting's default orders; infinite where they did not converge.
 
-    The divergence of one release is computed once and multiplied, so that a run can ask after every round.
+    The divergence of one release is computed once and multiplied, so that a run can ask after every round. That of a
+    sample without replacement is never more than without sampling, since Renyi divergence is quasi-convex; its own
+    bound passes that for large cohorts.
     """
     match description:
         case HyperparameterSearch():
@@ -59,7 +69,11 @@ def divergences(description: Description) -> Floats:
         case AdaptiveClipping():
             return divergences(description.run)
         case Composed():
-            return np.asarray(np.sum([count * _of_one_release(run) for run, count in description.counted()], axis=0))
+            return np.asarray(np.sum([count * divergences(run) for run, count in description.counted()], axis=0))
+        case FixedSize():
+            whole = NoAmplification(description.noise_multiplier, 1, Adjacency.REPLACE_USER)
+            each = np.minimum(_of_one_release(description.first(1)), _of_one_release(whole))
+            return description.num_releases * each
         case _:
             return description.num_releases * _of_one_release(description.first(1))
 

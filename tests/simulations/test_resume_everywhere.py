@@ -383,7 +383,6 @@ def test_a_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
         assert what_a_run_left(task.folder) == expected
     assert said
     assert all("No space left on device; make room and start again" in one for one in said)
-    assert not [one for one in said if str(tmp_path) not in one]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="making a small disk needs root")

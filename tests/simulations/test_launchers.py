@@ -1,0 +1,43 @@
+"""Hydra's launchers for sweeps over several processes or machines: `pip install "fedsim-userdp[clusters]"`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+SLURM = ["hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=240", "hydra.launcher.gres=gpu:1"]
+PACKAGES = {"joblib": "hydra_plugins.hydra_joblib_launcher", "submitit_slurm": "hydra_plugins.hydra_submitit_launcher"}
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize(
+    ("launcher", "settings"), [("joblib", ["hydra.launcher.n_jobs=2"]), ("submitit_slurm", SLURM)], ids=str
+)
+def test_a_cluster_launcher_composes_with_its_settings(command: str, launcher: str, settings: list[str]) -> None:
+    pytest.importorskip(PACKAGES[launcher])
+    overrides = [f"hydra/launcher={launcher}", *settings, "output_dir=/scratch/sweep"]
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose(command, overrides=overrides, return_hydra_config=True)
+    assert config.hydra.launcher._target_.startswith(PACKAGES[launcher])
+    assert config.hydra.sweep.dir == "/scratch/sweep"
+    for setting in settings:
+        key, value = setting.removeprefix("hydra.launcher.").split("=")
+        assert str(config.hydra.launcher[key]) == value
+
+
+def test_jobs_of_a_joblib_sweep_run_side_by_side_in_folders_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip(PACKAGES["joblib"])
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "simulations.cli", "run", "--multirun", "hydra/launcher=joblib",
+            "hydra.launcher.n_jobs=2", "seed=3,4", "mechanism=zero_shot", "evaluation.records_per_user=1",
+            "split.heldout_users=20", f"output_dir={tmp_path / 'sweep'}",
+        ],
+        cwd=tmp_path, text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads((tmp_path / "sweep" / job / "results.json").read_text())[0] for job in ("0", "1")]
+    assert [row["seed"] for row in rows] == [3, 4]
