@@ -29,7 +29,8 @@ MECHANISMS = ("user_wise", "group_privacy", "non_private", "zero_shot")
 VALUES = [
     "null", "true", "false", "0", "-0.0", "1", "2", "-1", "1.5", "1e-320", "1e-9", "1e308", "1e999", "-inf", "inf",
     "nan", "9999999999999999999999999", "1" * 400, "[]", "[1,2]", "[nan]", "[[[[1]]]]", "{}", "{a:1}",
-    "{_target_:os.getcwd}", "???", "${seed}", "${nosuch}", "${privacy}", "${oc.env:NOSUCH_VARIABLE}", "all-linear", "sgd", "a,b", "[" * 3000,
+    "{_target_:os.getcwd}", "???", "${seed}", "${nosuch}", "${privacy}", "${oc.env:NOSUCH_VARIABLE}",
+    "all-linear", "sgd", "a,b", "[" * 3000,
     "os.system", "random", "seeded", "os", "heldout", "cpu", "/dev/null", "/dev/zero", "/", ".",
 ]  # fmt: skip
 LONGEST_RUN = {"mechanism.rounds": 3, "local.steps": 5, "lora.rank": 64, "mechanism.records_per_user": 2000}
