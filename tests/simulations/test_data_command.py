@@ -51,6 +51,7 @@ def data(folder: Path, *overrides: str, command: str = "data") -> int:
         return int(str(stop.code))
 
 
+@pytest.mark.slow
 def test_from_a_warm_store_it_takes_seconds_in_a_process_of_its_own(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", some_users(500))
     assert data(tmp_path / "cold", path) == 0

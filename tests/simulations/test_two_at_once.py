@@ -34,6 +34,7 @@ def test_two_runs_started_together_write_to_folders_of_their_own(tmp_path: Path)
     assert {row["seed"] for row in rows} == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_a_run_is_at_work_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with started(*LONG, f"output_dir={folder}", cwd=tmp_path) as first:
