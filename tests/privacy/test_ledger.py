@@ -78,6 +78,13 @@ def test_run_refuses_the_round_that_would_exceed_the_budget(path: Path) -> None:
         ledger.record(10, ROUND)
 
 
+def test_epsilon_of_a_run_under_way_is_that_of_its_rounds_and_not_its_budget(path: Path) -> None:
+    with opened(path, budget_epsilon=4.0) as ledger:
+        for number in range(3):
+            ledger.record(number, ROUND)
+        assert ledger.epsilon() == acc.epsilon(acc.UserWise(1.0, 0.05, 3), DELTA) < 4.0
+
+
 def test_calibrated_run_fits_its_budget_to_the_last_round(path: Path) -> None:
     run = acc.calibrate(acc.UserWise(1.0, 0.1, 30), epsilon=2.0, delta=DELTA)
     with opened(path, budget_epsilon=2.0) as ledger:

@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise, add_noise, noise_stddev
+from fedsim_userdp.privacy.streams import STREAMS, numpy_generator
 
 SIZE = 40_000
 SOURCES = [SeededNoise(3), OperatingSystemNoise()]
@@ -55,6 +56,13 @@ def test_rounds_and_tensors_get_independent_noise() -> None:
     assert abs(np.corrcoef(first, second)[0, 1]) < bound
     assert abs(np.corrcoef(first[: SIZE // 2], first[SIZE // 2 :])[0, 1]) < bound * 2
     assert np.array_equal(first, drawn(SeededNoise(0), 1.0, round=1))
+
+
+@pytest.mark.parametrize("stream", sorted(STREAMS - {"noise"}))
+def test_numbers_of_another_stream_say_nothing_about_the_noise(stream: str) -> None:
+    noise = SeededNoise(0).standard_normal(SIZE, round=3)
+    other = numpy_generator(0, stream, round=3).standard_normal(SIZE)
+    assert abs(np.corrcoef(noise, other)[0, 1]) < 6 / math.sqrt(SIZE)
 
 
 def test_operating_system_noise_never_repeats() -> None:
