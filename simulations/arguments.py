@@ -67,7 +67,8 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         return quoted
     folder = str(found[-1])
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
-    kept = [override for override in _started_with(Path(folder), command) if override_key(override) not in given]
+    stored = map(_quoted_if_needed, _started_with(Path(folder), command))
+    kept = [override for override in stored if override_key(override) not in given]
     for override in kept:
         _check_harmless(override, folder)
     return [*kept, *quoted, f"output_dir={_quoted(folder)}"]
@@ -122,6 +123,8 @@ def _quoted_if_needed(argument: str) -> str:
         raise ConfigError(f"{key}={value[:80]!r} is no text: it holds NUL characters, or bytes that are not UTF-8")
     if not equals or key.startswith("-"):
         return argument
+    if key in GROUPS and "${" in value:
+        raise ConfigError(f"{key}={value[:80]} is unknown: it must be the name of a file of settings")
     try:
         _parsed(argument)
     except HydraException:

@@ -83,6 +83,7 @@ def open_session(
         epsilons=epsilons,
         confidence=config.audit.confidence,
         num_candidates=config.audit.candidates,
+        num_real_users=config.audit.real_users,
         canaries=dict(config.audit.canaries),
         window=config.tokens.window,
         records_per_user=config.evaluation.records_per_user,

@@ -46,6 +46,7 @@ class AuditSettings:
         epsilons: the claims, each above 0; infinity for a run that claims nothing.
         confidence: of all bounds together, in (0, 1).
         num_candidates: directions that each canary chooses from, a power of two.
+        num_real_users: training users among whom the canaries are planted, at least 1; None for all.
         canaries: number of canaries of each kind.
         window: the most tokens of a record.
         records_per_user: the most records of a user that user inference tries.
@@ -54,6 +55,7 @@ class AuditSettings:
     epsilons: tuple[float, ...]
     confidence: float
     num_candidates: int
+    num_real_users: int | None
     canaries: Mapping[str, int]
     window: int
     records_per_user: int
@@ -88,12 +90,13 @@ class AuditSession:
         _check_auditable(task)
         kinds = kinds_of(settings.canaries, canary_kinds(mechanism.records_per_user, settings.window))
         check_delta(task.budget.delta, len(kinds), settings.significance)
+        self._users = _real_users(task, settings.num_real_users)
         self._worker = task.worker(mechanism.records_per_user)
         self._state = trainable_state(self._model)
         size = sum(tensor.numel() for tensor in self._state.values())
         directions = Directions(size, settings.num_candidates, task.seed)
-        self.canaries = draw_canaries(kinds, task.num_users, directions, task.seed)
-        self._members = _units_of_everybody(task, settings.records_per_user)
+        self.canaries = draw_canaries(kinds, len(self._users), directions, task.seed)
+        self._members = _units_of(task, self._users, settings.records_per_user)
         self._base: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def audit(self, epsilon: float) -> AuditedClaim:
@@ -129,7 +132,7 @@ class AuditSession:
         users = self._worker.users
         audited = Worker(
             GradientsWithCanaries(self._worker.gradients, canaries, mechanism.clip_norm),
-            UsersWithCanaries(users.store, users.users, users.selector, users.records_per_user, users.seed, canaries),
+            UsersWithCanaries(users.store, self._users, users.selector, users.records_per_user, users.seed, canaries),
             task.local,
         )
         settings = UserLevelSettings(
@@ -234,10 +237,24 @@ def _check_auditable(task: Task) -> None:
         raise ConfigError("split.heldout_users=0: user inference compares training users with held-out ones")
 
 
-def _units_of_everybody(task: Task, records_per_user: int) -> list[Unit]:
-    """The training users with records chosen once, as the held-out ones are."""
-    users = TrainingUsers(task.store, task.split.train, RandomRecords(fresh=False), records_per_user, task.split_seed)
-    return users.units(range(len(users)), round=0)
+def _real_users(task: Task, wanted: int | None) -> NDArray[np.int64]:
+    """The store's numbers of the training users that are kept, ascending.
+
+    Raises ConfigError when so many cannot be had.
+    """
+    everybody = task.split.train
+    if wanted is None:
+        return everybody
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= len(everybody):
+        raise ConfigError(f"audit.real_users={wanted} must lie between 1 and the {len(everybody)} training users")
+    generator = numpy_generator(task.seed, "audit", user="real users")
+    return np.sort(generator.choice(everybody, size=wanted, replace=False))
+
+
+def _units_of(task: Task, users: NDArray[np.int64], records_per_user: int) -> list[Unit]:
+    """The users with records chosen once, as the held-out ones are."""
+    chosen = TrainingUsers(task.store, users, RandomRecords(fresh=False), records_per_user, task.split_seed)
+    return chosen.units(range(len(users)), round=0)
 
 
 @contextmanager

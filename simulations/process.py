@@ -1,7 +1,6 @@
 """Settings of this process and of those it starts: quiet libraries, no usage reports, memory kept."""
 
 import ctypes
-import ctypes.util
 import logging
 import os
 import sys
@@ -45,7 +44,7 @@ def _keep_freed_memory() -> None:
     """Tells glibc to keep freed blocks: activations of tens of MB otherwise page-fault anew in every micro-batch."""
     if not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -22,7 +22,7 @@ class DropoutRows:
         round: the round or step of the run.
         local_step: the unit's own step within the round, from 0.
         owners: for each row, the unit and the record's place in it.
-        lengths: tokens of each row without padding.
+        lengths: input tokens of each row without padding.
     """
 
     round: int

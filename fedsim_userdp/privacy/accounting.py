@@ -21,7 +21,8 @@ Every number is an upper bound. Random sources, finite precision of the noise an
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar, cast
 
 import numpy as np
@@ -207,8 +208,22 @@ def _least_noise(run: Description, target: float, log_delta: float, method: str)
             record = accountants.curve(run.with_noise_multiplier(noise_multiplier), "record")
             return curves.grouped(record, run.records_per_user, limit=2.0 * target).epsilon(log_delta)
 
-        return least_noise(user_epsilon_of, target, least_noise(record_epsilon_of, share, 1.0, 0.7), 0.002)
+        start = least_noise(record_epsilon_of, share, 1.0, 0.7)
+        return _confirmed(epsilon_of, target, least_noise(user_epsilon_of, target, start, 0.002))
     return least_noise(epsilon_of, target, 1.0, 0.7)
+
+
+def _confirmed(epsilon_of: Callable[[float], float], target: float, noise_multiplier: float) -> float:
+    """The noise multiplier, raised until its epsilon is at most the target.
+
+    Where group privacy's epsilon jumps, a search with a limit can find one that the search without passes over.
+    """
+    step = 1e-4
+    while True:
+        with suppress(AccountingError):
+            if epsilon_of(noise_multiplier) <= target:
+                return noise_multiplier
+        noise_multiplier, step = noise_multiplier * (1.0 + step), 2.0 * step
 
 
 def _is_slow(description: Description) -> bool:

@@ -6,8 +6,9 @@
 3. The grid is halved until the answer settles. Every answer on the way is a valid upper bound.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -31,6 +32,25 @@ _MAX_GRID = 1 << 21
 _MAX_GRID_UNUSUAL = 1 << 17
 
 
+def _within_double_precision(
+    answer: Callable[[Composition, float], float],
+) -> Callable[[Composition, float], float]:
+    """Makes an overflow or underflow on the way an AccountingError: far too little noise, asked about by nobody."""
+
+    @functools.wraps(answer)
+    def checked(composition: Composition, target: float) -> float:
+        try:
+            return answer(composition, target)
+        except ArithmeticError as error:
+            least = min(mixture.noise_multiplier for mixture, _ in composition)
+            raise AccountingError(
+                f"a noise multiplier of {least:g} gives losses beyond what double precision holds ({error})"
+            ) from error
+
+    return checked
+
+
+@_within_double_precision
 def epsilon(composition: Composition, log_delta: float) -> float:
     """Returns an upper bound, as a rule within 0.1%, of the epsilon of composed releases.
 
@@ -43,8 +63,8 @@ def epsilon(composition: Composition, log_delta: float) -> float:
         looser than that.
 
     Raises:
-        AccountingError: delta is too small for double precision, or no affordable grid settles the answer to 1%
-            or 0.001.
+        AccountingError: delta or the noise is too small for double precision, or no affordable grid settles the
+            answer to 1% or 0.001.
     """
     if sum(count * mixture.distance() for mixture, count in composition) <= math.exp(log_delta):
         return 0.0
@@ -56,6 +76,7 @@ def epsilon(composition: Composition, log_delta: float) -> float:
     return value
 
 
+@_within_double_precision
 def log_delta(composition: Composition, epsilon: float) -> float:
     """Returns an upper bound, as a rule within 0.1% of delta, of log delta(epsilon) of composed releases.
 
@@ -67,7 +88,7 @@ def log_delta(composition: Composition, epsilon: float) -> float:
         The larger of the log deltas of removing and of adding the user, in [-640, 0]. Below -30 it may be looser.
 
     Raises:
-        AccountingError: No affordable grid settles the answer to 1%.
+        AccountingError: The noise is too small for double precision, or no affordable grid settles the answer to 1%.
     """
     question = DeltaAt(epsilon)
     bound = min(_plans(prepare_all(composition, MIN_LOG_DELTA), question)[0].bound, 0.0)

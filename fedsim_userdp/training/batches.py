@@ -39,8 +39,8 @@ class MicroBatch:
     """Some units' records as one padded batch.
 
     Attributes:
-        input_ids: token ids, shape [rows, length], int64, padded on the right.
-        targets: next-token ids, shape [rows, length - 1], int64, `IGNORED` where there is nothing to predict.
+        input_ids: token ids of each record but its last, shape [rows, length], int64, padded on the right.
+        targets: next-token ids, shape [rows, length], int64, `IGNORED` where there is nothing to predict.
         rows: which unit each row belongs to.
         units: the units' `index`, in the order of their slices.
         num_tokens: tokens that are predicted, padding not counted.
@@ -58,7 +58,7 @@ class MicroBatch:
         targets = self.targets[chosen]
         longest = int((targets != IGNORED).sum(1).max())
         return MicroBatch(
-            input_ids=self.input_ids[chosen, : longest + 1],
+            input_ids=self.input_ids[chosen, :longest],
             targets=targets[:, :longest],
             rows=RowsOfUnits.from_counts([int(chosen.sum())], self.input_ids.device),
             units=(self.units[position],),
@@ -73,7 +73,7 @@ class MicroBatch:
             round=at.round,
             local_step=at.local_step,
             owners=[(self.units[position], row - first[position]) for row, position in enumerate(positions)],
-            lengths=((self.targets != IGNORED).sum(1) + 1).tolist(),
+            lengths=(self.targets != IGNORED).sum(1).tolist(),
         )
 
 
@@ -104,10 +104,10 @@ def micro_batches(units: Sequence[Unit], max_tokens: int, device: torch.device |
 def collate(units: Sequence[Unit], device: torch.device | str = "cpu") -> MicroBatch:
     """Returns the units' records as one padded batch, each unit's rows together."""
     records = [record for unit in units for record in unit.records]
-    input_ids = np.zeros((len(records), max(map(len, records))), dtype=np.int64)
-    targets = np.full((len(records), input_ids.shape[1] - 1), IGNORED, dtype=np.int64)
+    input_ids = np.zeros((len(records), max(map(len, records)) - 1), dtype=np.int64)
+    targets = np.full(input_ids.shape, IGNORED, dtype=np.int64)
     for row, record in enumerate(records):
-        input_ids[row, : len(record)] = record
+        input_ids[row, : len(record) - 1] = record[:-1]
         targets[row, : len(record) - 1] = record[1:]
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids).to(device),

@@ -12,11 +12,11 @@ ModelFn = Callable[..., CausalLMOutput]
 
 
 def token_losses(model: ModelFn, batch: MicroBatch) -> Tensor:
-    """Returns the cross-entropy of every next token in nats, shape [rows, length - 1], 0 where ignored.
+    """Returns the cross-entropy of every next token in nats, shape [rows, length], 0 where ignored.
 
     No attention mask is needed: padding stands on the right, and a causal model never looks there.
     """
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].float()
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits.float()
     flat = nn.functional.cross_entropy(
         logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
     )

@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import statistics
 from functools import partial
 
 from fedsim_userdp.federation.flower_engine import FlowerEngine
+from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.rounds import Rounds
 from fedsim_userdp.federation.stepwise import WatchedStrategy
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
@@ -12,7 +14,7 @@ from fedsim_userdp.models.adapters import LoraSettings, trainable_state
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.report.benchmark import Findings, speed
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
-from fedsim_userdp.training.cohort import LocalTraining
+from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
 from simulations.measurements.synthetic import SyntheticUsers
 from simulations.measurements.timing import Alternation, BenchmarkError, affordable
 from simulations.measurements.training import Training, benchmark_strategy
@@ -40,16 +42,36 @@ def fixed_task(bench: Workbench) -> WorkerRecipe:
 def cohort_vs_flower(bench: Workbench) -> Findings:
     """Users per second of warm rounds: one node in this process against Flower's runtime with a node for each user.
 
-    Every round of Flower's is followed by one in this process, the worker processes waiting meanwhile.
+    The nodes are this package's, which keep their model over messages; a note has the ratio to nodes that build it for
+    every message, as the apps of Flower's tutorials do.
     """
     recipe = fixed_task(bench)
+    seconds, distance = _flower_against_this_process(bench, recipe)
+    built_anew, _ = _flower_against_this_process(bench, BuiltForEveryMessage(**vars(recipe)))
+    ratios = [flower / own for flower, own in zip(built_anew["flower"], built_anew["in_process"], strict=True)]
+    notes = {"relative_distance": distance, "model_built_for_every_message": statistics.median(ratios)}
+    return Findings(speed("cohort_vs_flower", seconds, "in_process", "flower", {"users": FIXED_COHORT}, notes))
+
+
+class BuiltForEveryMessage(WorkerRecipe):
+    """A node that keeps nothing from one message to the next."""
+
+    def train(self, request: TrainRequest) -> CohortUpdate:
+        """Answers with a worker built for the request."""
+        return self.build().train(request)
+
+
+def _flower_against_this_process(bench: Workbench, recipe: WorkerRecipe) -> tuple[dict[str, list[float]], float]:
+    """The seconds of both sides, and how far apart their adapters end.
+
+    Every round of Flower's is followed by one in this process, the worker processes waiting meanwhile.
+    """
     worker, selector = recipe.build(), FixedSizeSelector(FIXED_COHORT)
     own = Training.in_process(worker, benchmark_strategy(worker, selector))
     inner = benchmark_strategy(worker, selector, num_nodes=len(worker.users))
     turns = Alternation("flower", "in_process", own, bench.stopwatch, NUM_WARM)
     run_flower(FlowerEngine(), WatchedStrategy(inner, turns), turns, recipe, worker, bench.repeats)
-    notes = {"relative_distance": check_agreement("cohort_vs_flower", inner.optimizer.state, own.state)}
-    return Findings(speed("cohort_vs_flower", turns.seconds, "in_process", "flower", {"users": FIXED_COHORT}, notes))
+    return turns.seconds, check_agreement("cohort_vs_flower", inner.optimizer.state, own.state)
 
 
 def cohort_vs_pfl(bench: Workbench) -> Findings:

@@ -24,6 +24,8 @@ WRONG = {
     "audit.epsilons=[0]": "audit.epsilons",
     "audit.confidence=1": "audit.confidence",
     "audit.candidates=1000": "audit.candidates",
+    "audit.real_users=0": "audit.real_users",
+    "audit.real_users=100000": "audit.real_users",
     "audit.canaries.direction=-1": "audit.canaries.direction",
     "+audit.canaries.yellow=1": "audit.canaries.yellow",
     "privacy.delta=1e-3": "privacy.delta",
@@ -71,7 +73,7 @@ def test_the_folder_holds_the_numbers_the_figure_and_what_an_audit_cannot_show(
     assert without_noise["claimed_epsilon"] is None
     assert max(test["lower_bound"] for test in without_noise["tests"]) > 10
     for claim in report["claims"]:
-        assert claim["num_users"] == 805 + 180
+        assert claim["num_users"] == 100 + 180
         assert 0.3 < claim["auc"] < 0.8
         assert claim["auc_interval"][0] < claim["auc"] < claim["auc_interval"][1]
         assert sum(kind["planted"] for kind in claim["canaries"].values()) == 180

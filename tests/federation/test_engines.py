@@ -1,7 +1,14 @@
 """The same run under Flower's Simulation Runtime and in this process gives the same model."""
 
+import contextlib
+import csv
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +25,10 @@ SMALL = [
 def trained(folder: Path, *overrides: str) -> torch.Tensor:
     done = fedsim("run", *SMALL, *overrides, f"output_dir={folder}", cwd=folder.parent)
     assert done.returncode == 0, done.stderr
+    return adapter(folder)
+
+
+def adapter(folder: Path) -> torch.Tensor:
     state = load_file(folder / "adapters" / "user_wise" / "adapter_model.safetensors")
     return torch.cat([state[name].flatten() for name in sorted(state)]).double()
 
@@ -37,8 +48,43 @@ def test_flower_with_one_node_per_user_gives_the_same_model(tmp_path: Path, expe
 
 
 @pytest.mark.slow
-def test_flower_with_three_nodes_gives_the_same_model(tmp_path: Path, expected: torch.Tensor) -> None:
-    assert_same_model(trained(tmp_path / "flower", "engine=flower", "engine.num_nodes=3"), expected)
+@pytest.mark.parametrize("settings", [("engine.num_nodes=3",), ("engine.num_nodes=2", "engine.max_retries=0")], ids=str)
+def test_flower_with_a_node_per_worker_gives_the_same_model(
+    tmp_path: Path, expected: torch.Tensor, settings: tuple[str, ...]
+) -> None:
+    assert_same_model(trained(tmp_path / "flower", "engine=flower", *settings), expected)
+
+
+@pytest.mark.slow
+def test_a_worker_process_killed_in_mid_round_changes_nothing_but_a_count(tmp_path: Path) -> None:
+    long = [*SMALL, "mechanism.rounds=4", "selection.sampling_prob=1.0", "mechanism.records_per_user=64"]
+    folder = tmp_path / "flower"
+    command = [sys.executable, "-m", "simulations.cli", "run", *long, "engine=flower", "engine.num_nodes=2"]
+    with subprocess.Popen([*command, f"output_dir={folder}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+        kill_a_busy_worker(run.pid, folder / "ledger" / "user_wise-seed0.jsonl")
+        _, errors = run.communicate(timeout=500)
+    assert run.returncode == 0, errors
+    with (folder / "not_private" / "rounds.csv").open() as file:
+        rounds = list(csv.DictReader(file))
+    assert sum(int(row["num_retried"]) for row in rounds) > 0
+    assert sum(int(row["num_failed"]) for row in rounds) == 0
+    (row,) = json.loads((folder / "results.json").read_text())
+    assert row["num_retried"] == sum(int(round["num_retried"]) for round in rounds)
+    assert_same_model(adapter(folder), trained(tmp_path / "in_process", *long))
+
+
+def kill_a_busy_worker(pid: int, ledger: Path) -> None:
+    """Kills one of the run's worker processes while it computes, after the first round."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if ledger.exists():
+            for process in psutil.Process(pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.cmdline()[:1] == ["ray::ClientAppActor.run"]:
+                        process.kill()
+                        return
+        time.sleep(0.01)
+    raise AssertionError("no worker was ever busy")
 
 
 def test_one_node_per_user_in_this_process_gives_the_same_model(tmp_path: Path, expected: torch.Tensor) -> None:

@@ -34,6 +34,11 @@ def test_programs_and_pickles_are_seen(tmp_path: Path) -> None:
     assert {"subprocess.Popen", "pickle.find_class"} <= kinds
 
 
+def spin() -> None:
+    while True:
+        pass
+
+
 def test_refusals_pass_and_everything_else_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with guard.refusing() as said:
         raise DataError("no\nway")
@@ -42,4 +47,6 @@ def test_refusals_pass_and_everything_else_fails(monkeypatch: pytest.MonkeyPatch
         raise KeyError("x")
     monkeypatch.setattr(guard, "SECONDS", 0.05)
     with pytest.raises(guard.Hung), guard.refusing():
-        time.sleep(1)
+        time.sleep(5)
+    with pytest.raises(guard.Hung), guard.refusing():
+        spin()

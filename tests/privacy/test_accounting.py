@@ -323,6 +323,16 @@ def test_calibration_stays_below_a_jump_of_epsilon() -> None:
     assert acc.epsilon(found.with_noise_multiplier(0.999 * found.noise_multiplier), DELTA, "rdp") > 1e-3
 
 
+@pytest.mark.slow
+def test_calibration_at_a_jump_of_the_group_epsilon_is_confirmed_by_the_epsilon_itself() -> None:
+    run = acc.RecordLevel(1.0, sampling_prob=0.0014901391483775164, steps=46, records_per_user=46)
+    target, delta = 46.70027251047952, 3.927863545481039e-07
+    found = acc.calibrate(run, epsilon=target, delta=delta, method="group")
+    assert acc.epsilon(found, delta, "group") <= target
+    less = found.with_noise_multiplier(0.999 * found.noise_multiplier)
+    assert acc.epsilon(less, delta, "group") > 100 * target
+
+
 def test_import_needs_neither_torch_nor_flower_nor_hydra_and_is_quick() -> None:
     code = (
         "import sys, fedsim_userdp.privacy.accounting\n"

@@ -199,3 +199,19 @@ def test_negligible_sampling_costs_nothing_at_a_delta_above_the_distance() -> No
 
 def test_delta_far_beyond_the_largest_loss_is_tiny_but_not_zero() -> None:
     assert 0.0 < acc.delta(acc.UserWise(100.0, 1e-4, 1), 50.0) < 1e-250
+
+
+@pytest.mark.parametrize("noise_multiplier", [1e-3, 5e-3])
+def test_noise_too_little_for_double_precision_is_refused_in_one_sentence(noise_multiplier: float) -> None:
+    run = acc.UserWise(noise_multiplier, sampling_prob=9e-4, rounds=2)
+    with pytest.raises(acc.AccountingError, match=f"noise multiplier of {noise_multiplier:g} gives losses beyond"):
+        acc.epsilon(run, 4.5e-5, "pld")
+    with pytest.raises(acc.AccountingError, match=f"noise multiplier of {noise_multiplier:g} gives losses beyond"):
+        acc.delta(run, 42.5, "pld")
+
+
+@pytest.mark.parametrize("sampling_prob", [3e-4, 9e-4])
+def test_calibration_passes_over_noise_too_little_for_double_precision(sampling_prob: float) -> None:
+    run = acc.UserWise(1.0, sampling_prob, rounds=2)
+    found = acc.calibrate(run, epsilon=42.5, delta=4.5e-5, method="pld")
+    assert 0.99 * 42.5 <= acc.epsilon(found, 4.5e-5, "pld") <= 42.5

@@ -130,10 +130,12 @@ def test_plain_step_is_the_mean_gradient_without_clip() -> None:
 def test_records_are_sampled_independently_at_the_stated_rate_and_a_wrong_rate_is_rejected() -> None:
     pool = [np.array([1, 2])] * 500
     counts = np.zeros(500)
+    sizes = []
     order = []
 
     def remember(step: int, units: list[Unit]) -> StepReport:
         order.append(f"step {step}")
+        sizes.append(len(units))
         for unit in units:
             counts[unit.index] += 1
         return StepReport(step, len(units), 0, 0, 0.0)
@@ -143,8 +145,9 @@ def test_records_are_sampled_independently_at_the_stated_rate_and_a_wrong_rate_i
     assert order[:4] == ["ledger 1", "step 1", "ledger 2", "step 2"]
     assert stats.binomtest(int(counts.sum()), 500 * 200, 0.1).pvalue > 1e-9
     assert stats.binomtest(int(counts.sum()), 500 * 200, 0.105).pvalue < 1e-4
-    # Independent users: the spread of the counts is binomial too.
+    # Independent records: the spread of the counts and that of the sizes are binomial too.
     assert 0.7 < counts.var() / (200 * 0.1 * 0.9) < 1.3
+    assert 0.6 < np.var(sizes) / (500 * 0.1 * 0.9) < 1.5
 
 
 def test_opacus_refuses_what_its_hooks_do_not_see() -> None:
