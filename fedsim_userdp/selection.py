@@ -4,12 +4,14 @@ A selector sees how many users there are, the round and a generator of its own; 
 What it declares in `release` decides the accounting, and the run checks that it keeps to it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.streams import numpy_generator
 
 
 @runtime_checkable
@@ -140,3 +142,52 @@ def draw_cohort(selector: ClientSelector, num_users: int, round: int, generator:
     if len(cohort) and (cohort.min() < 0 or cohort.max() >= num_users):
         raise ValueError(f"{type(selector).__name__} chose a user outside [0, {num_users}) in round {round}")
     return [int(user) for user in cohort]
+
+
+class Cohorts:
+    """Draws a run's cohorts and holds the selector to what it declared.
+
+    Guarantee: every cohort is a set of users of the population, and no user is in more of them than declared.  The
+    rounds before the first that is asked for are drawn as well, so that both this count and a selector with a memory of
+    its own are, in a resumed run, where they would be in one that was never stopped.
+
+    Args:
+        selector: chooses the users.
+        num_users: size of the population.
+        seed: the run's.
+        max_participations: the most rounds that a user may be in; None where the selector declared no such number.
+    """
+
+    def __init__(self, selector: ClientSelector, num_users: int, seed: int, max_participations: int | None) -> None:
+        self._selector, self._num_users, self._seed = selector, num_users, seed
+        self._most = max_participations
+        self._counts: Counter[int] = Counter()
+        self._last = 0
+
+    def draw(self, round: int) -> list[int]:
+        """Returns the cohort of a round, from 1.
+
+        Raises:
+            ValueError: when the selector does not keep to what it declared; nothing of the round was released.
+        """
+        if self._most is not None or type(self._selector) not in _WITHOUT_MEMORY:
+            for earlier in range(self._last + 1, round):
+                self._drawn(earlier)
+        self._last = round
+        return self._drawn(round)
+
+    def _drawn(self, round: int) -> list[int]:
+        """The cohort, counted."""
+        generator = numpy_generator(self._seed, "selection", round=round)
+        cohort = draw_cohort(self._selector, self._num_users, round, generator)
+        if self._most is not None:
+            self._counts.update(cohort)
+            if cohort and max(self._counts[user] for user in cohort) > self._most:
+                raise ValueError(
+                    f"{type(self._selector).__name__} declared at most {self._most} rounds for each user and chose one "
+                    f"once more in round {round}: what it declared would not hold"
+                )
+        return cohort
+
+
+_WITHOUT_MEMORY = (PoissonSelector, FixedSizeSelector)

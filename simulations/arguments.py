@@ -50,6 +50,8 @@ _NULLABLE: dict[str, tuple[type, ...]] = {
     "privacy.delta": (float, int),
     "threads": (int,),
 }
+# of those that are not, which may be
+_MAY_BE_NULL = {*_NULLABLE, "audit.epsilons", "audit.real_users", "engine.num_nodes"}
 _ABSENT = object()
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _log = logging.getLogger(__name__)
@@ -107,13 +109,20 @@ def check_types(config: DictConfig, config_name: str) -> None:
     settings = OmegaConf.to_container(config, resolve=True)
     for key, before in _leaves(defaults):
         now = _at(settings, key)
-        if now is None or now is _ABSENT or now == before:
+        if now is _ABSENT or now == before or (now is None and key in _MAY_BE_NULL):
             continue
+        if now is None:
+            raise ConfigError(f"{key}=null must be {_word(before)}, such as {before}")
         if before is None and key in _NULLABLE and not isinstance(now, _NULLABLE[key]):
             raise ConfigError(f"{key}={now} must be {_WORDS[_NULLABLE[key][0]]}, or null")
-        wanted = next(((kind, allowed) for kind, allowed in _KINDS if isinstance(before, kind)), None)
-        if wanted is not None and not isinstance(now, wanted[1]):
-            raise ConfigError(f"{key}={now} must be {_WORDS[wanted[0]]}, such as {before}")
+        allowed = next((allowed for kind, allowed in _KINDS if isinstance(before, kind)), (object,))
+        if not isinstance(now, allowed):
+            raise ConfigError(f"{key}={now} must be {_word(before)}, such as {before}")
+
+
+def _word(value: object) -> str:
+    """What kind of setting a value is."""
+    return next((_WORDS[kind] for kind, _ in _KINDS if isinstance(value, kind)), "a list")
 
 
 def _quoted_if_needed(argument: str) -> str:

@@ -127,6 +127,7 @@ class UserWise(_Training):
         self, task: Task, guarantee: Guarantee, optimizer: ServerOptimizer, saver: Saver, worker: Worker
     ) -> UserLevelDP:
         """The server's strategy."""
+        release = guarantee.release
         settings = UserLevelSettings(
             num_users=task.num_users,
             clip_norm=self.clip_norm,
@@ -134,6 +135,7 @@ class UserWise(_Training):
             seed=task.seed,
             num_nodes=task.engine.num_nodes_for(task.num_users),
             sizes_fn=worker.sizes if task.engine.deals_by_size(task.num_users) else None,
+            max_participations=release.max_participations if isinstance(release, acc.NoAmplification) else None,
         )
         after_round = partial(_note_round, saver, optimizer)
         return UserLevelDP(settings, task.selector, optimizer, task.noise, saver.record, after_round)

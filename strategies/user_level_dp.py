@@ -17,8 +17,7 @@ from fedsim_userdp.federation.messages import to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import RetryingStrategy
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
-from fedsim_userdp.privacy.streams import numpy_generator
-from fedsim_userdp.selection import ClientSelector, draw_cohort
+from fedsim_userdp.selection import ClientSelector, Cohorts
 from strategies.optimizers import ServerOptimizer
 
 
@@ -34,6 +33,7 @@ class UserLevelSettings:
         num_nodes: nodes to wait for before the first round.
         sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where user i lives on node
             i mod nodes.
+        max_participations: rounds that a user may be in at most, where the selector declared such a number.
     """
 
     num_users: int
@@ -42,6 +42,7 @@ class UserLevelSettings:
     seed: int
     num_nodes: int = 1
     sizes_fn: SizesFn | None = None
+    max_participations: int | None = None
 
 
 class UserLevelDP(RetryingStrategy):
@@ -77,6 +78,7 @@ class UserLevelDP(RetryingStrategy):
         self.noise = noise
         self.stddev = noise_stddev(settings.noise_multiplier, settings.clip_norm)
         self.expected_cohort = selector.expected_cohort_size(settings.num_users)
+        self._cohorts = Cohorts(selector, settings.num_users, settings.seed, settings.max_participations)
         self._before_release, self._after_round = before_release, after_round
         self._exchange = Exchange(settings.clip_norm, settings.num_nodes, settings.sizes_fn)
 
@@ -84,8 +86,7 @@ class UserLevelDP(RetryingStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Returns one message to each node that hosts a user of this round's cohort, naming those users."""
-        generator = numpy_generator(self.settings.seed, "selection", round=server_round)
-        cohort = draw_cohort(self.selector, self.settings.num_users, server_round, generator)
+        cohort = self._cohorts.draw(server_round)
         return self._exchange.begin(server_round, cohort, arrays, self.optimizer.state, grid)
 
     def configure_retry(self, server_round: int, replies: Iterable[Message], grid: Grid) -> Sequence[Message]:

@@ -4,7 +4,14 @@ from scipy import stats
 
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import numpy_generator
-from fedsim_userdp.selection import ClientSelector, CyclicSelector, FixedSizeSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.selection import (
+    ClientSelector,
+    Cohorts,
+    CyclicSelector,
+    FixedSizeSelector,
+    PoissonSelector,
+    draw_cohort,
+)
 from strategies.every_other_user import EveryOtherUser
 
 SELECTORS: list[ClientSelector] = [
@@ -91,3 +98,54 @@ def test_cohorts_with_repeated_or_unknown_users_are_refused(chosen: list[int]) -
 def test_sampling_probability_must_lie_in_0_1(probability: float) -> None:
     with pytest.raises(ValueError, match="sampling_prob"):
         PoissonSelector(probability)
+
+
+class Shuffled:
+    """Everybody once in a random order, half of them a round; remembers the order."""
+
+    def __init__(self, declared: int = 1) -> None:
+        self.declared = declared
+        self.left: list[int] = []
+
+    def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+        if not self.left:
+            self.left = generator.permutation(num_users).tolist()
+        chosen, self.left = self.left[: num_users // 2], self.left[num_users // 2 :]
+        return np.array(chosen)
+
+    def expected_cohort_size(self, num_users: int) -> float:
+        return num_users / 2
+
+    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
+        return acc.Unamplified(noise_multiplier, max_participations=self.declared)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_user_chosen_more_often_than_declared_stops_the_run(resumed: bool) -> None:
+    def cohorts() -> Cohorts:
+        return Cohorts(Shuffled(declared=2), NUM_USERS, seed=0, max_participations=2)
+
+    drawn = cohorts()
+    for round in range(1, 5):
+        drawn.draw(round)
+    last = cohorts() if resumed else drawn
+    with pytest.raises(ValueError, match=r"Shuffled declared at most 2 rounds for each user .* in round 5"):
+        last.draw(5)
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_a_selector_with_a_memory_goes_on_where_it_would_have_been(most: int | None) -> None:
+    whole = Cohorts(Shuffled(3), NUM_USERS, seed=0, max_participations=most)
+    expected = [whole.draw(round) for round in range(1, 7)]
+    resumed = Cohorts(Shuffled(3), NUM_USERS, seed=0, max_participations=most)
+    assert [resumed.draw(round) for round in (4, 5, 6)] == expected[3:]
+    assert Cohorts(Shuffled(3), NUM_USERS, seed=1, max_participations=most).draw(4) != expected[3]
+
+
+def test_a_selector_without_a_memory_is_not_asked_for_rounds_before() -> None:
+    asked: list[int] = []
+    cohorts = Cohorts(PoissonSelector(0.3), NUM_USERS, seed=0, max_participations=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsim_userdp.selection.draw_cohort", lambda *a: asked.append(a[2]) or [])
+        cohorts.draw(1000)
+    assert asked == [1000]

@@ -39,6 +39,7 @@ from tests.simulations.small_runs import (
     small_task,
     what_a_run_left,
 )
+from tests.test_selection import Shuffled
 
 ROUNDS = 2
 
@@ -186,6 +187,21 @@ def test_a_capped_participation_is_not_exceeded_by_doing_a_round_again(
     run_small(resumed(task))
     assert releases_of(task)[0] == (1, 2)
     assert result_of(task)["rounds"] == 1
+
+
+@pytest.mark.parametrize("died_after", [1, 2])
+def test_a_selector_with_a_memory_is_resumed_where_it_was(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, died_after: int
+) -> None:
+    def shuffled(name: str) -> Task:
+        return small_task(tmp_path / name, store, selector=Shuffled(declared=2))
+
+    whole = shuffled("whole")
+    run_small(whole)
+    dies_after_release(shuffled("broken"), died_after, monkeypatch)
+    broken = resumed(shuffled("broken"))
+    run_small(broken)
+    assert what_a_run_left(broken.folder) == what_a_run_left(whole.folder)
 
 
 def test_a_capped_round_released_twice_is_one_participation_more_than_declared(tmp_path: Path) -> None:
@@ -348,7 +364,7 @@ def test_a_run_ends_with_the_same_cohorts_however_often_it_dies(
     for name in drawn:
         task = small_task(tmp_path / name, store)
         with monkeypatch.context() as patch:
-            patch.setattr("strategies.user_level_dp.draw_cohort", watch(name))
+            patch.setattr("fedsim_userdp.selection.draw_cohort", watch(name))
             if name == "broken":
                 dies_after_release(task, 1, monkeypatch)
                 dies_after_release(resumed(task), 2, monkeypatch)
