@@ -37,9 +37,9 @@ def configured_store(config: DictConfig, model: ModelSource) -> TokenStore:
     corpus.fingerprint()
     settings = TokenSettings(**{str(key): config.tokens[key] for key in config.tokens})
     tokenizer = model.load_tokenizer()
-    if settings.window > tokenizer.model_max_length:
+    most = min(tokenizer.model_max_length, model.context_length() or tokenizer.model_max_length)
+    if settings.window > most:
         raise ConfigError(
-            f"tokens.window={settings.window} is longer than the {tokenizer.model_max_length} tokens that "
-            f"model={model.name} can read"
+            f"tokens.window={settings.window} is longer than the {most} tokens that {model.name} can read"
         )
     return open_store(corpus, tokenizer, settings, None if config.cache_dir is None else Path(config.cache_dir))

@@ -340,6 +340,10 @@ def _evaluation_units(config: DictConfig, store: TokenStore, split: UserSplit) -
     if settings.users not in groups:
         raise ConfigError(f"evaluation.users={settings.users} is unknown; expected heldout or validation")
     users = groups[settings.users]
+    if not len(users):
+        raise ConfigError(
+            f"split.{settings.users}_users=0 leaves nobody to evaluate on (evaluation.users={settings.users})"
+        )
     chosen = TrainingUsers(store, users, RandomRecords(fresh=False), settings.records_per_user, config.split.seed)
     return chosen.units(range(len(users)), round=0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from fedsim_userdp.models.activations import checkpoint_activations
@@ -78,6 +78,15 @@ class ModelSource:
             return AutoTokenizer.from_pretrained(self.location, trust_remote_code=False)
         except Exception as error:  # readers of foreign files raise whatever they meet
             raise ModelError(f"model.path={self.location}: no tokenizer to load ({_first_line(error)})") from error
+
+    def context_length(self) -> int | None:
+        """Returns the most tokens that the model reads at once; None where no configuration says it."""
+        try:
+            config = AutoConfig.from_pretrained(self.location, trust_remote_code=False)
+        except Exception:  # noqa: BLE001 - whatever readers of foreign files raise; `load` says what is wrong
+            return None
+        length = getattr(config, "max_position_embeddings", None)
+        return length if isinstance(length, int) and length > 0 else None
 
     def load(self) -> PreTrainedModel:
         """Returns the frozen model in eval mode on its device: no dropout, so that results repeat.

@@ -146,7 +146,9 @@ WRONG = {
     "tokens.window=1": "window",
     "split.heldout_users=100000": "heldout",
     "mechanism.name=../elsewhere": "mechanism.name",
+    "split.heldout_users=0": "split.heldout_users=0 leaves nobody to evaluate on",
     "evaluation.users=everybody": "evaluation.users",
+    "evaluation.users=validation": "split.validation_users=0 leaves nobody to evaluate on",
     "resume=/no/such/run": "/no/such/run",
 }
 

@@ -249,3 +249,22 @@ def test_a_record_of_50_megabytes_is_described(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "run" / "not_private" / "data.json").read_text())
     assert found["records_per_user"]["maximum"] > 100_000
     assert found["records_per_user"]["top_1_percent_share"] > 0.99
+
+
+def test_a_window_longer_than_the_models_context_is_refused_where_its_tokenizer_knows_no_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    from fedsim_userdp.models.loading import TINY_MODEL
+
+    model = tmp_path / "model"
+    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(model)
+    config = json.loads((TINY_MODEL / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "n_positions": 32}))
+    path = write(tmp_path / "mine.jsonl", some_users())
+    assert data(tmp_path / "run", path, f"model.path={model}", "tokens.window=33") == 2
+    assert "tokens.window=33 is longer than the 32 tokens" in capsys.readouterr().err
+    assert data(tmp_path / "run2", path, f"model.path={model}", "tokens.window=32") == 0
