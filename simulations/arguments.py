@@ -109,15 +109,22 @@ def check_types(config: DictConfig, config_name: str) -> None:
     settings = OmegaConf.to_container(config, resolve=True)
     for key, before in _leaves(defaults):
         now = _at(settings, key)
-        if now is _ABSENT or now == before or (now is None and key in _MAY_BE_NULL):
+        if now is _ABSENT or (now == before and type(now) is type(before)) or (now is None and key in _MAY_BE_NULL):
             continue
         if now is None:
             raise ConfigError(f"{key}=null must be {_word(before)}, such as {before}")
-        if before is None and key in _NULLABLE and not isinstance(now, _NULLABLE[key]):
-            raise ConfigError(f"{key}={now} must be {_WORDS[_NULLABLE[key][0]]}, or null")
-        allowed = next((allowed for kind, allowed in _KINDS if isinstance(before, kind)), (object,))
-        if not isinstance(now, allowed):
+        if before is None:
+            if key in _NULLABLE and not _is_one_of(now, _NULLABLE[key]):
+                raise ConfigError(f"{key}={now} must be {_WORDS[_NULLABLE[key][0]]}, or null")
+            continue
+        allowed = next((allowed for kind, allowed in _KINDS if isinstance(before, kind)), None)
+        if allowed is not None and not _is_one_of(now, allowed):
             raise ConfigError(f"{key}={now} must be {_word(before)}, such as {before}")
+
+
+def _is_one_of(value: object, kinds: tuple[type, ...]) -> bool:
+    """Whether a setting is of one of the kinds; true and false are no numbers."""
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
 def _word(value: object) -> str:

@@ -4,7 +4,6 @@ All of them start from the same adapter, see the same expected number of records
 of steps with the same kind of optimizer, and are scored on the same users.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +35,9 @@ from strategies.user_level_dp import UserLevelDP, UserLevelSettings
 
 if TYPE_CHECKING:
     from fedsim_userdp.training.opacus_step import OpacusStep
+
+
+_MOST = 1e30  # of a learning rate or a clip norm: beyond, float32 overflows
 
 
 class Mechanism(Protocol):
@@ -212,9 +214,9 @@ class NonPrivate(_Training):
 
 
 def _check_positive(field: str, value: float) -> None:
-    """Raises ConfigError unless the setting is a finite number above 0."""
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigError(f"mechanism.{field}={value} must be a finite number above 0")
+    """Raises ConfigError unless the setting is above 0 and a float32 can work with it."""
+    if not isinstance(value, int | float) or not 0 < value <= _MOST:
+        raise ConfigError(f"mechanism.{field}={value} must be a number above 0 and at most {_MOST:g}")
 
 
 def _fresh_model(task: Task) -> PeftModel:

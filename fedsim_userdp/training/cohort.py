@@ -29,8 +29,8 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"local.steps={self.steps} must be at least 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"local.learning_rate={self.learning_rate} must be above 0")
+        if not 0 < self.learning_rate <= 1e30:  # beyond, float32 overflows
+            raise ValueError(f"local.learning_rate={self.learning_rate} must be above 0 and at most 1e+30")
         if self.max_tokens < 1:
             raise ValueError(f"local.max_tokens={self.max_tokens} must be at least 1")
 
