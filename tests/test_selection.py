@@ -24,7 +24,7 @@ def cohort(selector: ClientSelector, round: int, seed: int = 0, num_users: int =
     return draw_cohort(selector, num_users, round, numpy_generator(seed, "selection", round=round))
 
 
-@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
+@pytest.mark.parametrize("selector", SELECTORS, ids=lambda selector: type(selector).__name__)
 class TestEverySelector:
     def test_is_a_client_selector(self, selector: ClientSelector) -> None:
         assert isinstance(selector, ClientSelector)
