@@ -37,7 +37,7 @@ _KINDS: tuple[tuple[type, tuple[type, ...]], ...] = (
     (bool, (bool,)),
     (int, (int,)),
     (float, (int, float)),
-    (str, (str, int, float, list)),
+    (str, (str, int, float)),
 )
 # of settings that are null by default
 _NULLABLE: dict[str, tuple[type, ...]] = {
@@ -52,6 +52,7 @@ _NULLABLE: dict[str, tuple[type, ...]] = {
 }
 # of those that are not, which may be
 _MAY_BE_NULL = {*_NULLABLE, "audit.epsilons", "audit.real_users", "engine.num_nodes"}
+_MAY_BE_LIST = "lora.target_modules"  # of texts, or one text
 _ABSENT = object()
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _log = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ def check_types(config: DictConfig, config_name: str) -> None:
                 raise ConfigError(f"{key}={now} must be {_WORDS[_NULLABLE[key][0]]}, or null")
             continue
         allowed = next((allowed for kind, allowed in _KINDS if isinstance(before, kind)), None)
+        if key == _MAY_BE_LIST and isinstance(now, list):
+            continue
         if allowed is not None and not _is_one_of(now, allowed):
             raise ConfigError(f"{key}={now} must be {_word(before)}, such as {before}")
 

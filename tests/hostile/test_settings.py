@@ -104,7 +104,13 @@ def try_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
 
     with watched(tmp_path, tmp_path.parent) as wrong:
         yield run
-        assert wrong == []
+        assert [line for line in wrong if not made_nothing(line)] == []
+
+
+def made_nothing(line: str) -> bool:
+    """Whether it was the attempt to use a file as a folder, such as cache_dir=/etc/passwd."""
+    event, _, path = line.partition(" ")
+    return event == "os.mkdir" and Path(path).is_file()
 
 
 @pytest.mark.parametrize("num_inputs", [40, pytest.param(2000, marks=pytest.mark.slow)])
