@@ -109,7 +109,7 @@ def test_a_planted_mistake_in_the_real_command_is_caught_and_ends_with_exit_code
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = planted(name, monkeypatch)
-    code = audit(tmp_path / "run", *SMALL, "audit.epsilons=[3]", *overrides)
+    code = audit(tmp_path / "run", "evaluation.records_per_user=1", "audit.epsilons=[3]", *overrides)
     assert code == 1
     assert "REFUTED: epsilon" in capsys.readouterr().out
     report = json.loads((tmp_path / "run" / "audit.json").read_text())
