@@ -1,7 +1,7 @@
 """LoRA adapters of a causal language model as plain name-to-tensor mappings."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,9 @@ class LoraSettings:
             raise ValueError(f"lora.alpha={self.alpha} must be above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout={self.dropout} must lie in [0, 1)")
+        names = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+        if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"lora.target_modules={names} must be names of layers, or all-linear")
 
 
 def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
