@@ -42,7 +42,9 @@ _KINDS: tuple[tuple[type, tuple[type, ...]], ...] = (
 # of settings that are null by default
 _NULLABLE: dict[str, tuple[type, ...]] = {
     "cache_dir": (str,),
+    "data.owners_column": (str,),
     "data.path": (str,),
+    "data.text_column": (str,),
     "local.max_tokens": (int,),
     "model.cache_dir": (str,),
     "model.package": (str,),
