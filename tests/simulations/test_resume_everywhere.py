@@ -205,6 +205,15 @@ def test_a_selector_with_a_memory_is_resumed_where_it_was(
     assert what_a_run_left(broken.folder) == what_a_run_left(whole.folder)
 
 
+def test_a_run_whose_selector_exceeds_what_it_declared_stops_before_that_release(
+    tmp_path: Path, store: TokenStore
+) -> None:
+    task = small_task(tmp_path, store, selector=Shuffled(declared=1))
+    with pytest.raises(ValueError, match="Shuffled declared at most 1 rounds"):
+        run_small(task)
+    assert releases_of(task)[0] == (1, 2)
+
+
 def test_a_capped_round_released_twice_is_one_participation_more_than_declared(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "l", delta=0.05, config_hash="c", noise_source="os") as ledger:
         for round in (1, 2, 3, 3):
