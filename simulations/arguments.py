@@ -46,6 +46,7 @@ _NULLABLE: dict[str, tuple[type, ...]] = {
     "data.path": (str,),
     "data.text_column": (str,),
     "local.max_tokens": (int,),
+    "mechanism.count_stddev": (float, int),
     "model.cache_dir": (str,),
     "model.package": (str,),
     "model.path": (str,),

@@ -72,11 +72,17 @@ def open_session(
     Raises:
         ConfigError, ValueError: one sentence on what is wrong with the configuration.
     """
+    from simulations.adaptive_clipping import UserWiseAdaptive
     from simulations.audit_session import AuditSession, AuditSettings
     from simulations.mechanisms import UserWise
     from simulations.task import build_task
 
     mechanism = instantiate(config.mechanism)
+    if isinstance(mechanism, UserWiseAdaptive):
+        raise ConfigError(
+            f"mechanism={config.mechanism.name}: canaries have their norm in units of a clip norm that stays, so only "
+            "user_wise can be audited"
+        )
     if not isinstance(mechanism, UserWise):
         raise ConfigError(f"mechanism={config.mechanism.name}: canaries are users, so only user_wise can be audited")
     settings = AuditSettings(

@@ -35,7 +35,7 @@ from simulations.guarantee import Guarantee, calibrated
 from simulations.mechanisms import UserWise
 from simulations.saver import single_release
 from simulations.task import Task
-from strategies.user_level_dp import UserLevelSettings
+from strategies.user_level_dp import ServerState, UserLevelSettings
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class AuditSession:
         members, others = (mean_log_likelihoods(self._model, units, tokens) for units in groups)
         return members, others
 
-    def _note_round(self, round: int, replies: RoundReplies, state: dict[str, Tensor]) -> None:
+    def _note_round(self, round: int, replies: RoundReplies, state: ServerState) -> None:
         """Shows that a round is done."""
         if replies.num_failed:
             self._progress.warn(f"round {round}: {replies.num_failed} of {replies.num_sampled} users failed")

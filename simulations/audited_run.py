@@ -18,7 +18,7 @@ from fedsim_userdp.privacy.noise import NoiseSource
 from fedsim_userdp.selection import ClientSelector
 from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
 from strategies.optimizers import ServerOptimizer
-from strategies.user_level_dp import UserLevelDP, UserLevelSettings
+from strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 
 
 class WatchedOptimizer(ServerOptimizer):
@@ -63,7 +63,7 @@ class AuditedRun:
     def train(
         self,
         before_release: Callable[[int], None],
-        after_round: Callable[[int, RoundReplies, dict[str, Tensor]], None],
+        after_round: Callable[[int, RoundReplies, ServerState], None],
     ) -> tuple[Trace, dict[str, Tensor]]:
         """Returns what the auditor sees of the run, and the adapter after it.
 

@@ -108,6 +108,7 @@ class Diary:
             num_failed=replies.num_failed,
             num_nonfinite=clipped.num_nonfinite,
             num_retried=replies.num_retried,
+            clip_norm=replies.clip_norm,
         )
 
     def write_step(self, report: StepReport) -> None:
@@ -166,6 +167,7 @@ class Diary:
         num_failed: int,
         num_nonfinite: int,
         num_retried: int = 0,
+        clip_norm: float | None = None,
     ) -> None:
         """Evaluates when due, keeps the record and shows progress."""
         record = RoundRecord(
@@ -182,6 +184,7 @@ class Diary:
             train_tokens=self.train_tokens,
             seconds=self.seconds,
             num_retried=num_retried,
+            clip_norm=clip_norm,
         )
         self.rounds.append(record)
         self._progress.advance(round, num_units, record.epsilon, record.perplexity)

@@ -51,7 +51,15 @@ class Guarantee:
     @property
     def noise_multiplier(self) -> float:
         """Standard deviation of the noise on the sum, divided by the clip norm; 0 without noise."""
+        if isinstance(self.release, acc.AdaptiveClipping):
+            return self.release.update_noise_multiplier
         return 0.0 if self.release is None else self.release.noise_multiplier
+
+    @property
+    def max_participations(self) -> int | None:
+        """Rounds that a user may be in at most; None where the selection declares no such number."""
+        run = self.release.run if isinstance(self.release, acc.AdaptiveClipping) else self.release
+        return run.max_participations if isinstance(run, acc.NoAmplification) else None
 
     @property
     def epsilon(self) -> float | None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from peft import PeftModel
-from torch import Tensor
 
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds
@@ -31,7 +30,7 @@ from simulations.guarantee import NO_GUARANTEE, Guarantee, calibrated
 from simulations.saver import Saver, open_saver
 from simulations.task import Task
 from strategies.optimizers import ServerOptimizer
-from strategies.user_level_dp import UserLevelDP, UserLevelSettings
+from strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 
 if TYPE_CHECKING:
     from fedsim_userdp.training.opacus_step import OpacusStep
@@ -110,37 +109,37 @@ class UserWise(_Training):
 
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Trains on the engine's nodes with noise calibrated to the task's budget."""
-        release = task.selector.release(1.0, task.num_users, self.rounds)
-        guarantee = calibrated(release, task.budget, None, "user")
+        guarantee = self._guarantee(task)
         worker = task.worker(self.records_per_user)
         diary = Diary(self.name, "users", self.rounds, task, guarantee, worker.gradients.model, progress)
         with open_saver(diary) as saver:
             state = trainable_state(diary.model)
             optimizer = ServerOptimizer(state, task.optimizer_fn, self.schedule())
             saver.restore(optimizer.torch_optimizer)
-            strategy = self._strategy(task, guarantee, optimizer, saver, worker)
+            settings = self._settings(task, guarantee, saver, worker)
+            after_round = partial(_note_round, saver, optimizer)
+            strategy = UserLevelDP(settings, task.selector, optimizer, task.noise, saver.record, after_round)
             rounds = Rounds(saver.first, diary.num_rounds)
             if rounds.first <= rounds.last:
                 task.engine.run(strategy, task.worker_recipe(self.records_per_user), worker, state, rounds)
         load_trainable_state(diary.model, optimizer.state)
         return diary.outcome(_row(self.name, "user", diary, guarantee.in_words(), self, self.clip_norm))
 
-    def _strategy(
-        self, task: Task, guarantee: Guarantee, optimizer: ServerOptimizer, saver: Saver, worker: Worker
-    ) -> UserLevelDP:
-        """The server's strategy."""
-        release = guarantee.release
-        settings = UserLevelSettings(
+    def _guarantee(self, task: Task) -> Guarantee:
+        """The promise, its noise calibrated to the task's budget."""
+        return calibrated(task.selector.release(1.0, task.num_users, self.rounds), task.budget, None, "user")
+
+    def _settings(self, task: Task, guarantee: Guarantee, saver: Saver, worker: Worker) -> UserLevelSettings:
+        """The numbers of the server's strategy, for the rounds that are left."""
+        return UserLevelSettings(
             num_users=task.num_users,
             clip_norm=self.clip_norm,
             noise_multiplier=guarantee.noise_multiplier,
             seed=task.seed,
             num_nodes=task.engine.num_nodes_for(task.num_users),
             sizes_fn=worker.sizes if task.engine.deals_by_size(task.num_users) else None,
-            max_participations=release.max_participations if isinstance(release, acc.NoAmplification) else None,
+            max_participations=guarantee.max_participations,
         )
-        after_round = partial(_note_round, saver, optimizer)
-        return UserLevelDP(settings, task.selector, optimizer, task.noise, saver.record, after_round)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,13 +236,13 @@ def _expected_batch_size(task: Task, training: _Training) -> float:
 
 
 def _note_round(
-    saver: Saver, optimizer: ServerOptimizer, round: int, replies: RoundReplies, state: dict[str, Tensor]
+    saver: Saver, optimizer: ServerOptimizer, round: int, replies: RoundReplies, state: ServerState
 ) -> None:
     """Writes a round of the federation down, the model brought up to date if it is to be evaluated."""
     if saver.diary.is_due(round):
-        load_trainable_state(saver.diary.model, state)
+        load_trainable_state(saver.diary.model, state.adapter)
     saver.diary.write_replies(round, replies)
-    saver.save_if_due(round, state, optimizer.torch_optimizer)
+    saver.save_if_due(round, state.adapter, optimizer.torch_optimizer, state.clip_norm)
 
 
 def _train_centrally(diary: Diary, step: RecordStep, records: Sequence[np.ndarray]) -> None:

@@ -1,6 +1,7 @@
 """A run's state on disk: checkpoints when they are due, and the ledger before every release."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -21,7 +22,7 @@ from simulations.task import Task
 
 JOURNAL = "rounds.jsonl"
 
-Release = acc.UserWise | acc.RecordLevel | acc.FixedSize | acc.NoAmplification
+Release = acc.UserWise | acc.RecordLevel | acc.FixedSize | acc.NoAmplification | acc.AdaptiveClipping
 
 
 class Saver:
@@ -47,6 +48,22 @@ class Saver:
         """The first round to come."""
         return 1 if self._start is None else self._start.round + 1
 
+    @property
+    def clip_norm(self) -> float | None:
+        """The clip norm of the first round to come, where it adapts itself; None from the beginning.
+
+        Raises:
+            CheckpointError: when the checkpoint holds none.
+        """
+        if self._start is None:
+            return None
+        found = self._start.notes.get("clip_norm")
+        if not isinstance(found, float) or not 0 < found < math.inf:
+            raise CheckpointError(
+                f"the checkpoint of round {self._start.round} in {self._folder.path} has no clip norm"
+            )
+        return found
+
     def begin(self) -> None:
         """Puts the checkpoint's adapter and rounds in place, or writes down the state before training."""
         if self._start is None:
@@ -63,8 +80,21 @@ class Saver:
         if self._start is not None:
             load_optimizer_tensors(optimizer, self._start.optimizer)
 
-    def save_if_due(self, round: int, adapter: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-        """Writes a checkpoint of the state after `round` if one is due: the journal first, what points to it last."""
+    def save_if_due(
+        self,
+        round: int,
+        adapter: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+    ) -> None:
+        """Writes a checkpoint of the state after `round` if one is due: the journal first, what points to it last.
+
+        Args:
+            round: the round that was done.
+            adapter: the adapter after it.
+            optimizer: the optimizer after it.
+            clip_norm: the next round's; None where no clip norm is part of the state.
+        """
         if round != self.diary.num_rounds and round % self._every:
             return
         self._journal.append(dataclasses.asdict(record) for record in self.diary.rounds[self._num_saved :])
@@ -73,6 +103,7 @@ class Saver:
             "journal": self._journal.end.to_json(),
             "ledger_head": None if self._ledger is None else self._ledger.head,
             "promise": promise_in_json(self.diary),
+            "clip_norm": clip_norm,
         }
         self._folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
 
@@ -87,10 +118,8 @@ class Saver:
 def single_release(guarantee: Guarantee) -> Release:
     """Returns what one round of the run releases; without amplification the declared cap goes with it."""
     release = guarantee.release
-    if isinstance(release, acc.NoAmplification):
-        return release
-    if isinstance(release, acc.UserWise | acc.RecordLevel | acc.FixedSize):
-        return release.first(1)
+    if isinstance(release, Release):
+        return release if guarantee.max_participations is not None else release.first(1)
     raise acc.AccountingError(f"a ledger cannot hold a {type(release).__name__}")
 
 
@@ -181,7 +210,7 @@ def _give_up_lost_rounds(diary: Diary, ledger: Ledger, done: int) -> None:
     planned = diary.num_rounds
     lost = ledger.num_torn + (0 if diary.task.noise.is_seeded else len(ledger.rounds) - done)
     if lost:
-        capped = isinstance(diary.guarantee.release, acc.NoAmplification)
+        capped = diary.guarantee.max_participations is not None
         diary.give_up(lost, last=done if capped else max(done, planned - lost))
     if diary.num_rounds == 0:
         raise ConfigError(

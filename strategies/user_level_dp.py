@@ -1,7 +1,8 @@
 """User-wise DP-SGD and DP-FedAvg as a Flower strategy: select, sum clipped updates, add noise, divide, step.
 
 Source: McMahan et al. 2018, "Learning differentially private recurrent language models", arXiv 1710.06963;
-Chua et al. 2024, "Mind the Privacy Unit!", arXiv 2406.14322, Algorithm 2.
+Chua et al. 2024, "Mind the Privacy Unit!", arXiv 2406.14322, Algorithm 2; for a clip norm that adapts itself, Andrew et
+al. 2021, arXiv 1905.03871.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from fedsim_userdp.federation.hosting import SizesFn
 from fedsim_userdp.federation.messages import to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import RetryingStrategy
+from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation, next_clip_norm, unclipped_share
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
 from fedsim_userdp.selection import ClientSelector, Cohorts
 from strategies.optimizers import ServerOptimizer
@@ -27,13 +29,15 @@ class UserLevelSettings:
 
     Attributes:
         num_users: size of the training population.
-        clip_norm: bound on the norm of a user's update, above 0; infinity (with no noise) for no privacy.
+        clip_norm: bound on the norm of a user's update, above 0; infinity (with no noise) for no privacy.  Where it
+            adapts itself, that of the first round to come.
         noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`.
         seed: seed of the selection.
         num_nodes: nodes to wait for before the first round.
         sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where user i lives on node
             i mod nodes.
         max_participations: rounds that a user may be in at most, where the selector declared such a number.
+        adaptation: how the clip norm follows the users' norms; None where it stays.
     """
 
     num_users: int
@@ -43,6 +47,20 @@ class UserLevelSettings:
     num_nodes: int = 1
     sizes_fn: SizesFn | None = None
     max_participations: int | None = None
+    adaptation: ClipAdaptation | None = None
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What a round starts from, all of it released.
+
+    Attributes:
+        adapter: name to tensor.
+        clip_norm: bound on the norm of a user's update.
+    """
+
+    adapter: dict[str, Tensor]
+    clip_norm: float
 
 
 class UserLevelDP(RetryingStrategy):
@@ -50,7 +68,9 @@ class UserLevelDP(RetryingStrategy):
 
     Guarantee: each round is a Gaussian mechanism of sensitivity `clip_norm` and standard deviation
     `noise_multiplier * clip_norm` over the users that the selector drew; everything after the noise is
-    post-processing.  Failed users count as zero and change neither noise, nor denominator, nor accounting.
+    post-processing.  Where the clip norm adapts itself, the round also releases a count of unclipped users, with noise
+    of its own (`acc.AdaptiveClipping` is what both cost), and the next round's bound follows from what was released.
+    Failed users count as zero and change neither noise, nor denominator, nor accounting.
     Assumes: nodes clip (`fedsim_userdp.training.cohort`); the sum of a node's users is checked against its bound.  A
     node that fails does so whatever its users' data are (docs/decisions/0007).
 
@@ -70,24 +90,25 @@ class UserLevelDP(RetryingStrategy):
         optimizer: ServerOptimizer,
         noise: NoiseSource,
         before_release: Callable[[int], None],
-        after_round: Callable[[int, RoundReplies, dict[str, Tensor]], None],
+        after_round: Callable[[int, RoundReplies, ServerState], None],
     ) -> None:
         self.settings = settings
         self.selector = selector
         self.optimizer = optimizer
         self.noise = noise
-        self.stddev = noise_stddev(settings.noise_multiplier, settings.clip_norm)
+        self.clip_norm = settings.clip_norm
+        self.noise_stddev(self.clip_norm)  # numbers that do not fit raise here, not in the first round
         self.expected_cohort = selector.expected_cohort_size(settings.num_users)
         self._cohorts = Cohorts(selector, settings.num_users, settings.seed, settings.max_participations)
         self._before_release, self._after_round = before_release, after_round
-        self._exchange = Exchange(settings.clip_norm, settings.num_nodes, settings.sizes_fn)
+        self._exchange = Exchange(settings.num_nodes, settings.sizes_fn)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Returns one message to each node that hosts a user of this round's cohort, naming those users."""
         cohort = self._cohorts.draw(server_round)
-        return self._exchange.begin(server_round, cohort, arrays, self.optimizer.state, grid)
+        return self._exchange.begin(server_round, cohort, self.clip_norm, arrays, self.optimizer.state, grid)
 
     def configure_retry(self, server_round: int, replies: Iterable[Message], grid: Grid) -> Sequence[Message]:
         """Returns messages for the users whose node failed, to nodes that did not fail if there are any."""
@@ -97,10 +118,12 @@ class UserLevelDP(RetryingStrategy):
         """Returns the adapter after the round: sum, ledger, noise, fixed denominator, server optimizer."""
         collected = self._exchange.finish(replies)
         self._before_release(server_round)  # the ledger comes first: a crash can only over-state what was spent
-        noisy_sum = add_noise(collected.update.clipped.total, self.stddev, self.noise, server_round)
+        stddev = self.noise_stddev(collected.clip_norm)
+        noisy_sum = add_noise(collected.update.clipped.total, stddev, self.noise, server_round)
         mean_update = {name: tensor / self.expected_cohort for name, tensor in noisy_sum.items()}
         state = self.optimizer.step(mean_update, server_round)
-        self._after_round(server_round, collected, state)
+        self._adapt_clip_norm(server_round, collected)
+        self._after_round(server_round, collected, ServerState(state, self.clip_norm))
         return to_arrays(state), MetricRecord(collected.counts())
 
     def configure_evaluate(
@@ -114,3 +137,16 @@ class UserLevelDP(RetryingStrategy):
 
     def summary(self) -> None:
         """Prints nothing: the run's own progress display says what runs."""
+
+    def noise_stddev(self, clip_norm: float) -> float:
+        """Returns the standard deviation of the noise on the sum of updates that were clipped to `clip_norm`."""
+        return noise_stddev(self.settings.noise_multiplier, clip_norm)
+
+    def _adapt_clip_norm(self, round: int, collected: RoundReplies) -> None:
+        """Sets the next round's clip norm by a noisy count of unclipped users, where it adapts itself."""
+        adaptation = self.settings.adaptation
+        if adaptation is None:
+            return
+        clipped, count_stddev = collected.update.clipped, adaptation.count_stddev
+        share = unclipped_share(clipped, self.expected_cohort, count_stddev, self.noise, round)
+        self.clip_norm = next_clip_norm(collected.clip_norm, share, adaptation)

@@ -20,32 +20,38 @@ class Exchange:
     node, so that their absence would not be one user's matter: then the round is not released (docs/decisions/0007).
 
     Args:
-        clip_norm: the bound that the nodes are given.
         num_nodes: nodes to wait for before the first round.
         sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where user i lives on node
             i mod nodes.
     """
 
-    def __init__(self, clip_norm: float, num_nodes: int, sizes_fn: SizesFn | None) -> None:
-        self._clip_norm, self._num_nodes, self._sizes_fn = clip_norm, num_nodes, sizes_fn
+    def __init__(self, num_nodes: int, sizes_fn: SizesFn | None) -> None:
+        self._num_nodes, self._sizes_fn = num_nodes, sizes_fn
         self._nodes: list[int] = []
-        self._round, self._arrays, self._answers = 0, ArrayRecord(), RoundAnswers([], {}, clip_norm)
+        self._round, self._arrays, self._answers = 0, ArrayRecord(), RoundAnswers([], {}, 1.0)
 
     def begin(
-        self, round: int, cohort: Sequence[int], arrays: ArrayRecord, state: Mapping[str, Tensor], grid: Grid
+        self,
+        round: int,
+        cohort: Sequence[int],
+        clip_norm: float,
+        arrays: ArrayRecord,
+        state: Mapping[str, Tensor],
+        grid: Grid,
     ) -> list[Message]:
         """Returns one message to each node that a user of the cohort lives on or is dealt to, naming those users.
 
         Args:
             round: the round, from 1.
             cohort: the round's users, distinct.
+            clip_norm: the bound that the nodes are given.
             arrays: the encoded adapter.
             state: the adapter, for names and shapes.
             grid: the nodes.
         """
         self._nodes = self._nodes or wait_for_nodes(grid, self._num_nodes)
         self._round, self._arrays = round, arrays
-        self._answers = RoundAnswers(cohort, state, self._clip_norm)
+        self._answers = RoundAnswers(cohort, state, clip_norm)
         return self._ask(self._nodes, grid)
 
     def ask_again(self, replies: Iterable[Message], grid: Grid) -> list[Message]:
@@ -83,5 +89,5 @@ class Exchange:
 
     def _question(self, node: int, users: Sequence[int]) -> Message:
         """Asks a node for the sum of these users' clipped updates."""
-        request = write_request(self._arrays, self._round, users, self._clip_norm)
+        request = write_request(self._arrays, self._round, users, self._answers.clip_norm)
         return Message(request, node, MessageType.TRAIN, group_id=str(self._round))

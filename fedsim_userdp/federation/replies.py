@@ -24,6 +24,7 @@ class RoundReplies:
 
     Attributes:
         update: the sum over the nodes; exact zeros stand for whatever failed.
+        clip_norm: the bound that the nodes were given and their sums are checked against.
         num_sampled: users that the selector drew.
         num_failed: users without a usable update: their node raised, answered nothing, late or something unusable, or
             their own update could not be computed.
@@ -32,6 +33,7 @@ class RoundReplies:
     """
 
     update: CohortUpdate
+    clip_norm: float
     num_sampled: int
     num_failed: int
     num_retried: int
@@ -53,8 +55,8 @@ class RoundAnswers:
 
     Guarantee: each user counts at most once, whatever the nodes answer and however often they are asked: the users of
     an attempt are those still missing, each in one question; a question takes its first answer only; and an answer
-    for n users of more than n * clip_norm in L2 norm, not finite, or not of the adapter's names, shapes and dtype is
-    dropped whole.
+    for n users of more than n * clip_norm in L2 norm, not finite, with counts that n users cannot have, or not of the
+    adapter's names, shapes and dtype is dropped whole.
 
     Args:
         cohort: the round's users, distinct.
@@ -66,7 +68,7 @@ class RoundAnswers:
         self.missing = list(cohort)
         self.errors: list[str] = []
         self._num_sampled, self._num_retried = len(cohort), 0
-        self._state, self._clip_norm = state, clip_norm
+        self._state, self.clip_norm = state, clip_norm
         self._total = zero_update(state)
         self._asked: list[tuple[Message, Sequence[int]]] = []
         self._num_attempts = 0
@@ -100,7 +102,7 @@ class RoundAnswers:
         failed = len(self.missing) + self._total.num_failed
         nobody_said = ["users' own updates could not be computed, or no node was there"] if failed else []
         errors = tuple(self.errors or nobody_said)
-        return RoundReplies(self._total, self._num_sampled, failed, self._num_retried, errors)
+        return RoundReplies(self._total, self.clip_norm, self._num_sampled, failed, self._num_retried, errors)
 
     def _checked(self, reply: Message | None, node: int, num_users: int) -> CohortUpdate | str:
         """The answer to a question, or why it cannot be used."""
@@ -116,11 +118,11 @@ class RoundAnswers:
             update = read_reply(reply.content)
         except _UNREADABLE as error:
             return f"unreadable answer: {error!r}"
-        total, bound = update.clipped.total, num_users * self._clip_norm
+        total, bound = update.clipped.total, num_users * self.clip_norm
         if any(tensor.shape != self._state[name].shape for name, tensor in total.items()):
             return "the answer's shapes are not the adapter's"
-        if not 0 <= update.num_failed <= num_users:
-            return f"the answer counts {update.num_failed} failed of {num_users} users"
+        if problem := _impossible_counts(update, num_users):
+            return problem
         norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in total.values()))
         if not norm <= bound * _SUM_TOLERANCE or not math.isfinite(norm):
             return f"the answer's norm {norm:.3g} passes its bound {bound:.3g}"
@@ -137,6 +139,20 @@ class RoundAnswers:
             if tuple(array.shape) != tuple(expected.shape) or len(array.data) > 4 * expected.numel() + _HEADER_BYTES:
                 return "the answer's shapes are not the adapter's"
         return None
+
+
+def _impossible_counts(update: CohortUpdate, num_users: int) -> str | None:
+    """What is wrong with an answer's counts, for so many users; adaptive clipping rests on them."""
+    clipped = update.clipped
+    if not 0 <= update.num_failed <= num_users:
+        return f"the answer counts {update.num_failed} failed of {num_users} users"
+    if not 0 <= clipped.num_units <= num_users - update.num_failed:
+        return f"the answer counts {clipped.num_units} updates and {update.num_failed} failed of {num_users} users"
+    if min(clipped.num_nonfinite, clipped.num_clipped) < 0:
+        return "the answer counts a negative number of users"
+    if clipped.num_nonfinite + clipped.num_clipped > clipped.num_units:
+        return f"the answer counts more than its {clipped.num_units} updates as clipped or not finite"
+    return None
 
 
 def first_line(reason: str) -> str:

@@ -4,13 +4,16 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim_userdp.privacy.streams import numpy_generator
+
+# What is released with noise of its own: the sum of updates, and the count of unclipped ones (adaptive clipping).
+NoiseStream = Literal["noise", "count"]
 
 
 class NoiseSource(Protocol):
@@ -21,8 +24,8 @@ class NoiseSource(Protocol):
         """Whether the numbers repeat for the same seed: then they protect no release."""
         ...
 
-    def standard_normal(self, size: int, round: int) -> np.ndarray:
-        """Returns `size` independent N(0, 1) numbers for `round`, float64, shape [size]."""
+    def standard_normal(self, size: int, round: int, stream: NoiseStream = "noise") -> np.ndarray:
+        """Returns `size` independent N(0, 1) numbers for (round, stream), float64, shape [size]."""
         ...
 
 
@@ -33,9 +36,9 @@ class SeededNoise:
     seed: int
     is_seeded: bool = True
 
-    def standard_normal(self, size: int, round: int) -> np.ndarray:
-        """Returns the numbers that belong to (seed, round); the same address gives the same numbers."""
-        return numpy_generator(self.seed, "noise", round=round).standard_normal(size)
+    def standard_normal(self, size: int, round: int, stream: NoiseStream = "noise") -> np.ndarray:
+        """Returns the numbers that belong to (seed, stream, round); the same address gives the same numbers."""
+        return numpy_generator(self.seed, stream, round=round).standard_normal(size)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class OperatingSystemNoise:
 
     is_seeded: bool = False
 
-    def standard_normal(self, size: int, round: int) -> np.ndarray:
-        """Returns fresh numbers; `round` is not used."""
+    def standard_normal(self, size: int, round: int, stream: NoiseStream = "noise") -> np.ndarray:
+        """Returns fresh numbers; `round` and `stream` are not used."""
         from scipy.special import ndtri
 
         bits = np.frombuffer(os.urandom(4 * size * 8), dtype=np.uint64).reshape(4, size) >> np.uint64(11)

@@ -35,7 +35,7 @@ def from_json(value: Json) -> Description:
     Raises:
         ValueError: `value` is not what `to_json` writes.
     """
-    if not isinstance(value, dict) or value.get("type") not in _KINDS:
+    if not isinstance(value, dict) or value.get("type") not in tuple(_KINDS):
         raise ValueError(f"a description must be an object whose type is one of {sorted(_KINDS)}, got {value!r}")
     kind = _KINDS[str(value["type"])]
     arguments = {name: _value_from_json(item) for name, item in value.items() if name != "type"}
@@ -62,5 +62,5 @@ def _value_from_json(value: Json) -> object:
         return tuple(_value_from_json(item) for item in value)
     if isinstance(value, dict):
         name = value.get("adjacency")
-        return Adjacency[str(name)] if name in Adjacency.__members__ else from_json(value)
+        return Adjacency[name] if isinstance(name, str) and name in Adjacency.__members__ else from_json(value)
     return value

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-STREAMS = frozenset({"selection", "records", "training", "noise", "split", "init", "audit"})
+STREAMS = frozenset({"selection", "records", "training", "noise", "count", "split", "init", "audit"})
 
 
 def _key(seed: int, stream: str, round: int, user: str) -> int:

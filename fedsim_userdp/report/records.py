@@ -14,7 +14,8 @@ class ResultRow:
         delta: user-level delta; None likewise.
         guarantee: the guarantee in words, with its neighbouring relation and accountant.
         noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`; 0 without noise.
-        clip_norm: bound on the norm of a unit's gradient; None without clipping.
+        clip_norm: bound on the norm of a unit's gradient, where it adapts itself that of the first round; None without
+            clipping.
         records_per_user: k, the most records of a user in a round (user_wise) or in the pool (centralized).
         rounds: rounds or steps taken.
         sampling_prob: probability with which a unit takes part in a round; None for other selections.
@@ -56,7 +57,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one round did.  Everything here except `round` and `epsilon` is computed from data without noise.
+    """What one round did.  Everything but `round`, `epsilon` and `clip_norm` is computed from data without noise.
 
     Attributes:
         mechanism: name of the mechanism.
@@ -72,6 +73,7 @@ class RoundRecord:
         train_tokens: predicted tokens so far.
         seconds: since the start of the run.
         num_retried: units whose node failed and which another node then did.
+        clip_norm: bound on the norm of a user's update in this round; None where no users' updates are clipped.
     """
 
     mechanism: str
@@ -87,6 +89,7 @@ class RoundRecord:
     train_tokens: int
     seconds: float
     num_retried: int = 0
+    clip_norm: float | None = None
 
 
 ROW_FIELDS = tuple(field.name for field in fields(ResultRow))

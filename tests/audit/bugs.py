@@ -13,27 +13,29 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from fedsim_userdp.federation.messages import TrainRequest, read_reply, to_arrays
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.noise import SeededNoise, add_noise, noise_stddev
+from fedsim_userdp.privacy.noise import NoiseStream, SeededNoise, add_noise, noise_stddev
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.cohort import CohortUpdate, clipped_update_sum
-from strategies.user_level_dp import UserLevelDP, UserLevelSettings
+from strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 
 
 class TenthOfTheNoise(UserLevelDP):
     """Adds a tenth of the noise that is accounted."""
 
-    def __init__(self, settings: UserLevelSettings, *others: object) -> None:
-        super().__init__(settings, *others)  # type: ignore[arg-type]
-        self.stddev /= 10
+    def noise_stddev(self, clip_norm: float) -> float:
+        return super().noise_stddev(clip_norm) / 10
 
 
 class NoClipping(UserLevelDP):
     """Asks the nodes for unclipped updates, and adds the noise that would do for clipped ones."""
 
     def __init__(self, settings: UserLevelSettings, *others: object) -> None:
+        self._believed = settings
         super().__init__(replace(settings, clip_norm=math.inf, noise_multiplier=0.0), *others)  # type: ignore[arg-type]
-        self.stddev = noise_stddev(settings.noise_multiplier, settings.clip_norm)
+
+    def noise_stddev(self, clip_norm: float) -> float:
+        return noise_stddev(self._believed.noise_multiplier, self._believed.clip_norm)
 
 
 class WeightedByData(UserLevelDP):
@@ -52,9 +54,9 @@ class WeightedByData(UserLevelDP):
             for name, tensor in state.items()
         }
         self._before_release(server_round)
-        noisy = add_noise(mean, self.stddev / max(len(updates), 1), self.noise, server_round)
+        noisy = add_noise(mean, self.noise_stddev(self.clip_norm) / max(len(updates), 1), self.noise, server_round)
         state = self.optimizer.step(noisy, server_round)
-        self._after_round(server_round, self._exchange.finish(kept), state)
+        self._after_round(server_round, self._exchange.finish(kept), ServerState(state, self.clip_norm))
         return to_arrays(state), MetricRecord({})
 
 
@@ -64,15 +66,16 @@ class ClipsEveryRecord(Worker):
     def train(self, request: TrainRequest) -> CohortUpdate:
         users = self.users.units(request.users, request.round)
         records = [Unit(user.index, [record]) for user in users for record in user.records]
-        return clipped_update_sum(self.gradients, request.state, records, self.local, request.clip_norm)
+        update = clipped_update_sum(self.gradients, request.state, records, self.local, request.clip_norm)
+        return replace(update, clipped=replace(update.clipped, num_units=len(users), num_clipped=0))
 
 
 @dataclass(frozen=True)
 class SameNoise(SeededNoise):
     """Draws the noise of every round from the address of the first."""
 
-    def standard_normal(self, size: int, round: int) -> np.ndarray:
-        return super().standard_normal(size, 1)
+    def standard_normal(self, size: int, round: int, stream: NoiseStream = "noise") -> np.ndarray:
+        return super().standard_normal(size, 1, stream)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tests.hostile.mutations import TEXTS
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.small_runs import remember_accounting
 
-MECHANISMS = ("user_wise", "group_privacy", "non_private", "zero_shot")
+MECHANISMS = ("user_wise", "user_wise_adaptive", "group_privacy", "non_private", "zero_shot")
 VALUES = [
     "null", "true", "false", "0", "-0.0", "1", "2", "-1", "1.5", "1e-320", "1e-9", "1e308", "1e999", "-inf", "inf",
     "nan", "9999999999999999999999999", "1" * 400, "[]", "[1,2]", "[nan]", "[[[[1]]]]", "{}", "{a:1}",

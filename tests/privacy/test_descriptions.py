@@ -16,7 +16,9 @@ ALL = [
     acc.NoAmplification(2.0, 4),
     acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_USER),
     acc.AdaptiveClipping(acc.FixedSize(2.0, 1000, 50, 200), 5.0),
+    acc.AdaptiveClipping(acc.NoAmplification(2.0, 4), 5.0),
     acc.HyperparameterSearch(acc.RecordLevel(4.0, 0.05, 200, 10), 10.0, 0.5),
+    acc.HyperparameterSearch(acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_USER), 10.0),
     acc.Composed((acc.UserWise(1.0, 0.05, 200), acc.AdaptiveClipping(acc.UserWise(2.0, 0.1, 5), 5.0))),
 ]
 
@@ -27,7 +29,7 @@ def test_json_gives_the_same_description_back(description: acc.Description) -> N
 
 
 @pytest.mark.parametrize(
-    "value", [None, 1, [], {}, {"type": "Gaussian"}, {"type": "UserWise"}, {"type": "UserWise", "x": 1}]
+    "value", [None, 1, [], {}, {"type": []}, {"type": "Gaussian"}, {"type": "UserWise"}, {"type": "UserWise", "x": 1}]
 )
 def test_other_json_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"must be an object|does not describe"):

@@ -26,11 +26,14 @@ from fedsim_userdp.models.adapters import LoraSettings
 from fedsim_userdp.privacy import accountants
 from fedsim_userdp.privacy.accounting import Description
 from fedsim_userdp.privacy.curve import Curve
+from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.noise import OperatingSystemNoise, SeededNoise
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
+from simulations.adaptive_clipping import UserWiseAdaptive
 from simulations.diary import Outcome
 from simulations.folder import RunFolder
 from simulations.mechanisms import Mechanism, NonPrivate, RecordLevelDP, UserWise
@@ -97,6 +100,7 @@ def small_task(folder: Path, store: TokenStore, **changes: Any) -> Task:
 
 MECHANISMS: dict[str, Callable[..., Mechanism]] = {
     "user_wise": partial(UserWise, name="user_wise", learning_rate=0.05, clip_norm=0.3),
+    "user_wise_adaptive": partial(UserWiseAdaptive, name="user_wise_adaptive", learning_rate=0.05, clip_norm=0.3),
     "group_privacy": partial(
         RecordLevelDP, name="group_privacy", learning_rate=0.05, clip_norm=0.5, accountant="group"
     ),
@@ -196,3 +200,28 @@ def remember_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
         return Curve(epsilon, lambda epsilon: curve_of(description, method).log_delta(epsilon))
 
     monkeypatch.setattr(accountants, "curve", curve)
+
+
+def dies_after_release(task: Task, round: int, monkeypatch: pytest.MonkeyPatch, mechanism: str = "user_wise") -> None:
+    """Runs until `round` was released, and dies before its checkpoint."""
+    real = CheckpointFolder.write
+
+    def write(folder: CheckpointFolder, checkpoint: Checkpoint) -> None:
+        if checkpoint.round == round:
+            raise Killed
+        real(folder, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "write", write)
+        with pytest.raises(Killed):
+            run_small(task, mechanism)
+
+
+def releases_of(task: Task, mechanism: str = "user_wise") -> tuple[tuple[int, ...], float]:
+    """The rounds in a run's ledger, and their epsilon."""
+    with Ledger.open(task.folder / "ledger" / f"{mechanism}-seed0.jsonl", delta=0.05, config_hash="any") as ledger:
+        return ledger.rounds, ledger.epsilon()
+
+
+def result_of(task: Task) -> dict[str, float]:
+    return dict(json.loads((task.folder / "results.json").read_text())[0])

@@ -1,64 +1,37 @@
 """A run that dies at any write and is resumed ends as if it had never died; in this process, with a small model."""
 
 import dataclasses
-import errno
-import json
-import os
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fedsim_userdp import __version__
 from fedsim_userdp.data.store import TokenStore
-from fedsim_userdp.privacy import accountants
-from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.errors import BudgetExceeded, LedgerError
-from fedsim_userdp.privacy.ledger import Ledger
+from fedsim_userdp.privacy.errors import LedgerError
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
-from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector, draw_cohort
-from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
+from fedsim_userdp.selection import ClientSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.training.checkpoints import CheckpointError
 from fedsim_userdp.training.journal import Journal
 from simulations.errors import ConfigError
-from simulations.refusals import REFUSALS, sentence
-from simulations.task import Budget, Task
+from simulations.task import Budget
 from simulations.versions import code_versions
 from tests.simulations.small_runs import (
     KINDS,
     Killed,
+    dies_after_release,
     dying_at_write,
-    os_noise,
-    remember_accounting,
+    releases_of,
     resumed,
     run_small,
     small_store,
     small_task,
     what_a_run_left,
 )
-from tests.test_selection import Shuffled
 
 ROUNDS = 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_accounting() -> Iterator[None]:
-    """The same few questions in every run."""
-    with pytest.MonkeyPatch.context() as patch:
-        remember_accounting(patch)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    """Twelve users."""
-    return small_store(tmp_path_factory.mktemp("store") / "tokens")
+pytestmark = pytest.mark.usefixtures("quick_accounting")
 
 
 def undisturbed(folder: Path, store: TokenStore, mechanism: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -96,187 +69,11 @@ def test_a_run_that_dies_at_any_write_ends_as_if_it_had_not(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mechanism", ["user_wise", "group_privacy", "non_private"])
+@pytest.mark.parametrize("mechanism", ["user_wise", "user_wise_adaptive", "group_privacy", "non_private"])
 def test_every_mechanism_that_dies_at_any_change_of_a_file_ends_as_if_it_had_not(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, mechanism: str
 ) -> None:
     dies_everywhere(tmp_path, store, mechanism, monkeypatch)
-
-
-def dies_after_release(task: Task, round: int, monkeypatch: pytest.MonkeyPatch, mechanism: str = "user_wise") -> None:
-    """Runs until `round` was released, and dies before its checkpoint."""
-    real = CheckpointFolder.write
-
-    def write(folder: CheckpointFolder, checkpoint: Checkpoint) -> None:
-        if checkpoint.round == round:
-            raise Killed
-        real(folder, checkpoint)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointFolder, "write", write)
-        with pytest.raises(Killed):
-            run_small(task, mechanism)
-
-
-def releases_of(task: Task, mechanism: str = "user_wise") -> tuple[tuple[int, ...], float]:
-    """The rounds in a run's ledger, and their epsilon."""
-    with Ledger.open(task.folder / "ledger" / f"{mechanism}-seed0.jsonl", delta=0.05, config_hash="any") as ledger:
-        return ledger.rounds, ledger.epsilon()
-
-
-def result_of(task: Task) -> dict[str, float]:
-    return dict(json.loads((task.folder / "results.json").read_text())[0])
-
-
-def test_a_seeded_round_done_again_is_the_same_release_and_counted_once(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = small_task(tmp_path, store)
-    dies_after_release(task, 2, monkeypatch)
-    assert releases_of(task)[0] == (1, 2)
-    run_small(resumed(task))
-    assert releases_of(task)[0] == (1, 2, 3)
-    assert result_of(task)["rounds"] == 3
-
-
-@pytest.mark.parametrize("mechanism", ["user_wise", "group_privacy"])
-def test_a_round_of_the_operating_systems_noise_done_again_is_counted_twice_and_keeps_the_budget(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, mechanism: str
-) -> None:
-    task = os_noise(small_task(tmp_path, store, checkpoint_every=3))
-    dies_after_release(task, 2, monkeypatch, mechanism)
-    before, spent_before = releases_of(task, mechanism)
-    outcome = run_small(resumed(task), mechanism)
-    rounds, spent = releases_of(task, mechanism)
-    assert before == (1, 2)
-    assert rounds == (1, 2, 2)
-    assert spent_before < spent <= 8.0
-    assert result_of(task)["rounds"] == 2
-    assert result_of(task)["epsilon"] >= spent
-    assert outcome.rounds[-1].epsilon == result_of(task)["epsilon"]
-    before_again = what_a_run_left(tmp_path)
-    run_small(resumed(task), mechanism)
-    assert what_a_run_left(tmp_path) == before_again
-
-
-def test_with_the_operating_systems_noise_every_round_has_a_checkpoint(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = os_noise(small_task(tmp_path, store, checkpoint_every=100))
-    dies_after_release(task, 3, monkeypatch)
-    kept = sorted(path.name for path in (tmp_path / "not_private").glob("checkpoints/*/round-*"))
-    assert kept == ["round-00000001", "round-00000002"]
-
-
-def test_where_no_result_of_the_budgets_releases_is_left_nothing_more_is_released(
-    tmp_path: Path, store: TokenStore
-) -> None:
-    task = os_noise(small_task(tmp_path, store))
-    run_small(task)
-    shutil.rmtree(tmp_path / "not_private" / "checkpoints")
-    ledger = (tmp_path / "ledger" / "user_wise-seed0.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="3 releases and no checkpoint holds their result"):
-        run_small(resumed(task))
-    assert (tmp_path / "ledger" / "user_wise-seed0.jsonl").read_bytes() == ledger
-
-
-def test_a_capped_participation_is_not_exceeded_by_doing_a_round_again(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = os_noise(small_task(tmp_path, store, selector=CyclicSelector(5)))
-    dies_after_release(task, 2, monkeypatch)
-    run_small(resumed(task))
-    assert releases_of(task)[0] == (1, 2)
-    assert result_of(task)["rounds"] == 1
-
-
-@pytest.mark.parametrize("died_after", [1, 2])
-def test_a_selector_with_a_memory_is_resumed_where_it_was(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, died_after: int
-) -> None:
-    def shuffled(name: str) -> Task:
-        return small_task(tmp_path / name, store, selector=Shuffled(declared=2))
-
-    whole = shuffled("whole")
-    run_small(whole)
-    dies_after_release(shuffled("broken"), died_after, monkeypatch)
-    broken = resumed(shuffled("broken"))
-    run_small(broken)
-    assert what_a_run_left(broken.folder) == what_a_run_left(whole.folder)
-
-
-def test_a_run_whose_selector_exceeds_what_it_declared_stops_before_that_release(
-    tmp_path: Path, store: TokenStore
-) -> None:
-    task = small_task(tmp_path, store, selector=Shuffled(declared=1))
-    with pytest.raises(ValueError, match="Shuffled declared at most 1 rounds"):
-        run_small(task)
-    assert releases_of(task)[0] == (1, 2)
-
-
-def test_a_capped_round_released_twice_is_one_participation_more_than_declared(tmp_path: Path) -> None:
-    with Ledger.open(tmp_path / "l", delta=0.05, config_hash="c", noise_source="os") as ledger:
-        for round in (1, 2, 3, 3):
-            ledger.record(round, acc.NoAmplification(4.0, max_participations=2))
-        assert ledger.epsilon() == acc.epsilon(acc.NoAmplification(4.0, 3), 0.05)
-
-
-def test_the_operating_systems_noise_is_no_seeds(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*arguments: object, **options: object) -> None:
-        raise AssertionError("noise was drawn from a seed")
-
-    monkeypatch.setattr("fedsim_userdp.privacy.noise.numpy_generator", refused)
-    with pytest.raises(AssertionError):
-        run_small(small_task(tmp_path / "seeded", store))
-    for mechanism in ("user_wise", "group_privacy"):
-        left = []
-        for repetition in ("a", "b"):
-            task = os_noise(small_task(tmp_path / mechanism / repetition, store))
-            run_small(task, mechanism)
-            left.append(what_a_run_left(task.folder))
-        weights = [name for name in left[0] if name.startswith(mechanism) and "lora_B" in name]
-        assert weights
-        assert all(left[0][name] != left[1][name] for name in weights)
-
-
-def test_a_torn_line_of_the_ledger_is_completed_only_by_the_very_same_release(tmp_path: Path) -> None:
-    release = acc.UserWise(1.0, 0.4, 1)
-
-    def opened(**changes: object) -> Ledger:
-        return Ledger.open(tmp_path / "l", **{"delta": 0.05, "config_hash": "c", "next_release": release} | changes)
-
-    with opened() as ledger:
-        ledger.record(1, release)
-        ledger.record(2, release)
-    whole = (tmp_path / "l").read_bytes()
-    first = whole.index(b"\n") + 1
-    for size in range(first + 1, len(whole)):
-        (tmp_path / "l").write_bytes(whole[:size])
-        with opened() as ledger:
-            assert (ledger.rounds, ledger.num_torn) == ((1, 2), 0)
-        assert (tmp_path / "l").read_bytes() == whole
-    for other in ({"next_release": acc.UserWise(1.1, 0.4, 1)}, {"config_hash": "d"}, {"noise_source": "os"}):
-        (tmp_path / "l").write_bytes(whole[:-9])
-        with opened(**other) as ledger:
-            assert (ledger.rounds, ledger.num_torn) == ((1,), 1)
-
-
-def test_what_is_expected_to_fit_needs_no_accounting_of_its_own_and_no_more_than_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release = acc.UserWise(1.0, 0.4, 1)
-    budget = acc.epsilon(acc.UserWise(1.0, 0.4, 5), 0.05)
-    with Ledger.open(tmp_path / "l", delta=0.05, config_hash="c", budget_epsilon=budget) as ledger:
-        ledger.expect(release, 6)
-        ledger.expect(release, 5)
-        with monkeypatch.context() as patch:
-            patch.setattr(accountants, "curve", lambda *arguments: pytest.fail("accounted again"))
-            for round in range(1, 6):
-                ledger.record(round, release)
-        with pytest.raises(BudgetExceeded):
-            ledger.record(6, release)
 
 
 def test_a_checkpoint_of_other_settings_data_or_code_is_refused_with_the_difference(
@@ -382,61 +179,3 @@ def test_a_run_ends_with_the_same_cohorts_however_often_it_dies(
             run_small(task)
     assert [round for round, _ in drawn["broken"]] == [1, 1, 2, 2, 3]
     assert set(drawn["broken"]) == set(drawn["whole"])
-
-
-def full() -> OSError:
-    """What the system says of a full disk."""
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_small(small_task(tmp_path / "whole", store), "user_wise", ROUNDS)
-    expected = what_a_run_left(tmp_path / "whole")
-    number, said = 0, set[str]()
-    while True:
-        number += 4
-        task = small_task(tmp_path / str(number), store)
-        with dying_at_write(number, torn=True, monkeypatch=monkeypatch, error_fn=full) as writes:
-            try:
-                run_small(task, "user_wise", ROUNDS)
-            except REFUSALS as error:
-                said.add(sentence(error))
-        if len(writes) < number:
-            break
-        run_small(resumed(task), "user_wise", ROUNDS)
-        assert what_a_run_left(task.folder) == expected
-    assert said
-    assert all("No space left on device; make room and start again" in one for one in said)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="making a small disk needs root")
-def test_a_really_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
-    tmp_path: Path, store: TokenStore
-) -> None:
-    run_small(small_task(tmp_path / "whole", store), "user_wise", ROUNDS)
-    expected = what_a_run_left(tmp_path / "whole")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("no disk can be mounted here")
-    try:
-        failed_at = set[str]()
-        for free in range(0, 120, 8):
-            task = small_task(disk / "run", store)
-            filler = disk / "filler"
-            filler.write_bytes(bytes((1024 - 4 * 4 - free) * 1024))
-            try:
-                run_small(task, "user_wise", ROUNDS)
-            except REFUSALS as error:
-                said = sentence(error)
-                failed_at.add(Path(said.split(":")[0]).name if "No space left on device" in said else said)
-            filler.unlink()
-            run_small(resumed(task), "user_wise", ROUNDS)
-            assert what_a_run_left(task.folder) == expected
-            shutil.rmtree(task.folder)
-        assert len(failed_at) > 3, "the disk should have been full at several places"
-        assert all(" " not in place for place in failed_at), "something else was said than which file found no room"
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)

@@ -223,13 +223,11 @@ def test_the_result_does_not_depend_on_the_number_of_nodes(num_nodes: int) -> No
 
 
 def test_a_client_reported_number_does_not_weight_the_mean() -> None:
-    def boasting(request: TrainRequest) -> CohortUpdate:
-        update = constant_update(request)
-        clipped = update.clipped
-        many = type(clipped)(clipped.total, 10**6, 0, 0, 0.0)
-        return CohortUpdate(many, 0.0, 10**9)
+    def misreporting(request: TrainRequest) -> CohortUpdate:
+        clipped = constant_update(request).clipped
+        return CohortUpdate(type(clipped)(clipped.total, 1, 0, 0, 10.0**9), 10.0**9, 10**9 if 0 in request.users else 1)
 
-    torch.testing.assert_close(Run(boasting, num_nodes=3).moved, Run(num_nodes=3).moved)
+    torch.testing.assert_close(Run(misreporting, num_nodes=3).moved, Run(num_nodes=3).moved)
 
 
 def test_fixed_size_selection_divides_by_its_size() -> None:

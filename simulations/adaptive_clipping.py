@@ -1,0 +1,65 @@
+"""User-wise DP-SGD whose clip norm follows a quantile of the users' norms (docs/decisions/0008)."""
+
+from dataclasses import dataclass, replace
+
+from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
+from simulations.errors import ConfigError
+from simulations.guarantee import Guarantee
+from simulations.mechanisms import UserWise
+from simulations.saver import Saver
+from simulations.task import Task
+from strategies.user_level_dp import UserLevelSettings
+
+_COUNT_SHARE = 0.05  # of the expected cohort: what the source takes as the count's standard deviation
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserWiseAdaptive(UserWise):
+    """User-wise DP-SGD through Flower, its clip norm adapted by a noisy count of unclipped users (Andrew et al. 2021).
+
+    Attributes:
+        clip_norm: bound on the norm of a user's update in the first round, above 0.
+        target_quantile: the share of users that shall stay unclipped, in (0, 1).
+        clip_learning_rate: of the logarithm of the clip norm, above 0 and at most 10.
+        count_stddev: standard deviation of the noise on the count, in users, above half of the noise multiplier; None
+            for a twentieth of the expected cohort, but no less than the noise multiplier.
+    """
+
+    target_quantile: float = 0.5
+    clip_learning_rate: float = 0.2
+    count_stddev: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            ClipAdaptation(self.target_quantile, self.clip_learning_rate, self.count_stddev or 0.0)
+        except ValueError as error:
+            raise ConfigError(f"mechanism.{error}") from error
+
+    def _guarantee(self, task: Task) -> Guarantee:
+        """The promise of update and count together, which cost what the update alone would."""
+        promise = super()._guarantee(task)
+        if not isinstance(promise.release, acc.UserWise | acc.FixedSize | acc.NoAmplification):
+            return promise  # without noise: then the count has none either
+        needed = promise.release.noise_multiplier
+        expected_cohort = task.selector.expected_cohort_size(task.num_users)
+        default = max(_COUNT_SHARE * expected_cohort, needed)
+        count_stddev = default if self.count_stddev is None else self.count_stddev
+        if count_stddev <= needed / 2:
+            raise ConfigError(
+                f"mechanism.count_stddev={count_stddev:g} must be above {needed / 2:.4g}, half of the noise multiplier "
+                "that the budget asks for: the count alone would cost more than that"
+            )
+        return replace(promise, release=acc.AdaptiveClipping(promise.release, count_stddev))
+
+    def _settings(self, task: Task, guarantee: Guarantee, saver: Saver, worker: Worker) -> UserLevelSettings:
+        """The numbers of the strategy, with the clip norm that an earlier part of the run came to."""
+        release = guarantee.release
+        count_stddev = release.count_stddev if isinstance(release, acc.AdaptiveClipping) else 0.0
+        return replace(
+            super()._settings(task, guarantee, saver, worker),
+            clip_norm=saver.clip_norm or self.clip_norm,
+            adaptation=ClipAdaptation(self.target_quantile, self.clip_learning_rate, count_stddev),
+        )

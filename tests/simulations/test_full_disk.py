@@ -1,0 +1,80 @@
+"""A full disk ends a run with one sentence, and the run goes on once there is room; with a small model."""
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fedsim_userdp.data.store import TokenStore
+from simulations.refusals import REFUSALS, sentence
+from tests.simulations.small_runs import (
+    dying_at_write,
+    resumed,
+    run_small,
+    small_task,
+    what_a_run_left,
+)
+
+ROUNDS = 2
+pytestmark = pytest.mark.usefixtures("quick_accounting")
+
+
+def full() -> OSError:
+    """What the system says of a full disk."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_small(small_task(tmp_path / "whole", store), "user_wise", ROUNDS)
+    expected = what_a_run_left(tmp_path / "whole")
+    number, said = 0, set[str]()
+    while True:
+        number += 4
+        task = small_task(tmp_path / str(number), store)
+        with dying_at_write(number, torn=True, monkeypatch=monkeypatch, error_fn=full) as writes:
+            try:
+                run_small(task, "user_wise", ROUNDS)
+            except REFUSALS as error:
+                said.add(sentence(error))
+        if len(writes) < number:
+            break
+        run_small(resumed(task), "user_wise", ROUNDS)
+        assert what_a_run_left(task.folder) == expected
+    assert said
+    assert all("No space left on device; make room and start again" in one for one in said)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a small disk needs root")
+def test_a_really_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
+    tmp_path: Path, store: TokenStore
+) -> None:
+    run_small(small_task(tmp_path / "whole", store), "user_wise", ROUNDS)
+    expected = what_a_run_left(tmp_path / "whole")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        failed_at = set[str]()
+        for free in range(0, 120, 8):
+            task = small_task(disk / "run", store)
+            filler = disk / "filler"
+            filler.write_bytes(bytes((1024 - 4 * 4 - free) * 1024))
+            try:
+                run_small(task, "user_wise", ROUNDS)
+            except REFUSALS as error:
+                said = sentence(error)
+                failed_at.add(Path(said.split(":")[0]).name if "No space left on device" in said else said)
+            filler.unlink()
+            run_small(resumed(task), "user_wise", ROUNDS)
+            assert what_a_run_left(task.folder) == expected
+            shutil.rmtree(task.folder)
+        assert len(failed_at) > 3, "the disk should have been full at several places"
+        assert all(" " not in place for place in failed_at), "something else was said than which file found no room"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
