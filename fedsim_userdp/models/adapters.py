@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedsim_userdp.models.dropout import AddressedDropout
 from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.privacy.streams import numpy_generator
 
 ADAPTER = "default"
@@ -69,6 +70,7 @@ def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> Pef
         use_rslora=settings.use_rslora,
         task_type="CAUSAL_LM",
     )
+    speed_up_frozen_layers(base)
     try:
         model = get_peft_model(base, config)
     except ValueError as error:

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.gguf import converted, packaged_gguf
 from fedsim_userdp.privacy.cache import directory
 
@@ -105,7 +106,9 @@ class ModelSource:
         refuse_batch_statistics(model, self.location)
         if self.activation_checkpointing:
             checkpoint_activations(model)
-        return model.to(self.torch_device).eval().requires_grad_(False)
+        model = model.to(self.torch_device).eval().requires_grad_(False)
+        speed_up_frozen_layers(model)
+        return model
 
 
 def refuse_batch_statistics(model: nn.Module, location: str) -> None:
