@@ -15,6 +15,7 @@ from fedsim_userdp.report.records import ResultRow, RoundRecord
 COLOURS = {
     "zero_shot": "#888888",
     "user_wise": "#0072b2",
+    "user_wise_adaptive": "#56b4e9",
     "group_privacy": "#d55e00",
     "example_level_tight": "#e69f00",
     "record_level": "#cc79a7",

@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import nn
 
 from fedsim_userdp.federation.flower_engine import FlowerEngine
 from fedsim_userdp.federation.messages import TrainRequest
@@ -14,6 +16,7 @@ from fedsim_userdp.federation.rounds import Rounds
 from fedsim_userdp.federation.stepwise import WatchedStrategy
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora, trainable_state
+from fedsim_userdp.models.frozen_layers import restore_layers, speed_up_frozen_layers
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.report.benchmark import Findings, speed
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
@@ -52,18 +55,18 @@ def cohort_vs_flower(bench: Workbench) -> Findings:
     recipe = fixed_task(bench)
     seconds, distance = _flower_against_this_process(bench, AsInFlowersDocumentation(**vars(recipe)))
     kept, _ = _flower_against_this_process(bench, recipe)
-    ratios = [flower / own for flower, own in zip(kept["flower"], kept["in_process"], strict=True)]
-    notes = {"relative_distance": distance, "model_kept_over_messages": statistics.median(ratios)}
+    notes = {"relative_distance": distance, "own_nodes": _median_ratio(kept, "flower")}
     return Findings(speed("cohort_vs_flower", seconds, "in_process", "flower", {"users": FIXED_COHORT}, notes))
 
 
 class AsInFlowersDocumentation(WorkerRecipe):
-    """A node that loads model and adapter in its train handler, and does nothing else that a plain app would not."""
+    """A node that loads model and adapter in its train handler, as torch and PEFT give them, and no more than that."""
 
     def train(self, request: TrainRequest) -> CohortUpdate:
         """Answers with a model loaded for the request."""
         torch.set_num_threads(self.threads or torch.get_num_threads())
         model = attach_lora(replace(self.model).load(), self.lora, self.seed)
+        restore_layers(model)
         return Worker(StackedGradients(model), self.users.open(), self.local).train(request)
 
 
@@ -81,17 +84,34 @@ def _flower_against_this_process(bench: Workbench, recipe: WorkerRecipe) -> tupl
 
 
 def cohort_vs_pfl(bench: Workbench) -> Findings:
-    """Users per second of warm rounds: one node in this process against Apple's pfl in this process."""
+    """Users per second of warm rounds: one node in this process against Apple's pfl in this process.
+
+    pfl trains the model as torch and PEFT give it; a note has the ratio where it has this package's frozen layers.
+    """
     if importlib.util.find_spec("pfl") is None:
         return Findings(absent="pfl is not installed, see docs/benchmark.md")
+    seconds = _pfl_against_this_process(bench, restore_layers)
+    with_layers = _pfl_against_this_process(bench, speed_up_frozen_layers)
+    notes = {"with_own_frozen_layers": _median_ratio(with_layers, "pfl")}
+    return Findings(speed("cohort_vs_pfl", seconds, "in_process", "pfl", {"users": FIXED_COHORT}, notes))
+
+
+def _pfl_against_this_process(bench: Workbench, prepare: Callable[[nn.Module], None]) -> dict[str, list[float]]:
+    """The seconds of both sides, pfl's model prepared before."""
     from simulations.measurements.pfl_program import PflTraining
 
-    worker = fixed_task(bench).build()
+    worker, theirs = fixed_task(bench).build(), fixed_task(bench).build()
+    prepare(theirs.gradients.model)
     own = Training.in_process(worker, benchmark_strategy(worker, CyclicSelector(FIXED_COHORT)))
     turns = Alternation("pfl", "in_process", own, bench.stopwatch, NUM_WARM)
-    training = PflTraining(fixed_task(bench).build(), FIXED_COHORT)
-    training.run(NUM_WARM + bench.repeats, turns)
-    return Findings(speed("cohort_vs_pfl", turns.seconds, "in_process", "pfl", {"users": FIXED_COHORT}))
+    PflTraining(theirs, FIXED_COHORT).run(NUM_WARM + bench.repeats, turns)
+    return turns.seconds
+
+
+def _median_ratio(seconds: dict[str, list[float]], other: str) -> float:
+    """The median of another runtime's seconds over those of this process, pair by pair."""
+    pairs = zip(seconds[other], seconds["in_process"], strict=True)
+    return statistics.median(theirs / own for theirs, own in pairs)
 
 
 def two_workers_vs_one(bench: Workbench) -> Findings:

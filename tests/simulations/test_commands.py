@@ -17,7 +17,10 @@ from transformers import AutoModelForCausalLM
 from simulations.task import build_task
 
 SMALL = ["tuned.rounds=2", "selection.sampling_prob=0.01", "evaluation.records_per_user=1", "split.heldout_users=20"]
-MECHANISMS = ["zero_shot", "user_wise", "group_privacy", "example_level_tight", "record_level", "non_private"]
+MECHANISMS = [
+    "zero_shot", "user_wise", "user_wise_adaptive", "group_privacy", "example_level_tight", "record_level",
+    "non_private",
+]  # fmt: skip
 
 
 def fedsim(*arguments: str, cwd: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
@@ -39,7 +42,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_all_six_mechanisms_give_a_row(compared: Path) -> None:
+def test_every_mechanism_gives_a_row(compared: Path) -> None:
     rows = json.loads((compared / "results.json").read_text())
     assert [row["mechanism"] for row in rows] == MECHANISMS
     for row in rows:
@@ -53,7 +56,7 @@ def test_all_six_mechanisms_give_a_row(compared: Path) -> None:
 
 def test_every_user_level_epsilon_keeps_the_budget_and_nearly_uses_it(compared: Path) -> None:
     rows = {row["mechanism"]: row for row in json.loads((compared / "results.json").read_text())}
-    for name in ("user_wise", "group_privacy", "example_level_tight"):
+    for name in ("user_wise", "user_wise_adaptive", "group_privacy", "example_level_tight"):
         assert 0.98 * 4 <= rows[name]["epsilon"] <= 4
     for name in ("zero_shot", "record_level", "non_private"):
         assert rows[name]["epsilon"] is None

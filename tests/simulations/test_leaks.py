@@ -13,7 +13,7 @@ from tests.simulations.zygote import Ended, Zygote, zygote
 PHRASE = "xylophonic quartermaster zugzwang"
 ID = "Wolfeschlegelsteinhausen"
 NUM_USERS = 14
-MECHANISMS = "[zero_shot,user_wise,group_privacy,example_level_tight,record_level,non_private]"
+MECHANISMS = "[zero_shot,user_wise,user_wise_adaptive,group_privacy,example_level_tight,record_level,non_private]"
 
 
 @pytest.fixture(scope="module")
