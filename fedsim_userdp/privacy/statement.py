@@ -237,9 +237,21 @@ class PrivacyStatement:
             f"Selection: {self.selection}.",
             f"{self.num_users} users with {cap} records each, {self.rounds} releases, clip norm {clip}, "
             f"noise multiplier {noise}.",
+            *self._adapted_clip_norm(),
         ]
         owners = f"Ownership: {COVERED[self.ownership]}."
         return [*terms, owners, f"User-level epsilon by accountant: {numbers}."] if self.level == "user" else terms
+
+    def _adapted_clip_norm(self) -> list[str]:
+        """What a round releases besides its update, where the clip norm adapts itself."""
+        inner = self.release.run if isinstance(self.release, HyperparameterSearch) else self.release
+        if not isinstance(inner, AdaptiveClipping):
+            return []
+        return [
+            "That clip norm is the first round's; the others follow from a count of the users whose update was not "
+            f"clipped, released each round with noise of standard deviation {inner.count_stddev:.4g}. Update and count "
+            f"have that noise multiplier together, the update alone {inner.update_noise_multiplier:.4g}."
+        ]
 
     def _noise(self) -> str:
         """Where the noise came from."""

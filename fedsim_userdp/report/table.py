@@ -11,8 +11,8 @@ TABLE_WIDTH = 100
 HEADINGS = ("eps", "tight", "delta", "noise", "clip", "k", "perplexity", "seconds")
 FOOTNOTE = """\
 eps: user-level epsilon; "none" where there is no user-level guarantee.  tight: user-level epsilon of the
-same run by the tight ELS accountant.  noise: noise multiplier.  clip: clip norm.  k: most records of a user.
-perplexity: on held-out users, lower is better; it is not private."""
+same run by the tight ELS accountant.  noise: noise multiplier.  clip: clip norm, the first where it
+adapts itself.  k: most records of a user.  perplexity: on held-out users, lower is better; not private."""
 
 
 def result_console() -> Console:

@@ -84,6 +84,9 @@ def test_adaptive_clipping_says_what_the_update_carries() -> None:
     facts = statement(release=split).to_json()
     assert facts["update_noise_multiplier"] == pytest.approx(1.005038, rel=1e-6)
     assert facts["noise_multiplier"] == 1.0
+    assert "with noise of standard deviation 5" in str(facts["paragraph"])
+    assert "the update alone 1.005" in str(facts["paragraph"])
+    assert "standard deviation" not in statement(release=USER_WISE).paragraph()
 
 
 @pytest.mark.parametrize(
