@@ -130,6 +130,14 @@ class CyclicSelector:
         return acc.Unamplified(noise_multiplier=noise_multiplier, max_participations=most)
 
 
+def foreign_name(selector: ClientSelector) -> str | None:
+    """Returns the name of the class where its way to select is not this package's; None where it is."""
+    kind = type(selector)
+    if any(getattr(kind, "select", None) is known.select for known in (*_WITHOUT_MEMORY, CyclicSelector)):
+        return None
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def draw_cohort(selector: ClientSelector, num_users: int, round: int, generator: np.random.Generator) -> list[int]:
     """Returns the selector's cohort after checking that it holds distinct users of the population.
 

@@ -141,6 +141,7 @@ class AuditSession:
             noise_multiplier=guarantee.noise_multiplier,
             seed=task.seed,
             num_nodes=task.engine.num_nodes_for(canaries.num_users),
+            max_participations=guarantee.max_participations,
         )
         return AuditedRun(
             settings=settings,

@@ -12,6 +12,7 @@ from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
+from fedsim_userdp.selection import foreign_name
 from fedsim_userdp.training.central import StepReport
 from fedsim_userdp.training.checkpoints import CheckpointError
 from simulations.guarantee import Guarantee
@@ -145,6 +146,7 @@ class Diary:
             noise_source="seeded" if self.task.noise.is_seeded else "os",
             num_searched=self.task.num_searched,
             ownership=promise.ownership,
+            unchecked_selector=foreign_name(self.task.selector),
         )
 
     @property

@@ -11,6 +11,7 @@ from fedsim_userdp.selection import (
     FixedSizeSelector,
     PoissonSelector,
     draw_cohort,
+    foreign_name,
 )
 from strategies.every_other_user import EveryOtherUser
 
@@ -92,6 +93,20 @@ def test_cohorts_with_repeated_or_unknown_users_are_refused(chosen: list[int]) -
 
     with pytest.raises(ValueError, match="Wrong chose"):
         cohort(Wrong(), 1)
+
+
+def test_selectors_of_this_package_have_no_foreign_name_and_others_do() -> None:
+    class Renamed(PoissonSelector):
+        pass
+
+    class Own(PoissonSelector):
+        def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+            return np.arange(num_users)
+
+    for known in (PoissonSelector(0.1), FixedSizeSelector(3), CyclicSelector(3), Renamed(0.1)):
+        assert foreign_name(known) is None
+    assert str(foreign_name(Own(0.1))).endswith("Own")
+    assert foreign_name(EveryOtherUser()) == "strategies.every_other_user.EveryOtherUser"
 
 
 @pytest.mark.parametrize("probability", [0.0, -0.1, 1.1, float("nan")])

@@ -50,6 +50,8 @@ class PrivacyStatement:
         not_private: What in the run folder the claim does not cover.
         ownership: Whose a record is: "assigned" (of the one user it is filed under) or "declared" (of everybody whom
             the data names as an owner; nobody may own more than `records_per_user` used records).
+        unchecked_selector: Name of a class, not of this package, whose word is taken for how cohorts are drawn; None if
+            there is none.
 
     Raises:
         ValueError: An attribute is out of range, or level and release do not fit.
@@ -69,6 +71,7 @@ class PrivacyStatement:
     num_searched: int = 1
     not_private: tuple[str, ...] = NOT_PRIVATE
     ownership: Ownership = "assigned"
+    unchecked_selector: str | None = None
 
     def __post_init__(self) -> None:
         """Checks every attribute once."""
@@ -145,6 +148,7 @@ class PrivacyStatement:
             "every contribution is clipped as a whole before the sum, and the denominator is fixed",
             "the cohorts are kept secret" if _claims_amplification(self.release) else "the schedule is public",
             "floating-point noise is as good as real noise",
+            *self._trust_in_selector(),
         )
         return (owners, *((cap,) if isinstance(_run(self.release), RecordLevel) else ()), *common)
 
@@ -241,6 +245,12 @@ class PrivacyStatement:
         ]
         owners = f"Ownership: {COVERED[self.ownership]}."
         return [*terms, owners, f"User-level epsilon by accountant: {numbers}."] if self.level == "user" else terms
+
+    def _trust_in_selector(self) -> list[str]:
+        """What is believed of a selector that claims amplification and is none of this package's."""
+        if self.unchecked_selector is None or not isinstance(_run(self.release), UserWise | FixedSize):
+            return []
+        return [f"{self.unchecked_selector}, which is not part of this package, draws cohorts at random as it declares"]
 
     def _adapted_clip_norm(self) -> list[str]:
         """What a round releases besides its update, where the clip norm adapts itself."""

@@ -101,6 +101,15 @@ def test_selection_says_what_it_is_worth(release: acc.Description, words: str) -
     assert words in str(statement(release=release).selection)
 
 
+def test_a_foreign_selectors_word_is_an_assumption_where_amplification_rests_on_it() -> None:
+    words = "mine.Selector, which is not part of this package, draws cohorts at random as it declares"
+    for release in (USER_WISE, acc.AdaptiveClipping(USER_WISE, 5.0)):
+        assert words in statement(release=release, unchecked_selector="mine.Selector").paragraph()
+    schedule = statement(release=acc.NoAmplification(4.0, 4), unchecked_selector="mine.Selector")
+    assert "mine.Selector" not in schedule.paragraph()
+    assert "which is not part of this package" not in statement(release=USER_WISE).paragraph()
+
+
 def test_what_is_not_private_is_listed() -> None:
     made = statement(not_private=("metrics.csv",))
     assert "Not covered by any claim: metrics.csv." in made.paragraph()

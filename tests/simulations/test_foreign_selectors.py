@@ -1,0 +1,54 @@
+"""Runs whose cohorts are drawn by a class that is not this package's."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.selection import PoissonSelector
+from strategies.every_other_user import EveryOtherUser
+from tests.simulations.small_runs import run_small, small_task
+
+pytestmark = pytest.mark.usefixtures("quick_accounting")
+
+
+class SaysPoisson(PoissonSelector):
+    """Claims Poisson sampling in a release of its own, and chooses in its own way."""
+
+    def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+        return np.flatnonzero(generator.random(num_users) < self.sampling_prob)
+
+    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
+        return acc.UserWise(noise_multiplier, self.sampling_prob, rounds)
+
+
+def assumptions(folder: Path) -> list[str]:
+    """What the privacy statement of a run of one mechanism assumes."""
+    return list(json.loads((folder / "privacy.json").read_text())[0]["assumptions"])
+
+
+def believed(folder: Path) -> list[str]:
+    """Those that say that a selector is taken at its word."""
+    return [one for one in assumptions(folder) if "is not part of this package" in one]
+
+
+def test_a_claim_of_amplification_by_foreign_code_is_an_assumption_of_the_statement(
+    tmp_path: Path, store: TokenStore
+) -> None:
+    run_small(small_task(tmp_path, store, selector=SaysPoisson(0.4)))
+    assert len(believed(tmp_path)) == 1
+    assert "SaysPoisson" in believed(tmp_path)[0]
+
+
+def test_schedules_this_packages_own_sampling_and_centralized_runs_need_no_such_assumption(
+    tmp_path: Path, store: TokenStore
+) -> None:
+    run_small(small_task(tmp_path / "schedule", store, selector=EveryOtherUser()))
+    run_small(small_task(tmp_path / "own", store))
+    run_small(small_task(tmp_path / "central", store, selector=SaysPoisson(0.4)), "group_privacy")
+    for name in ("schedule", "own", "central"):
+        assert assumptions(tmp_path / name)
+        assert believed(tmp_path / name) == []
