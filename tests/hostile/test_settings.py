@@ -66,6 +66,7 @@ def odd_overrides() -> st.SearchStrategy[list[str]]:
 def try_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function that goes the way of `fedsim run`, but for the files of a run folder, with a loaded model at hand."""
     monkeypatch.setenv("FEDSIM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # cache_dir=~ may write there
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b" / "c")
     remember_accounting(monkeypatch)

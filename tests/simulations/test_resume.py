@@ -70,7 +70,7 @@ def survives_kills(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mechanism", ["user_wise", "group_privacy"])
+@pytest.mark.parametrize("mechanism", ["user_wise", "user_wise_adaptive", "group_privacy"])
 def test_a_run_killed_at_20_random_moments_ends_as_if_never_killed(
     tmp_path: Path, processes: Zygote, settings: list[str], mechanism: str
 ) -> None:

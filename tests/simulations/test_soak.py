@@ -27,7 +27,7 @@ class Held:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mechanism", ["user_wise", "group_privacy"])
+@pytest.mark.parametrize("mechanism", ["user_wise", "user_wise_adaptive", "group_privacy"])
 def test_2000_rounds_hold_no_more_memory_files_or_threads_than_100(tmp_path: Path, mechanism: str) -> None:
     settings = [
         *small_settings(write_jsonl(tmp_path / "corpus.jsonl"), tmp_path / "cache", rounds=ROUNDS),
