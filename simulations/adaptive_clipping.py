@@ -28,7 +28,7 @@ class UserWiseAdaptive(UserWise):
     """
 
     target_quantile: float = 0.5
-    clip_learning_rate: float = 0.2
+    clip_learning_rate: float = 1.0
     count_stddev: float | None = None
 
     def __post_init__(self) -> None:

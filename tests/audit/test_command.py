@@ -30,6 +30,7 @@ WRONG = {
     "+audit.canaries.yellow=1": "audit.canaries.yellow",
     "privacy.delta=1e-3": "privacy.delta",
     "mechanism=group_privacy": "user_wise",
+    "mechanism=user_wise_adaptive": "only user_wise can be audited",
     "engine=flower": "engine=in_process",
     "split.heldout_users=0": "split.heldout_users",
     "audit.nosuch=1": "nosuch",

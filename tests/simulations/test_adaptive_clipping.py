@@ -76,7 +76,7 @@ def test_without_a_budget_the_count_is_exact(tmp_path: Path, store: TokenStore) 
         rows = [row for row in csv.DictReader(file) if row["round"] != "0"]
     for row, after in itertools.pairwise(rows):
         unclipped = 1 - int(row["num_clipped"]) / task.num_users
-        expected = float(row["clip_norm"]) * math.exp(-0.2 * (unclipped - 0.5))
+        expected = float(row["clip_norm"]) * math.exp(0.5 - unclipped)
         assert float(after["clip_norm"]) == pytest.approx(expected)
 
 
