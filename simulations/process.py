@@ -14,7 +14,7 @@ _ENVIRONMENT = {
     # update ran 1.5 to 3 times as fast, and as fast as before without one (docs/decisions/0006).
     "GOMP_SPINCOUNT": "1000",
     # Code that oneDNN keeps for numbers of rows it has seen: a micro-batch needs about 12, thousands would add up.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     # For worker processes, what `_keep_freed_memory` does for this one.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),

@@ -111,11 +111,11 @@ class _FrozenProduct(torch.autograd.Function):
 def _onednn_product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows @ weight^T + bias by oneDNN, at least one row; weight may be a strided view.
 
-    oneDNN generates code for every new number of rows and keeps it: rows are filled up to one of at most 16 numbers
+    oneDNN generates code for every new number of rows and keeps it: rows are filled up to one of at most 8 numbers
     between a power of two and the next.
     """
     num_rows = len(rows)
-    missing = -num_rows % max(8, 1 << num_rows.bit_length() >> 5)
+    missing = -num_rows % max(32, 1 << num_rows.bit_length() >> 4)
     filled = nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows.contiguous()
     product: Tensor = torch.ops.mkldnn._linear_pointwise(filled, weight, bias, "none", [], "")
     return product[:num_rows]
