@@ -111,11 +111,26 @@ class _FrozenProduct(torch.autograd.Function):
 def _onednn_product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows @ weight^T + bias by oneDNN, at least one row; weight may be a strided view.
 
-    oneDNN generates code for every new number of rows and keeps it: rows are filled up to one of at most 8 numbers
-    between a power of two and the next.
+    oneDNN generates code for every new number of rows and keeps it, so rows go in by one of at most 8 numbers between a
+    power of two and the next: filled up with zeros, or, where the product is the narrower side, the last ones apart.
     """
-    num_rows = len(rows)
-    missing = -num_rows % max(32, 1 << num_rows.bit_length() >> 4)
-    filled = nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows.contiguous()
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(filled, weight, bias, "none", [], "")
-    return product[:num_rows]
+    num_rows, (width_out, width_in) = len(rows), weight.shape
+    step = max(32, 1 << num_rows.bit_length() >> 4)
+    whole = num_rows - num_rows % step
+    if whole == num_rows:
+        return _multiply(rows.contiguous(), weight, bias)
+    if width_in <= width_out or not whole:
+        return _multiply(_filled(rows, whole + step), weight, bias)[:num_rows]
+    last = _multiply(_filled(rows[whole:], step), weight, bias)
+    return torch.cat([_multiply(rows[:whole].contiguous(), weight, bias), last[: num_rows - whole]])
+
+
+def _filled(rows: Tensor, num_rows: int) -> Tensor:
+    """The rows and zeros after them, so that there are `num_rows`."""
+    return nn.functional.pad(rows, (0, 0, 0, num_rows - len(rows)))
+
+
+def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's product of contiguous rows."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product

@@ -72,6 +72,39 @@ def test_outputs_and_gradients_are_those_of_the_plain_layer(
 
 @needs_product
 @pytest.mark.usefixtures("as_if_it_paid_off")
+@pytest.mark.parametrize("num_rows", [1, 31, 32, 33, 64, 95, 511, 512, 513, 1000])
+@pytest.mark.parametrize(("width_in", "width_out"), [(3, 9), (9, 3)])
+def test_every_number_of_rows_gives_the_plain_layers_outputs_and_gradients(
+    num_rows: int, width_in: int, width_out: int
+) -> None:
+    plain = frozen(nn.Linear(width_in, width_out))
+    fast = copy.deepcopy(plain)
+    speed_up_frozen_layers(fast)
+    x = torch.randn(num_rows, width_in, generator=torch.Generator().manual_seed(num_rows)).requires_grad_()
+    upstream = torch.randn(num_rows, width_out, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(layer(x), x, upstream)[0] for layer in (fast, plain)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+@needs_product
+def test_the_numbers_of_rows_that_onednn_sees_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set[int]()
+
+    def noted(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        seen.add(len(rows))
+        return rows @ weight.t()
+
+    monkeypatch.setattr(frozen_layers, "_multiply", noted)
+    for weight in (torch.randn(3, 9), torch.randn(9, 3)):
+        for num_rows in range(1, 5000):
+            frozen_layers._onednn_product(torch.zeros(num_rows, weight.shape[1]), weight, None)
+    assert len(seen) < 60
+    assert max(seen) < 5300
+
+
+@needs_product
+@pytest.mark.usefixtures("as_if_it_paid_off")
 def test_losses_and_gradients_of_a_model_are_those_of_the_plain_one(any_model: PeftModel) -> None:
     speed_up_frozen_layers(any_model)
     plain = copy.deepcopy(any_model)
