@@ -23,7 +23,7 @@ from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
 from fedsim_userdp.training.gradients import StackedGradients
 from simulations.measurements.synthetic import SyntheticUsers
-from simulations.measurements.timing import Alternation, BenchmarkError, affordable
+from simulations.measurements.timing import Alternation, BenchmarkError, RoundTimes, affordable
 from simulations.measurements.training import Training, benchmark_strategy
 from simulations.measurements.updates import cohort_update
 from simulations.measurements.workbench import Workbench, check_agreement
@@ -73,14 +73,20 @@ class AsInFlowersDocumentation(WorkerRecipe):
 def _flower_against_this_process(bench: Workbench, recipe: WorkerRecipe) -> tuple[dict[str, list[float]], float]:
     """The seconds of both sides, and how far apart their adapters end.
 
-    Every round of Flower's is followed by one in this process, the worker processes waiting meanwhile.
+    Half of the rounds in this process come before Flower's and half after them: threads of Flower's runtime poll in
+    this process as long as it is up, and would be counted on both sides.
     """
     worker, selector = recipe.build(), FixedSizeSelector(FIXED_COHORT)
     own = Training.in_process(worker, benchmark_strategy(worker, selector))
     inner = benchmark_strategy(worker, selector, num_nodes=len(worker.users))
-    turns = Alternation("flower", "in_process", own, bench.stopwatch, NUM_WARM)
-    run_flower(FlowerEngine(), WatchedStrategy(inner, turns), turns, recipe, worker, bench.repeats)
-    return turns.seconds, check_agreement("cohort_vs_flower", inner.optimizer.state, own.state)
+    for _ in range(NUM_WARM):
+        own()
+    before = [bench.stopwatch.seconds(own) for _ in range(bench.repeats // 2)]
+    times = RoundTimes("flower", bench.stopwatch, NUM_WARM)
+    run_flower(FlowerEngine(), WatchedStrategy(inner, times), times, recipe, worker, bench.repeats)
+    after = [bench.stopwatch.seconds(own) for _ in range(bench.repeats - len(before))]
+    seconds = times.seconds | {"in_process": before + after}
+    return seconds, check_agreement("cohort_vs_flower", inner.optimizer.state, own.state)
 
 
 def cohort_vs_pfl(bench: Workbench) -> Findings:
@@ -142,18 +148,18 @@ def two_workers_vs_one(bench: Workbench) -> Findings:
 def run_flower(
     engine: FlowerEngine,
     strategy: WatchedStrategy,
-    turns: Alternation,
+    times: Alternation | RoundTimes,
     recipe: WorkerRecipe,
     worker: Worker,
     rounds: int,
 ) -> None:
-    """Runs that many rounds after the warm-up under Flower's runtime, taking turns.
+    """Runs that many rounds after the warm-up under Flower's runtime, and lets `times` take them.
 
     Raises:
         BenchmarkError: when the runtime ended before.
     """
     state = trainable_state(worker.gradients.model)
     engine.run(strategy, recipe, worker, state, Rounds(1, NUM_WARM + rounds))
-    measured = min(map(len, turns.seconds.values()))
+    measured = min(map(len, times.seconds.values()))
     if measured < rounds:
         raise BenchmarkError(f"Flower's runtime ended after {measured} of {rounds} measured rounds")

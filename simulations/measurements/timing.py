@@ -79,6 +79,32 @@ def affordable(
     return list(units[: min(max(int(count * seconds / taken), least), len(units))])
 
 
+class RoundTimes:
+    """Takes the times of somebody else's rounds.
+
+    Args:
+        name: of whose rounds they are.
+        stopwatch: takes the time.
+        num_warm: first rounds that do not count.
+    """
+
+    def __init__(self, name: str, stopwatch: Stopwatch, num_warm: int) -> None:
+        self.seconds: dict[str, list[float]] = {name: []}
+        self._name, self._stopwatch, self._num_left, self._mark = name, stopwatch, num_warm, 0.0
+
+    def begin(self) -> None:
+        """Says that a round begins now."""
+        self._mark = self._stopwatch.now()
+
+    def lap(self) -> None:
+        """Takes the time of the round that is over."""
+        if self._num_left > 0:
+            self._num_left -= 1
+        else:
+            self.seconds[self._name].append(self._stopwatch.now() - self._mark)
+        self._mark = self._stopwatch.now()
+
+
 class Alternation:
     """Takes turns with something that cannot be called round by round: it calls `lap` after each of its rounds.
 

@@ -20,7 +20,7 @@ from fedsim_userdp.selection import CyclicSelector
 from fedsim_userdp.training.batches import Unit
 from simulations.measurements import curves, memory, overhead, population, runtimes, startup, updates
 from simulations.measurements.synthetic import SyntheticUsers, synthetic_store
-from simulations.measurements.timing import Alternation, BenchmarkError, Stopwatch, affordable, take_turns
+from simulations.measurements.timing import Alternation, BenchmarkError, RoundTimes, Stopwatch, affordable, take_turns
 from simulations.measurements.training import Training, benchmark_strategy
 from simulations.measurements.workbench import Workbench, check_agreement, relative_distance
 from tests.simulations.benchmark_setup import small_bench
@@ -112,6 +112,17 @@ def test_an_alternation_leaves_out_warm_rounds_and_the_others_time() -> None:
         clock.now += seconds
         turns.lap()
     assert turns.seconds == {"flower": [8.0, 9.0], "in_process": [2.0, 2.0]}
+
+
+def test_round_times_leave_out_warm_rounds_and_what_comes_between() -> None:
+    clock = FakeClock()
+    times = RoundTimes("flower", Stopwatch(clock=clock), num_warm=1)
+    for seconds in (50.0, 8.0, 9.0):
+        clock.now += 100.0
+        times.begin()
+        clock.now += seconds
+        times.lap()
+    assert times.seconds == {"flower": [8.0, 9.0]}
 
 
 def test_as_many_users_are_taken_as_fit_into_the_time() -> None:
