@@ -31,6 +31,7 @@ from simulations.measurements.workbench import Workbench, check_agreement
 FIXED_USERS, FIXED_COHORT = SyntheticUsers(num_users=100, records=4, length=64), 16
 FIXED_LORA = LoraSettings(rank=8, alpha=8.0, target_modules=("c_attn",), freeze_a=False)
 NUM_WARM = 2  # rounds in which worker processes start and load
+_FLOWER_ROUNDS = 3  # times as many repeats: its rounds end at ticks of about 0.1 s, and a median of five jumps
 _FIXED_TOKENS = 4096  # of a micro-batch: the whole cohort
 
 
@@ -81,10 +82,11 @@ def _flower_against_this_process(bench: Workbench, recipe: WorkerRecipe) -> tupl
     inner = benchmark_strategy(worker, selector, num_nodes=len(worker.users))
     for _ in range(NUM_WARM):
         own()
-    before = [bench.stopwatch.seconds(own) for _ in range(bench.repeats // 2)]
+    repeats = _FLOWER_ROUNDS * bench.repeats
+    before = [bench.stopwatch.seconds(own) for _ in range(repeats // 2)]
     times = RoundTimes("flower", bench.stopwatch, NUM_WARM)
-    run_flower(FlowerEngine(), WatchedStrategy(inner, times), times, recipe, worker, bench.repeats)
-    after = [bench.stopwatch.seconds(own) for _ in range(bench.repeats - len(before))]
+    run_flower(FlowerEngine(), WatchedStrategy(inner, times), times, recipe, worker, repeats)
+    after = [bench.stopwatch.seconds(own) for _ in range(repeats - len(before))]
     seconds = times.seconds | {"in_process": before + after}
     return seconds, check_agreement("cohort_vs_flower", inner.optimizer.state, own.state)
 

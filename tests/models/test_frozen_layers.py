@@ -99,8 +99,8 @@ def test_the_numbers_of_rows_that_onednn_sees_are_few(monkeypatch: pytest.Monkey
     for weight in (torch.randn(3, 9), torch.randn(9, 3)):
         for num_rows in range(1, 5000):
             frozen_layers._onednn_product(torch.zeros(num_rows, weight.shape[1]), weight, None)
-    assert len(seen) < 60
-    assert max(seen) < 5300
+    assert len(seen) < 150
+    assert max(seen) < 5100
 
 
 @needs_product
