@@ -111,8 +111,9 @@ class _FrozenProduct(torch.autograd.Function):
 def _onednn_product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows @ weight^T + bias by oneDNN, at least one row; weight may be a strided view.
 
-    oneDNN generates code for every new number of rows and keeps it, so rows go in by one of at most 32 numbers between a
-    power of two and the next (64 records of 63 tokens, a full micro-batch of the default windows, is one): filled up with zeros, or, where the product is the narrower side, the last ones apart.
+    oneDNN generates code for every new number of rows and keeps it, so rows go in by one of at most 32 numbers between
+    a power of two and the next; 64 records of 63 tokens, a full micro-batch of the default windows, is one. They
+    are filled up with zeros, or, where the product is the narrower side, the last ones go apart.
     """
     num_rows, (width_out, width_in) = len(rows), weight.shape
     step = max(32, 1 << num_rows.bit_length() >> 6)

@@ -100,7 +100,7 @@ def test_the_numbers_of_rows_that_onednn_sees_are_few(monkeypatch: pytest.Monkey
         for num_rows in range(1, 5000):
             frozen_layers._onednn_product(torch.zeros(num_rows, weight.shape[1]), weight, None)
     assert len(seen) < 150
-    assert max(seen) < 5100
+    assert max(seen) <= 5120
 
 
 @needs_product
