@@ -80,7 +80,7 @@ def test_the_folder_holds_configuration_plot_and_marked_diagnostics(compared: Pa
 
 def test_every_release_is_in_a_ledger_and_runs_without_noise_have_none(compared: Path) -> None:
     ledgers = {path.stem.removesuffix("-seed0"): path for path in (compared / "ledger").iterdir()}
-    assert sorted(ledgers) == ["example_level_tight", "group_privacy", "record_level", "user_wise"]
+    assert sorted(ledgers) == ["example_level_tight", "group_privacy", "record_level", "user_wise", "user_wise_adaptive"]
     assert all(path.read_bytes().count(b"\n") == 2 for path in ledgers.values())
 
 
@@ -89,7 +89,7 @@ def test_every_run_states_what_it_guarantees(compared: Path) -> None:
     statements = json.loads((compared / "privacy.json").read_text())
     assert [statement["mechanism"] for statement in statements] == MECHANISMS
     assert [statement["epsilon"] for statement in statements] == [row["epsilon"] for row in rows]
-    assert [statement["level"] for statement in statements] == ["nobody", "user", "user", "user", "record", "nobody"]
+    assert [statement["level"] for statement in statements] == ["nobody", *["user"] * 4, "record", "nobody"]
     text = (compared / "PRIVACY.md").read_text()
     assert "NO guarantee for users" in text
     assert "drawn from a seed" in text

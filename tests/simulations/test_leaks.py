@@ -79,7 +79,7 @@ def test_a_comparison_of_all_mechanisms_leaks_nothing(tmp_path: Path, processes:
     ended = processes.run("compare", *settings, f"compare.mechanisms={MECHANISMS}", f"output_dir={folder}")
     assert ended.returncode == 0, ended.stderr
     assert {"results.csv", "comparison.png", "run.json", "PRIVACY.md"} <= {file.name for file in folder.iterdir()}
-    assert len(list(folder.rglob("adapter_model.safetensors"))) == 5
+    assert len(list(folder.rglob("adapter_model.safetensors"))) == 6
     assert leaks(folder, ended) == []
 
 
