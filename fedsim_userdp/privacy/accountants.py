@@ -89,7 +89,10 @@ def _methods_of_parts(runs: list[UserWise | RecordLevel | FixedSize | NoAmplific
     caps = {run.records_per_user for run in runs if isinstance(run, RecordLevel)}
     if kinds == {RecordLevel}:
         return ("group", "tight", "record") if len(caps) == 1 else ("tight", "record")
-    return ("tight",) if RecordLevel in kinds else methods(runs[0])
+    if RecordLevel in kinds:
+        return ("tight",)
+    fitting = [methods(run) for run in runs]
+    return tuple(name for name in fitting[0] if all(name in names for names in fitting))
 
 
 def _curve(releases: list[tuple[UserWise | RecordLevel | FixedSize | NoAmplification, int]], method: str) -> Curve:
@@ -99,7 +102,10 @@ def _curve(releases: list[tuple[UserWise | RecordLevel | FixedSize | NoAmplifica
         record = curves.sampled_gaussian([(run.one_record(), count) for run, count in runs])
         return record if method == "record" else curves.grouped(record, runs[0][0].records_per_user)
     unsampled = [(run, count) for run, count in releases if isinstance(run, NoAmplification)]
-    if unsampled:
+    sampled = [(run, count) for run, count in releases if isinstance(run, UserWise | RecordLevel)]
+    if len(unsampled) == len(releases):
         squares = [count * (run.sensitivity / run.noise_multiplier) ** 2 for run, count in unsampled]
         return curves.shifted_gaussian(math.sqrt(math.fsum(squares)))
-    return curves.sampled_gaussian([(run, count) for run, count in releases if isinstance(run, UserWise | RecordLevel)])
+    if len(sampled) == len(releases):
+        return curves.sampled_gaussian(sampled)
+    raise AccountingError(_REASONS["pld"])  # nothing is left out of a sum

@@ -160,6 +160,37 @@ def test_composition_of_unequal_runs_lies_between_those_of_its_parts() -> None:
     assert acc.epsilon(parts, DELTA) <= acc.epsilon(parts, DELTA, "rdp")
 
 
+REPLACED = acc.NoAmplification(2.0, 10, acc.Adjacency.REPLACE_USER)
+
+
+@pytest.mark.parametrize("method", [None, "pld", "rdp", "tight"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (REPLACED, acc.FixedSize(2.0, 1000, 50, 100)),
+        (REPLACED, acc.NoAmplification(4.0, 5, acc.Adjacency.REPLACE_USER)),
+        (acc.NoAmplification(2.0, 10), acc.AdaptiveClipping(acc.NoAmplification(3.0, 4), 9.0)),
+        (acc.UserWise(2.0, 0.05, 100), acc.RecordLevel(4.0, 0.05, 100, 3)),
+    ],
+    ids=lambda parts: " and ".join(type(part).__name__ for part in parts),
+)
+def test_composition_in_either_order_costs_the_same_and_more_than_its_parts(
+    parts: tuple[acc.Description, acc.Description], method: str | None
+) -> None:
+    one, other = acc.Composed(parts), acc.Composed(parts[::-1])
+    assert set(acc.methods(one)) == set(acc.methods(other))
+    if method is not None and method not in acc.methods(one):
+        with pytest.raises(acc.AccountingError):
+            acc.epsilon(one, 1e-5, method)
+        return
+    together = acc.epsilon(one, 1e-5, method)
+    assert together == pytest.approx(acc.epsilon(other, 1e-5, method), rel=1e-3)
+    for part in parts:
+        alone = acc.Composed((part,))
+        used = method if method in acc.methods(alone) else None
+        assert together > acc.epsilon(alone, 1e-5, used)
+
+
 def test_mixed_record_and_user_sampling_composes_at_user_level() -> None:
     parts = acc.Composed((acc.UserWise(2.0, 0.05, 100), acc.RecordLevel(4.0, 0.05, 100, 3)))
     assert acc.methods(parts) == ("tight",)
