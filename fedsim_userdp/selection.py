@@ -1,4 +1,4 @@
-"""Who takes part in a round, and what that is worth to the accountant (DESIGN rule 6).
+"""Who takes part in a round, and what that is worth to the accountant (docs/design.md, rule 6).
 
 A selector sees how many users there are, the round and a generator of its own; never text, losses or norms.
 What it declares in `release` decides the accounting, and the run checks that it keeps to it.

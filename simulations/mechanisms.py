@@ -1,4 +1,4 @@
-"""The mechanisms that are compared (DESIGN section 4), each as one object with a `run`.
+"""The mechanisms that are compared (docs/design.md), each as one object with a `run`.
 
 All of them start from the same adapter, see the same expected number of records in a step, take the same number
 of steps with the same kind of optimizer, and are scored on the same users.

@@ -188,4 +188,4 @@ def _pyarrow(file: Path) -> ModuleType:
     try:
         return importlib.import_module("pyarrow")
     except ImportError as error:
-        raise DataError(f"{file}: reading it needs pyarrow: pip install 'fedsim-userdp[parquet]'") from error
+        raise DataError(f"{file}: reading it needs pyarrow: pip install pyarrow") from error

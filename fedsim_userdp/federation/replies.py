@@ -1,4 +1,4 @@
-"""The nodes' answers of a round, checked and added up (DESIGN rules 3 and 5)."""
+"""The nodes' answers of a round, checked and added up (docs/design.md, rules 3 and 5)."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

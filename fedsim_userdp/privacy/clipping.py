@@ -1,4 +1,4 @@
-"""Clipping of per-unit updates and their sum, whose sensitivity is `clip_norm` (DESIGN rules 2 and 5)."""
+"""Clipping of per-unit updates and their sum, whose sensitivity is `clip_norm` (docs/design.md, rules 2 and 5)."""
 
 import math
 from collections.abc import Mapping

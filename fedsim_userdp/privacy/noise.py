@@ -1,4 +1,4 @@
-"""Gaussian noise on a sum of clipped updates (DESIGN rules 3, 4 and 9)."""
+"""Gaussian noise on a sum of clipped updates (docs/design.md, rules 3, 4 and 9)."""
 
 import math
 import os

@@ -79,7 +79,7 @@ def test_sampling_everybody_always_ties_tight_els_with_user_wise() -> None:
 
 
 def test_noise_multipliers_agree_with_the_reference_values() -> None:
-    """From shared/reference/accounting.json: q = 0.05, 200 rounds, delta 1e-5, epsilon 1, k = 5."""
+    """From tests/privacy/reference_accounting.json: q = 0.05, 200 rounds, delta 1e-5, epsilon 1, k = 5."""
     user, group, tight = plan(BudgetSetting(1000, 5, 200, 1.0, delta=1e-5, sampling_prob=0.05))
     assert user.noise_multiplier == pytest.approx(2.8387, rel=0.01)
     assert group.noise_multiplier == pytest.approx(13.446, rel=0.01)

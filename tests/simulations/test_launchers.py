@@ -1,4 +1,4 @@
-"""Hydra's launchers for sweeps over several processes or machines: `pip install "fedsim-userdp[clusters]"`."""
+"""Hydra's launchers for sweeps over several processes or machines: `pip install -e ".[clusters]"`."""
 
 import json
 import subprocess
