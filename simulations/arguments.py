@@ -47,6 +47,7 @@ _NULLABLE: dict[str, tuple[type, ...]] = {
     "data.text_column": (str,),
     "local.max_tokens": (int,),
     "mechanism.count_stddev": (float, int),
+    "model.autocast": (str,),
     "model.cache_dir": (str,),
     "model.package": (str,),
     "model.path": (str,),

@@ -42,4 +42,10 @@ def configured_store(config: DictConfig, model: ModelSource) -> TokenStore:
         raise ConfigError(
             f"tokens.window={settings.window} is longer than the {most} tokens that {model.name} can read"
         )
+    known = model.vocabulary_size()
+    if known is not None and len(tokenizer) > known:  # a GPU does not survive a token that its model does not know
+        raise ConfigError(
+            f"model.path={model.location}: its tokenizer has {len(tokenizer)} tokens and the model knows {known}: "
+            "resize the model's embeddings, or give the tokenizer that belongs to it"
+        )
     return open_store(corpus, tokenizer, settings, None if config.cache_dir is None else Path(config.cache_dir))

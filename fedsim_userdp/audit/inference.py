@@ -90,7 +90,7 @@ def mean_log_likelihoods(model: nn.Module, units: Sequence[Unit], max_tokens: in
     records = [Unit(i, [record]) for i, record in enumerate(record for unit in units for record in unit.records)]
     likelihoods = np.empty(len(records))
     for batch in micro_batches(records, max_tokens, device):
-        likelihoods[list(batch.units)] = -token_losses(model, batch).double().sum(1).cpu().numpy()
+        likelihoods[list(batch.units)] = -token_losses(model, batch).cpu().double().sum(1).numpy()
     return np.bincount(owners, weights=likelihoods, minlength=len(units)) / np.bincount(owners, minlength=len(units))
 
 

@@ -1,5 +1,6 @@
 """What a node holds: the model and the users' records, built once in a process and kept over rounds."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, zero_update
 from fedsim_userdp.training.gradients import UnitGradients, unit_gradients
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,10 @@ class Worker:
         users beside it.  Where that is everybody, the node itself is at fault and what it raises goes on.
         """
         try:
-            return self._sum_of(request, request.users)
+            return self._sum_of(request, request.users, self.local)
         except _USERS_FAULTS as error:
-            return self._one_by_one(request, error)
+            fault = error.with_traceback(None)  # which would keep what the failed attempt holds of the memory
+        return self._one_by_one(request, fault)
 
     def sizes(self, users: Sequence[int], round: int) -> list[float]:
         """Returns how many tokens an update of each of `users` takes in the round, after the cap of k records."""
@@ -53,19 +57,27 @@ class Worker:
         total = zero_update(request.state)
         for user in request.users:
             try:
-                total = add(total, self._sum_of(request, [user]))
+                total = add(total, self._sum_of(request, [user], self.local))
             except _USERS_FAULTS:
                 total = replace(total, num_failed=total.num_failed + 1)
         if total.num_failed == len(request.users):
             raise error
         return total
 
-    def _sum_of(self, request: TrainRequest, users: Sequence[int]) -> CohortUpdate:
-        """The sum of clipped updates of some of the request's users."""
+    def _sum_of(self, request: TrainRequest, users: Sequence[int], local: LocalTraining) -> CohortUpdate:
+        """The sum of clipped updates of some users, in smaller micro-batches where a GPU has too little memory."""
         units = self.users.units(users, request.round)
-        return clipped_update_sum(
-            self.gradients, request.state, units, self.local, request.clip_norm, round=request.round
-        )
+        try:
+            return clipped_update_sum(
+                self.gradients, request.state, units, local, request.clip_norm, round=request.round
+            )
+        except torch.OutOfMemoryError:
+            if len(users) == 1 or local.max_tokens == 1:  # micro-batches of one user each
+                raise
+        torch.cuda.empty_cache()  # out here, where nothing of the failed attempt is held any more
+        fewer = local.max_tokens // 2
+        _log.warning("out of GPU memory: trying micro-batches of %d tokens (local.max_tokens)", fewer)
+        return self._sum_of(request, users, replace(local, max_tokens=fewer))
 
 
 # What a user's records or their choice can raise in numpy and torch (out of memory included), as opposed to a bug.

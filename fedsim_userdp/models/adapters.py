@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from fedsim_userdp.models.dropout import AddressedDropout
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
+from fedsim_userdp.models.output_layer import answer_with_losses, stop_answering
 from fedsim_userdp.privacy.streams import numpy_generator
 
 ADAPTER = "default"
@@ -71,10 +72,12 @@ def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> Pef
         task_type="CAUSAL_LM",
     )
     speed_up_frozen_layers(base)
+    stop_answering(base)  # until it is clear that the output layer has no adapter
     try:
         model = get_peft_model(base, config)
     except ValueError as error:
         raise ModelError(f"lora.target_modules={targets}: {error}") from error
+    answer_with_losses(base)
     for name, layer in lora_layers(model).items():
         drawn, zero = factors(layer)
         _initialise(drawn, zero, seed, name)

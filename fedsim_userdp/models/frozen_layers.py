@@ -21,7 +21,7 @@ def speed_up_frozen_layers(model: nn.Module) -> None:
     The choice depends on the CPU alone, never on a measurement, so that a resumed run repeats itself bit for bit.
     Layers on other devices, of other dtypes or with something to train go on as before, whenever that changes.
     """
-    if not pays_off():
+    if not pays_off() or any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return
     for module in model.modules():
         if type(module) in _FAST and not any(parameter.requires_grad for parameter in module.parameters()):

@@ -13,6 +13,8 @@ from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.gguf import converted, packaged_gguf
+from fedsim_userdp.models.output_layer import answer_with_losses
+from fedsim_userdp.models.precision import autocast_forward
 from fedsim_userdp.privacy.cache import directory
 
 TINY_MODEL = Path(__file__).parent / "tiny_gpt2"
@@ -29,6 +31,8 @@ class ModelSource:
             `package`.
         package: an installed package that holds a GGUF file; None for the bundled tiny GPT-2.
         dtype: "float32" or "bfloat16".
+        autocast: "bfloat16" to do a float32 model's matrix products in bfloat16, sums and the adapter staying float32;
+            None for no mixed precision.
         device: "auto" (CUDA, else Apple MPS, else CPU), "cpu", "cuda" or "mps".
         activation_checkpointing: compute each block's activations again in the backward pass, to save memory.
         cache_dir: where converted GGUF files are kept; None for the package's cache folder.
@@ -38,6 +42,7 @@ class ModelSource:
     path: str | None = None
     package: str | None = None
     dtype: str = "float32"
+    autocast: str | None = None
     device: str = "auto"
     activation_checkpointing: bool = False
     cache_dir: str | None = None
@@ -45,6 +50,10 @@ class ModelSource:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ModelError(f"model.dtype={self.dtype} is unknown; expected one of {', '.join(DTYPES)}")
+        if self.autocast not in (None, "bfloat16"):
+            raise ModelError(f"model.autocast={self.autocast} is unknown; expected bfloat16 or null")
+        if self.autocast is not None and self.dtype != "float32":
+            raise ModelError(f"model.autocast={self.autocast} is for a float32 model, not for model.dtype={self.dtype}")
 
     @cached_property
     def location(self) -> str:
@@ -64,6 +73,11 @@ class ModelSource:
             return str(converted(found, Path(self.cache_dir) if self.cache_dir else directory()))
         return str(found) if found.is_dir() else path
 
+    @property
+    def product_dtype(self) -> str:
+        """What matrix products are done in: "float32" or "bfloat16"."""
+        return self.autocast or self.dtype
+
     @cached_property
     def torch_device(self) -> torch.device:
         """The device that `device` stands for on this machine."""
@@ -82,12 +96,20 @@ class ModelSource:
 
     def context_length(self) -> int | None:
         """Returns the most tokens that the model reads at once; None where no configuration says it."""
+        return self._configured("max_position_embeddings")
+
+    def vocabulary_size(self) -> int | None:
+        """Returns how many different tokens the model knows; None where no configuration says it."""
+        return self._configured("vocab_size")
+
+    def _configured(self, name: str) -> int | None:
+        """A positive number of the model's configuration; None where there is none."""
         try:
             config = AutoConfig.from_pretrained(self.location, trust_remote_code=False)
         except Exception:  # noqa: BLE001 - whatever readers of foreign files raise; `load` says what is wrong
             return None
-        length = getattr(config, "max_position_embeddings", None)
-        return length if isinstance(length, int) and length > 0 else None
+        number = getattr(config, name, None)
+        return number if isinstance(number, int) and number > 0 else None
 
     def load(self) -> PreTrainedModel:
         """Returns the frozen model in eval mode on its device: no dropout, so that results repeat.
@@ -108,6 +130,9 @@ class ModelSource:
             checkpoint_activations(model)
         model = model.to(self.torch_device).eval().requires_grad_(False)
         speed_up_frozen_layers(model)
+        answer_with_losses(model)
+        if self.autocast is not None:
+            autocast_forward(model, DTYPES[self.autocast])
         return model
 
 

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
 from fedsim_userdp.models.adapters import ADAPTER, lora_layers
+from fedsim_userdp.models.devices import to_device
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,26 @@ class RowsOfUnits:
 
     Attributes:
         unit_of_row: index of the unit, shape [rows], int64, not decreasing.
-        num_units: number of units in the batch; every unit has at least one row.
+        rows_of_unit: how many rows each unit has, at least 1, shape [units], int64.
         rows_each: rows of each unit where all have the same number, else None.
     """
 
     unit_of_row: Tensor
-    num_units: int
+    rows_of_unit: Tensor
     rows_each: int | None
+
+    @property
+    def num_units(self) -> int:
+        """Number of units in the batch."""
+        return len(self.rows_of_unit)
 
     @classmethod
     def from_counts(cls, rows_per_unit: list[int], device: torch.device | str = "cpu") -> "RowsOfUnits":
         """Returns the layout of consecutive blocks of `rows_per_unit` rows."""
-        counts = torch.tensor(rows_per_unit, device=device)
-        unit_of_row = torch.repeat_interleave(torch.arange(len(rows_per_unit), device=device), counts)
+        counts = np.array(rows_per_unit, dtype=np.int64)
+        unit_of_row = np.repeat(np.arange(len(counts)), counts)
         same = len(set(rows_per_unit)) == 1
-        return cls(unit_of_row, len(rows_per_unit), rows_per_unit[0] if same else None)
+        return cls(to_device(unit_of_row, device), to_device(counts, device), rows_per_unit[0] if same else None)
 
 
 def stack(state: Mapping[str, Tensor], num_units: int, device: torch.device | str) -> dict[str, Tensor]:
@@ -92,13 +99,16 @@ def unsupported_layers(model: nn.Module) -> list[str]:
 
 
 def _stacked_forward(layer: LoraLayer, a: Tensor, b: Tensor, rows: RowsOfUnits, x: Tensor, *args: object) -> Tensor:
-    """Returns base(x) + scaling * (x A_u^T) B_u^T with u the unit of each row."""
+    """Returns base(x) + (scaling * x A_u^T) B_u^T with u the unit of each row."""
     if len(x) != len(rows.unit_of_row):
         raise ValueError(f"an adapted layer sees {len(x)} rows of the batch's {len(rows.unit_of_row)}")
-    base = layer.base_layer(x, *args)
+    base: Tensor = layer.base_layer(x, *args)
     dropped = layer.lora_dropout[ADAPTER](x.to(b.dtype))
-    low_rank = _per_unit_product(_per_unit_product(dropped, a, rows), b, rows)
-    return base + (low_rank * layer.scaling[ADAPTER]).to(base.dtype)
+    low_rank = _per_unit_product(dropped, a, rows) * layer.scaling[ADAPTER]  # here it is narrowest
+    if b.ndim == 2 or rows.rows_each is None or base.dtype != low_rank.dtype:
+        return base + _per_unit_product(low_rank, b, rows).to(base.dtype)
+    sums = torch.baddbmm(_by_unit(base, rows), _by_unit(low_rank, rows), b.transpose(1, 2))
+    return sums.view_as(base)
 
 
 def _per_unit_product(x: Tensor, weight: Tensor, rows: RowsOfUnits) -> Tensor:
@@ -106,8 +116,12 @@ def _per_unit_product(x: Tensor, weight: Tensor, rows: RowsOfUnits) -> Tensor:
     if weight.ndim == 2:
         return nn.functional.linear(x, weight.to(x.dtype))
     if rows.rows_each is not None:
-        grouped = x.reshape(rows.num_units, -1, x.shape[-1])
-        return torch.bmm(grouped, weight.transpose(1, 2)).reshape(*x.shape[:-1], weight.shape[1])
+        return torch.bmm(_by_unit(x, rows), weight.transpose(1, 2)).reshape(*x.shape[:-1], weight.shape[1])
     flat = x.reshape(x.shape[0], -1, x.shape[-1])
     gathered = weight.index_select(0, rows.unit_of_row)
     return torch.bmm(flat, gathered.transpose(1, 2)).reshape(*x.shape[:-1], weight.shape[1])
+
+
+def _by_unit(x: Tensor, rows: RowsOfUnits) -> Tensor:
+    """The rows of each unit together, [units, rows of a unit * ..., features], where all have the same number."""
+    return x.reshape(rows.num_units, -1, x.shape[-1])

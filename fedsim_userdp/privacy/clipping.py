@@ -65,13 +65,16 @@ def clip_and_sum(updates: Mapping[str, Tensor], clip_norm: float) -> ClippedSum:
     norms = unit_norms(updates)
     finite = torch.isfinite(norms)
     scale = _clip_scale(norms, finite, clip_norm)
-    total = {name: _weighted_sum(tensor, scale, finite) for name, tensor in updates.items()}
+    kept = torch.where(finite, norms, torch.zeros_like(norms))
+    sums = torch.stack([(~finite).to(norms).sum(), (kept > clip_norm).to(norms).sum(), kept.sum()])
+    num_nonfinite, num_clipped, norm_sum = sums.tolist()  # one wait for the device
+    dropped = None if num_nonfinite == 0 else ~finite.unsqueeze(1)
     return ClippedSum(
-        total=total,
+        total={name: _weighted_sum(tensor, scale, dropped) for name, tensor in updates.items()},
         num_units=len(norms),
-        num_nonfinite=int((~finite).sum()),
-        num_clipped=int((norms[finite] > clip_norm).sum()),
-        norm_sum=float(norms[finite].sum()),
+        num_nonfinite=int(num_nonfinite),
+        num_clipped=int(num_clipped),
+        norm_sum=norm_sum,
     )
 
 
@@ -102,9 +105,9 @@ def _clip_scale(norms: Tensor, finite: Tensor, clip_norm: float) -> Tensor:
     return torch.where(finite, scale, torch.zeros_like(norms))
 
 
-def _weighted_sum(tensor: Tensor, scale: Tensor, finite: Tensor) -> Tensor:
-    """sum_u scale[u] * tensor[u] in float32; rows that are not finite are left out, since 0 * NaN is NaN."""
+def _weighted_sum(tensor: Tensor, scale: Tensor, dropped: Tensor | None) -> Tensor:
+    """sum_u scale[u] * tensor[u] in float32; `dropped` units are taken out before, since 0 * NaN is NaN."""
     values = _precise(_as_rows(tensor))
-    if not bool(finite.all()):
-        values = torch.where(finite.unsqueeze(1), values, torch.zeros_like(values))
+    if dropped is not None:
+        values = values.masked_fill(dropped, 0.0)
     return (scale @ values).float().reshape(tensor.shape[1:])

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim_userdp.models.devices import to_device
 from fedsim_userdp.models.dropout import DropoutRows
 from fedsim_userdp.models.stacked import RowsOfUnits
 
@@ -41,43 +42,44 @@ class MicroBatch:
     Attributes:
         input_ids: token ids of each record but its last, shape [rows, length], int64, padded on the right.
         targets: next-token ids, shape [rows, length], int64, `IGNORED` where there is nothing to predict.
+        predicted: where in the flattened `targets` there is something to predict, ascending, shape [tokens], int64.
         rows: which unit each row belongs to.
-        units: the units' `index`, in the order of their slices.
-        num_tokens: tokens that are predicted, padding not counted.
+        members: the units, in the order of their slices.
     """
 
     input_ids: Tensor
     targets: Tensor
+    predicted: Tensor
     rows: RowsOfUnits
-    units: tuple[int, ...]
-    num_tokens: int
+    members: tuple[Unit, ...]
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The units' `index`, in the order of their slices."""
+        return tuple(unit.index for unit in self.members)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are predicted, padding not counted."""
+        return len(self.predicted)
 
     def of_unit(self, position: int) -> "MicroBatch":
-        """Returns the batch of one unit alone, given by its place in `units`, without the others' padding."""
-        chosen = self.rows.unit_of_row == position
-        targets = self.targets[chosen]
-        longest = int((targets != IGNORED).sum(1).max())
-        return MicroBatch(
-            input_ids=self.input_ids[chosen, :longest],
-            targets=targets[:, :longest],
-            rows=RowsOfUnits.from_counts([int(chosen.sum())], self.input_ids.device),
-            units=(self.units[position],),
-            num_tokens=int((targets != IGNORED).sum()),
-        )
+        """Returns the batch of one unit alone, given by its place in `members`, without the others' padding."""
+        return collate([self.members[position]], self.input_ids.device)
 
     def dropout_rows(self, at: StepAddress) -> DropoutRows:
         """Returns which dropout masks the rows get: those of the unit, and the record's place in it."""
-        positions = self.rows.unit_of_row.tolist()
-        first = {position: row for row, position in reversed(list(enumerate(positions)))}
         return DropoutRows(
             round=at.round,
             local_step=at.local_step,
-            owners=[(self.units[position], row - first[position]) for row, position in enumerate(positions)],
-            lengths=(self.targets != IGNORED).sum(1).tolist(),
+            owners=[(unit.index, place) for unit in self.members for place in range(len(unit.records))],
+            lengths=[len(record) - 1 for unit in self.members for record in unit.records],
         )
 
 
-def micro_batches(units: Sequence[Unit], max_tokens: int, device: torch.device | str = "cpu") -> Iterator[MicroBatch]:
+def micro_batches(
+    units: Sequence[Unit], max_tokens: int, device: torch.device | str = "cpu", *, max_units: int | None = None
+) -> Iterator[MicroBatch]:
     """Yields the units in micro-batches of at most `max_tokens` padded tokens (always at least one unit).
 
     Units are sorted by number of records and by longest record, so that padding stays small and most
@@ -87,12 +89,14 @@ def micro_batches(units: Sequence[Unit], max_tokens: int, device: torch.device |
         units: the units of a step; those without records must have been left out.
         max_tokens: bound on rows * length of a micro-batch, at least 1.
         device: where the tensors go.
+        max_units: bound on the units of a micro-batch, at least 1; None for no bound.
     """
     pending: list[Unit] = []
     rows = longest = 0
     for unit in sorted(units, key=_size):
         count, length, _ = _size(unit)
-        if pending and (rows + count) * max(longest, length) > max_tokens:
+        is_full = (rows + count) * max(longest, length) > max_tokens or len(pending) == max_units
+        if pending and is_full:
             yield collate(pending, device)
             pending, rows, longest = [], 0, 0
         pending.append(unit)
@@ -110,11 +114,11 @@ def collate(units: Sequence[Unit], device: torch.device | str = "cpu") -> MicroB
         input_ids[row, : len(record) - 1] = record[:-1]
         targets[row, : len(record) - 1] = record[1:]
     return MicroBatch(
-        input_ids=torch.from_numpy(input_ids).to(device),
-        targets=torch.from_numpy(targets).to(device),
+        input_ids=to_device(input_ids, device),
+        targets=to_device(targets, device),
+        predicted=to_device(np.flatnonzero(targets != IGNORED), device),
         rows=RowsOfUnits.from_counts([len(unit.records) for unit in units], device),
-        units=tuple(unit.index for unit in units),
-        num_tokens=sum(len(record) - 1 for record in records),
+        members=tuple(units),
     )
 
 

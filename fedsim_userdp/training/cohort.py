@@ -10,6 +10,10 @@ from fedsim_userdp.models.stacked import stack
 from fedsim_userdp.privacy.clipping import ClippedSum, clip_and_sum
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, micro_batches
 from fedsim_userdp.training.gradients import UnitGradients
+from fedsim_userdp.training.memory import units_in_memory
+
+# A unit's adapter and its gradient; with several local steps also their sum, and the adapter and gradient of the step.
+_COPIES, _COPIES_OF_STEPS = 2, 5
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,26 @@ def clipped_update_sum(
         round: the round, which addresses dropout masks.
     """
     device = next(gradients.model.parameters()).device
-    parts = [zero_update(state)]
-    for batch in micro_batches(units, local.max_tokens, device):
-        updates, losses = local_updates(gradients, state, batch, local, round=round)
-        clipped = clip_and_sum(updates, clip_norm)
-        tokens = batch.num_tokens * local.steps
-        parts = [add(parts[0], CohortUpdate(clipped, float(losses.nansum()), tokens))]
-    return parts[0]
+    state = {name: tensor.to(device) for name, tensor in state.items()}
+    max_units = units_in_memory(state, device, copies=_COPIES if local.steps == 1 else _COPIES_OF_STEPS)
+    total = zero_update(state)
+    for batch in micro_batches(units, local.max_tokens, device, max_units=max_units):
+        total = add(total, _clipped_sum_of(gradients, state, batch, local, clip_norm, round))
+    return total
+
+
+def _clipped_sum_of(
+    gradients: UnitGradients,
+    state: Mapping[str, Tensor],
+    batch: MicroBatch,
+    local: LocalTraining,
+    clip_norm: float,
+    round: int,
+) -> CohortUpdate:
+    """The sum of a micro-batch's clipped updates; whatever else it needed is free again when it is there."""
+    updates, losses = local_updates(gradients, state, batch, local, round=round)
+    clipped = clip_and_sum(updates, clip_norm)
+    return CohortUpdate(clipped, float(losses.nansum()), batch.num_tokens * local.steps)
 
 
 def local_updates(

@@ -28,6 +28,6 @@ def perplexity(model: nn.Module, units: Sequence[Unit], max_tokens: int = 8192) 
     records = [Unit(i, [record]) for i, record in enumerate(r for unit in units for r in unit.records)]
     total = count = 0.0
     for batch in micro_batches(records, max_tokens, device):
-        total += float(token_losses(model, batch).double().sum())
+        total += float(token_losses(model, batch).cpu().double().sum())
         count += batch.num_tokens
     return math.exp(min(total / count, 700.0))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from fedsim_userdp.models.output_layer import asking_for_losses
 from fedsim_userdp.training.batches import IGNORED, MicroBatch
 
 ModelFn = Callable[..., CausalLMOutput]
@@ -16,11 +17,16 @@ def token_losses(model: ModelFn, batch: MicroBatch) -> Tensor:
 
     No attention mask is needed: padding stands on the right, and a causal model never looks there.
     """
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits.float()
-    flat = nn.functional.cross_entropy(
-        logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view_as(batch.targets)
+    targets = batch.targets.flatten()
+    with asking_for_losses(batch.predicted, targets.index_select(0, batch.predicted)) as request:
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+    if request.losses is None:
+        every = nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="none"
+        )
+    else:
+        every = request.losses.new_zeros(len(targets)).index_copy(0, batch.predicted, request.losses)
+    return every.view_as(batch.targets)
 
 
 def record_losses(model: ModelFn, batch: MicroBatch) -> Tensor:
@@ -34,6 +40,5 @@ def unit_losses(model: ModelFn, batch: MicroBatch) -> Tensor:
     losses = record_losses(model, batch)
     if batch.rows.rows_each is not None:
         return losses.view(batch.rows.num_units, -1).mean(1)
-    rows = torch.bincount(batch.rows.unit_of_row, minlength=batch.rows.num_units)
     totals = torch.zeros(batch.rows.num_units, dtype=losses.dtype, device=losses.device)
-    return totals.index_add(0, batch.rows.unit_of_row, losses) / rows
+    return totals.index_add(0, batch.rows.unit_of_row, losses) / batch.rows.rows_of_unit

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from fedsim_userdp.training.batches import StepAddress, Unit, collate
 from fedsim_userdp.training.gradients import UnitGradients, vocabulary_size
 
 # Part of the device's memory that activations may take; the rest is for the model, the corpus and other processes.
-_SHARE = {"cpu": 0.2, "cuda": 0.6, "mps": 0.4}
+_SHARE = {"cpu": 0.2, "cuda": 0.5, "mps": 0.3}
+# And part of it that the units' own adapters may take.
+_ADAPTERS_SHARE = {"cpu": 0.05, "cuda": 0.15, "mps": 0.1}
 # Beyond this nothing gets faster: on a CPU larger activations leave its caches, a GPU is busy.
 _MOST_TOKENS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
 # What the backward pass holds besides what the forward pass saved.
@@ -36,6 +38,20 @@ def micro_batch_tokens(bytes_per_token: float, device: torch.device, longest: in
     allowed = _SHARE[device.type] * device_memory(device) / (_TRANSIENT * bytes_per_token)
     tokens = max(min(allowed, _MOST_TOKENS[device.type]), longest, 1)
     return int(2 ** int(np.log2(tokens)))
+
+
+def units_in_memory(state: Mapping[str, Tensor], device: torch.device, copies: int) -> int:
+    """Returns how many units a micro-batch may hold, at least 1, so that their adapters fit into the device's memory.
+
+    Short records make micro-batches of many units; their adapters then need more than their activations.
+
+    Args:
+        state: the adapter.
+        device: where training runs.
+        copies: tensors of the adapter's size that a unit has at once.
+    """
+    adapter = 4 * sum(tensor.numel() for tensor in state.values())
+    return max(1, int(_ADAPTERS_SHARE[device.type] * device_memory(device) / (copies * max(adapter, 1))))
 
 
 def activation_bytes_per_token(gradients: UnitGradients, length: int) -> float:

@@ -36,7 +36,7 @@ class BaseModelScorer:
     def _scores(self, records: Sequence[np.ndarray]) -> np.ndarray:
         """The losses of one batch."""
         batch = collate([Unit(i, [record]) for i, record in enumerate(records)], self.source.torch_device)
-        return record_losses(self._model, batch).double().cpu().numpy()
+        return record_losses(self._model, batch).cpu().double().numpy()
 
     @cached_property
     def _model(self) -> PreTrainedModel:

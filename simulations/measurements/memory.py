@@ -19,7 +19,8 @@ from simulations.measurements.workbench import Workbench
 from simulations.process import prepare_process
 
 COHORTS = (512, 64)
-_RECORDS, _LENGTH = 2, 32  # of every user: the smaller cohort fills a micro-batch of 4096 tokens
+_RECORDS, _LENGTH = 2, 32  # of every user: the smaller cohort fills a micro-batch
+_MOST_TOKENS = 4096  # of a micro-batch, on every device: where the larger cohort fits into one, nothing is compared
 _STATUS = Path("/proc/self/status")
 
 
@@ -43,12 +44,13 @@ def memory_512_vs_64(bench: Workbench, cohorts: tuple[int, int] = COHORTS) -> Fi
         bench: the benchmark.
         cohorts: the larger and the smaller number of users.
     """
+    max_tokens = min(_MOST_TOKENS, bench.task.local.max_tokens)
     recipe = WorkerRecipe(
         key="benchmark-memory",
         model=bench.model,
         lora=bench.task.lora,
         users=SyntheticUsers(2 * cohorts[0], _RECORDS, _LENGTH).recipe(bench.cache_dir),
-        local=bench.task.local,
+        local=replace(bench.task.local, max_tokens=max_tokens),
         seed=0,
         threads=torch.get_num_threads(),
     )
@@ -59,7 +61,7 @@ def memory_512_vs_64(bench: Workbench, cohorts: tuple[int, int] = COHORTS) -> Fi
     before = statistics.median(memory.before for memories in measured.values() for memory in memories)
     peaks = {cohort: [float(memory.peak) for memory in memories] for cohort, memories in measured.items()}
     over, under = map(str, cohorts)
-    notes = {"median_bytes_before_the_round": before, "micro_batch": bench.task.local.max_tokens}
+    notes = {"median_bytes_before_the_round": before, "micro_batch": max_tokens}
     return Findings(Comparison("memory_512_vs_64", peaks, over, under, unit="bytes", notes=notes))
 
 

@@ -18,6 +18,7 @@ from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora, trainable_state
 from fedsim_userdp.models.frozen_layers import restore_layers, speed_up_frozen_layers
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.models.output_layer import stop_answering
 from fedsim_userdp.report.benchmark import Findings, speed
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
@@ -68,6 +69,7 @@ class AsInFlowersDocumentation(WorkerRecipe):
         torch.set_num_threads(self.threads or torch.get_num_threads())
         model = attach_lora(replace(self.model).load(), self.lora, self.seed)
         restore_layers(model)
+        stop_answering(model)
         return Worker(StackedGradients(model), self.users.open(), self.local).train(request)
 
 
@@ -85,10 +87,17 @@ def _flower_against_this_process(bench: Workbench, recipe: WorkerRecipe) -> tupl
     repeats = _FLOWER_ROUNDS * bench.repeats
     before = [bench.stopwatch.seconds(own) for _ in range(repeats // 2)]
     times = RoundTimes("flower", bench.stopwatch, NUM_WARM)
-    run_flower(FlowerEngine(), WatchedStrategy(inner, times), times, recipe, worker, repeats)
+    run_flower(_engine_with_node_per_user(worker), WatchedStrategy(inner, times), times, recipe, worker, repeats)
     after = [bench.stopwatch.seconds(own) for _ in range(repeats - len(before))]
     seconds = times.seconds | {"in_process": before + after}
-    return seconds, check_agreement("cohort_vs_flower", inner.optimizer.state, own.state)
+    return seconds, check_agreement("cohort_vs_flower", inner.optimizer.state, own.state, recipe.model)
+
+
+def _engine_with_node_per_user(worker: Worker) -> FlowerEngine:
+    """A one-thread worker process for each core, also where they all have to share one GPU."""
+    cores = os.cpu_count() or 1
+    is_on_gpu = next(worker.gradients.model.parameters()).device.type == "cuda"
+    return FlowerEngine(num_gpus=torch.cuda.device_count() / cores if is_on_gpu else None)
 
 
 def cohort_vs_pfl(bench: Workbench) -> Findings:
@@ -140,9 +149,7 @@ def two_workers_vs_one(bench: Workbench) -> Findings:
     engine = FlowerEngine(num_nodes=2, num_cpus=1, threads=1)
     recipe = task.worker_recipe(bench.mechanism.records_per_user)
     run_flower(engine, strategy, turns, recipe, worker, bench.repeats)
-    notes = {
-        "relative_distance": check_agreement("two_workers_vs_one", two.optimizer.state, one.state, bench.model.dtype)
-    }
+    notes = {"relative_distance": check_agreement("two_workers_vs_one", two.optimizer.state, one.state, bench.model)}
     work = {"users": len(users)}
     return Findings(speed("two_workers_vs_one", turns.seconds, "two_workers", "one_worker", work, notes))
 

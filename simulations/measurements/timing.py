@@ -74,6 +74,7 @@ def affordable(
         stopwatch: takes the time.
     """
     count, least = min(2, len(units)), min(LEAST_USERS, len(units))
+    run(units[:count])  # a first call loads what a device needs, and says nothing about the next
     while (taken := stopwatch.seconds(partial(run, units[:count]))) < seconds / 4 and count < len(units):
         count = min(2 * count, len(units))
     return list(units[: min(max(int(count * seconds / taken), least), len(units))])

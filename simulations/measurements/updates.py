@@ -51,7 +51,7 @@ def cohort_vs_plain(bench: Workbench) -> Findings:
         "cohort_vs_plain",
         mean_update(update(units, math.inf), len(units)),
         mean_gradient(plain, units, max_tokens),
-        bench.model.dtype,
+        bench.model,
     )
     seconds = take_turns(
         {
@@ -74,7 +74,7 @@ def cohort_vs_one_by_one(bench: Workbench) -> Findings:
     gradients, plain = bench.task.gradients(bench.fresh_model()), bench.fresh_model()
     alone, together = partial(one_by_one_sum, bench, plain), partial(cohort_update, bench, gradients)
     units = affordable(users, alone, bench.seconds_each(2), bench.stopwatch)
-    distance = check_agreement("cohort_vs_one_by_one", together(units).clipped.total, alone(units), bench.model.dtype)
+    distance = check_agreement("cohort_vs_one_by_one", together(units).clipped.total, alone(units), bench.model)
     seconds = take_turns(
         {"cohort": partial(together, units), "one_by_one": partial(alone, units)}, bench.repeats, bench.stopwatch
     )
@@ -167,4 +167,4 @@ def _distance_of_record_steps(bench: Workbench, records: Sequence[Unit]) -> floa
         step(1, records)
         step.close()
     changes = [{n: tensor - start[n] for n, tensor in trainable_state(model).items()} for model in models]
-    return check_agreement("record_vs_opacus", changes[0], changes[1], bench.model.dtype)
+    return check_agreement("record_vs_opacus", changes[0], changes[1], bench.model)

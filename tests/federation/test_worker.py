@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from peft import PeftModel
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import trainable_state
-from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
 from fedsim_userdp.training.gradients import StackedGradients
 from tests.conftest import VOCABULARY, ragged_units
@@ -51,9 +51,50 @@ def test_a_user_whose_update_cannot_be_computed_adds_zero_and_changes_nothing_fo
 
 
 def test_a_node_all_of_whose_users_fail_has_failed_itself(model: PeftModel) -> None:
-    with pytest.raises(IndexError):
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
         answer(model, Users(broken=range(3)), range(3))
 
 
 def test_an_empty_request_is_answered_with_an_exact_zero(model: PeftModel) -> None:
     assert float(total(answer(model, Users(), [])).abs().max()) == 0.0
+
+
+class SmallGpu(StackedGradients):
+    """Gradients on a device that has memory for so many padded tokens."""
+
+    def __init__(self, model: PeftModel, memory: int) -> None:
+        super().__init__(model)
+        self.memory, self.tried = memory, []
+
+    def __call__(
+        self, stacked: Mapping[str, torch.Tensor], batch: MicroBatch, at: StepAddress
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        self.tried.append(batch.input_ids.numel())
+        if batch.input_ids.numel() > self.memory:
+            raise torch.OutOfMemoryError("no room")
+        return super().__call__(stacked, batch, at)
+
+
+def test_a_gpu_that_is_too_small_gets_smaller_micro_batches_until_they_fit(model: PeftModel) -> None:
+    gradients = SmallGpu(model, memory=70)
+    worker = Worker(gradients, Users(), LocalTraining(max_tokens=1000))
+    found = worker.train(TrainRequest(trainable_state(model), 1, tuple(range(6)), 0.05))
+    assert max(gradients.tried) > 70
+    assert (found.num_failed, found.clipped.num_units) == (0, 6)
+    torch.testing.assert_close(total(found), total(answer(model, Users(), range(6))), rtol=1e-5, atol=1e-8)
+
+
+def test_users_too_large_for_the_gpu_add_zero_and_the_others_count(model: PeftModel) -> None:
+    sizes = {unit.index: collate([unit]).input_ids.numel() for unit in ragged_units(6)}
+    gradients = SmallGpu(model, memory=max(sizes.values()) - 1)
+    worker = Worker(gradients, Users(), LocalTraining(max_tokens=1000))
+    found = worker.train(TrainRequest(trainable_state(model), 1, tuple(range(6)), 0.05))
+    others = [user for user in range(6) if sizes[user] <= gradients.memory]
+    assert (found.num_failed, found.clipped.num_units) == (6 - len(others), len(others))
+    torch.testing.assert_close(total(found), total(answer(model, Users(), others)), rtol=1e-5, atol=1e-8)
+
+
+def test_a_gpu_too_small_for_anybody_fails_the_node(model: PeftModel) -> None:
+    worker = Worker(SmallGpu(model, memory=0), Users(), LocalTraining(max_tokens=1000))
+    with pytest.raises(torch.OutOfMemoryError):
+        worker.train(TrainRequest(trainable_state(model), 1, tuple(range(6)), 0.05))

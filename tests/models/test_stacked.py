@@ -79,6 +79,7 @@ def test_a_users_gradient_does_not_depend_on_who_else_is_in_the_batch(model: Pef
 def test_the_model_is_as_before_after_the_block(model: PeftModel) -> None:
     adapters = StackedAdapters(model)
     stacked = stack(trainable_state(model), 1, "cpu")
+    before = [module.__dict__.get("forward") for module in model.modules()]
     with adapters.using(stacked, RowsOfUnits.from_counts([1])):
-        pass
-    assert all("forward" not in module.__dict__ for module in model.modules())
+        assert [module.__dict__.get("forward") for module in model.modules()] != before
+    assert [module.__dict__.get("forward") for module in model.modules()] == before

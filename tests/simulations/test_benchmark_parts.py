@@ -15,6 +15,7 @@ from flwr.app import Message
 
 from fedsim_userdp.federation.stepwise import StepwiseRounds, WatchedStrategy, nodes_in_this_process
 from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.report.benchmark import Findings
 from fedsim_userdp.selection import CyclicSelector
 from fedsim_userdp.training.batches import Unit
@@ -139,10 +140,15 @@ def test_as_many_users_are_taken_as_fit_into_the_time() -> None:
 
 def test_sides_with_different_results_are_refused() -> None:
     a = {"w": torch.tensor([3.0, 4.0])}
-    assert check_agreement("part", {"w": a["w"] * (1 + 1e-6)}, a) == pytest.approx(1e-6, rel=0.1)
+    model = ModelSource(device="cpu")
+    assert check_agreement("part", {"w": a["w"] * (1 + 1e-6)}, a, model) == pytest.approx(1e-6, rel=0.1)
     for wrong in (a["w"] * 1.0001, torch.tensor([math.nan, 4.0])):
         with pytest.raises(BenchmarkError, match="part: the two sides' results differ"):
-            check_agreement("part", {"w": wrong}, a)
+            check_agreement("part", {"w": wrong}, a, model)
+    mixed = ModelSource(device="cpu", autocast="bfloat16")
+    assert check_agreement("part", {"w": a["w"] * 1.01}, a, mixed) == pytest.approx(0.01, rel=0.1)
+    with pytest.raises(BenchmarkError, match="part: the two sides' results differ"):
+        check_agreement("part", {"w": a["w"] * 1.2}, a, mixed)
 
 
 def test_the_loop_over_users_clips_each_of_them(bench: Workbench) -> None:
