@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from simulations.arguments import begin_folder, check_types, override_key
 from simulations.errors import ConfigError
 from simulations.occupied import occupied_folder
+from simulations.process import without_garbage_collection
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="compare")
@@ -15,8 +16,9 @@ def main(config: DictConfig) -> None:
     check_types(config, "compare")
     with occupied_folder():
         begin_folder(config, "compare")
-        from simulations.folder import RunFolder  # here, so that --help need not load torch
-        from simulations.session import run_mechanism
+        with without_garbage_collection():
+            from simulations.folder import RunFolder  # here, so that --help need not load torch
+            from simulations.session import run_mechanism
 
         folder = RunFolder.of_this_job(config)
         configs = mechanism_configs(config)

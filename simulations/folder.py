@@ -14,7 +14,6 @@ from fedsim_userdp.models.adapters import ADAPTER
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import replacing, write_json, write_results, write_rounds, write_text
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
-from fedsim_userdp.report.plots import plot_comparison
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import FOOTNOTE, result_console, results_table
@@ -77,6 +76,8 @@ class RunFolder:
 
     def finish(self) -> None:
         """Draws the plot and prints the table."""
+        from fedsim_userdp.report.plots import plot_comparison  # here, so that no run waits for it to begin
+
         with replacing(self.path / "comparison.png") as temporary:
             plot_comparison(temporary, self.rows, self.rounds)
         self.console.print(results_table(self.rows))
