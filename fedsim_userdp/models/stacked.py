@@ -8,11 +8,10 @@ between slices, so no per-example hooks are needed and several local steps are t
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from fedsim_userdp.models.adapters import ADAPTER, lora_layers
@@ -26,12 +25,12 @@ class RowsOfUnits:
     Attributes:
         unit_of_row: index of the unit, shape [rows], int64, not decreasing.
         rows_of_unit: how many rows each unit has, at least 1, shape [units], int64.
-        rows_each: rows of each unit where all have the same number, else None.
+        is_even: whether all units have the same number of rows.
     """
 
     unit_of_row: Tensor
     rows_of_unit: Tensor
-    rows_each: int | None
+    is_even: bool
 
     @property
     def num_units(self) -> int:
@@ -43,8 +42,8 @@ class RowsOfUnits:
         """Returns the layout of consecutive blocks of `rows_per_unit` rows."""
         counts = np.array(rows_per_unit, dtype=np.int64)
         unit_of_row = np.repeat(np.arange(len(counts)), counts)
-        same = len(set(rows_per_unit)) == 1
-        return cls(to_device(unit_of_row, device), to_device(counts, device), rows_per_unit[0] if same else None)
+        is_even = len(set(rows_per_unit)) == 1
+        return cls(to_device(unit_of_row, device), to_device(counts, device), is_even)
 
 
 def stack(state: Mapping[str, Tensor], num_units: int, device: torch.device | str) -> dict[str, Tensor]:
@@ -70,19 +69,20 @@ class StackedAdapters:
     @contextmanager
     def using(self, stacked: Mapping[str, Tensor], rows: RowsOfUnits) -> Iterator[nn.Module]:
         """Within the block, the model's adapted layers use `stacked`, row by row the slice of the row's unit."""
+        own = {name: type(layer) for name, layer in self._layers.items()}
         try:
             for name, layer in self._layers.items():
-                layer.forward = partial(
-                    _stacked_forward,
-                    layer,
-                    self._factor(stacked, f"{name}.lora_A.{ADAPTER}.weight", layer.lora_A[ADAPTER].weight),
-                    self._factor(stacked, f"{name}.lora_B.{ADAPTER}.weight", layer.lora_B[ADAPTER].weight),
-                    rows,
-                )
+                a = self._factor(stacked, f"{name}.lora_A.{ADAPTER}.weight", layer.lora_A[ADAPTER].weight)
+                b = self._factor(stacked, f"{name}.lora_B.{ADAPTER}.weight", layer.lora_B[ADAPTER].weight)
+                # Past `__setattr__`, which would make the layer's own frozen factor one more parameter.
+                layer.__dict__ |= {"stacked_a": a, "stacked_b": b, "stacked_rows": rows}
+                layer.__class__ = StackedLinear
             yield self.model
         finally:
-            for layer in self._layers.values():
-                layer.__dict__.pop("forward", None)
+            for name, layer in self._layers.items():
+                layer.__class__ = own[name]
+                for attribute in ("stacked_a", "stacked_b", "stacked_rows"):
+                    layer.__dict__.pop(attribute, None)
 
     def _factor(self, stacked: Mapping[str, Tensor], name: str, own: Tensor) -> Tensor:
         """The stacked factor, or the layer's own frozen one (FFA-LoRA freezes A)."""
@@ -98,24 +98,32 @@ def unsupported_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def _stacked_forward(layer: LoraLayer, a: Tensor, b: Tensor, rows: RowsOfUnits, x: Tensor, *args: object) -> Tensor:
-    """Returns base(x) + (scaling * x A_u^T) B_u^T with u the unit of each row."""
-    if len(x) != len(rows.unit_of_row):
-        raise ValueError(f"an adapted layer sees {len(x)} rows of the batch's {len(rows.unit_of_row)}")
-    base: Tensor = layer.base_layer(x, *args)
-    dropped = layer.lora_dropout[ADAPTER](x.to(b.dtype))
-    low_rank = _per_unit_product(dropped, a, rows) * layer.scaling[ADAPTER]  # here it is narrowest
-    if b.ndim == 2 or rows.rows_each is None or base.dtype != low_rank.dtype:
-        return base + _per_unit_product(low_rank, b, rows).to(base.dtype)
-    sums = torch.baddbmm(_by_unit(base, rows), _by_unit(low_rank, rows), b.transpose(1, 2))
-    return sums.view_as(base)
+class StackedLinear(Linear):
+    """PEFT's LoRA layer while every unit has factors of its own."""
+
+    stacked_a: Tensor
+    stacked_b: Tensor
+    stacked_rows: RowsOfUnits
+
+    def forward(self, x: Tensor, *args: object) -> Tensor:
+        """Returns base(x) + (scaling * x A_u^T) B_u^T with u the unit of each row; x is [rows, ..., in]."""
+        a, b, rows = self.stacked_a, self.stacked_b, self.stacked_rows
+        if len(x) != len(rows.unit_of_row):
+            raise ValueError(f"an adapted layer sees {len(x)} rows of the batch's {len(rows.unit_of_row)}")
+        base: Tensor = self.base_layer(x, *args)
+        dropped = self.lora_dropout[ADAPTER](x.to(b.dtype))
+        low_rank = _per_unit_product(dropped, a, rows) * self.scaling[ADAPTER]  # here it is narrowest
+        if b.ndim == 2 or not rows.is_even or base.dtype != low_rank.dtype:
+            return base + _per_unit_product(low_rank, b, rows).to(base.dtype)
+        sums = torch.baddbmm(_by_unit(base, rows), _by_unit(low_rank, rows), b.transpose(1, 2))
+        return sums.view_as(base)
 
 
 def _per_unit_product(x: Tensor, weight: Tensor, rows: RowsOfUnits) -> Tensor:
     """Returns x[row] @ weight[unit of row]^T; x is [rows, ..., in], weight [units, out, in] or shared [out, in]."""
     if weight.ndim == 2:
         return nn.functional.linear(x, weight.to(x.dtype))
-    if rows.rows_each is not None:
+    if rows.is_even:
         return torch.bmm(_by_unit(x, rows), weight.transpose(1, 2)).reshape(*x.shape[:-1], weight.shape[1])
     flat = x.reshape(x.shape[0], -1, x.shape[-1])
     gathered = weight.index_select(0, rows.unit_of_row)

@@ -38,7 +38,7 @@ def record_losses(model: ModelFn, batch: MicroBatch) -> Tensor:
 def unit_losses(model: ModelFn, batch: MicroBatch) -> Tensor:
     """Returns the mean over each unit's records of the record's mean token loss, shape [units]."""
     losses = record_losses(model, batch)
-    if batch.rows.rows_each is not None:
+    if batch.rows.is_even:
         return losses.view(batch.rows.num_units, -1).mean(1)
     totals = torch.zeros(batch.rows.num_units, dtype=losses.dtype, device=losses.device)
     return totals.index_add(0, batch.rows.unit_of_row, losses) / batch.rows.rows_of_unit

@@ -76,10 +76,21 @@ def test_a_users_gradient_does_not_depend_on_who_else_is_in_the_batch(model: Pef
         torch.testing.assert_close(together[name][0], alone[name][0], rtol=1e-4, atol=1e-6)
 
 
-def test_the_model_is_as_before_after_the_block(model: PeftModel) -> None:
+@pytest.mark.parametrize("freeze_a", [False, True])
+def test_the_model_is_as_before_after_the_block(freeze_a: bool) -> None:
+    model = small_gpt2(LoraSettings(rank=2, freeze_a=freeze_a))
     adapters = StackedAdapters(model)
     stacked = stack(trainable_state(model), 1, "cpu")
-    before = [module.__dict__.get("forward") for module in model.modules()]
+
+    def whole() -> list[object]:
+        modules = [(type(module), set(module.__dict__)) for module in model.modules()]
+        return [*modules, list(model.state_dict())]
+
+    before = whole()
     with adapters.using(stacked, RowsOfUnits.from_counts([1])):
-        assert [module.__dict__.get("forward") for module in model.modules()] != before
-    assert [module.__dict__.get("forward") for module in model.modules()] == before
+        assert whole() != before
+        assert whole()[-1] == before[-1]
+    assert whole() == before
+    with pytest.raises(KeyError), adapters.using({}, RowsOfUnits.from_counts([1])):
+        pass
+    assert whole() == before

@@ -21,7 +21,7 @@ def test_targets_are_the_next_tokens_and_padding_is_ignored() -> None:
     assert batch.targets.tolist() == [[6, 7], [9, IGNORED], [2, 3]]
     assert batch.num_tokens == 5
     assert batch.rows.unit_of_row.tolist() == [0, 1, 1]
-    assert batch.rows.rows_each is None
+    assert not batch.rows.is_even
 
 
 def test_order_of_units_does_not_matter() -> None:
