@@ -7,11 +7,14 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fedsim_userdp.models.adapters import trainable_state
+from fedsim_userdp.models.adapters import LoraSettings, trainable_state
+from fedsim_userdp.models.output_layer import stop_answering
+from fedsim_userdp.models.precision import autocast_forward
 from fedsim_userdp.privacy.noise import SeededNoise, add_noise
-from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, unit_gradients
+from fedsim_userdp.training.losses import token_losses
 from fedsim_userdp.training.opacus_step import OpacusStep
 from fedsim_userdp.training.record_steps import StackedStep
 from fedsim_userdp.training.schedule import LearningRate
@@ -85,11 +88,34 @@ def test_a_step_on_records_equals_opacus(device: torch.device) -> None:
     assert relative_distance(changes[0], changes[1]) <= 1e-4
 
 
+def test_mixed_precision_gives_nearly_the_same_sum_in_float32(device: torch.device) -> None:
+    exact, mixed = small_gpt2().to(device), small_gpt2().to(device)
+    autocast_forward(mixed.get_base_model(), torch.bfloat16)
+    expected, found = (total(model, ragged_units(6), clip_norm=math.inf) for model in (exact, mixed))
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    assert 1e-5 < relative_distance(found, expected) < 0.1
+
+
+def test_losses_from_the_output_layer_are_those_of_the_logits(device: torch.device) -> None:
+    model, batch = small_gpt2().to(device), collate(ragged_units(6), device)
+    found = token_losses(model, batch)
+    stop_answering(model)
+    torch.testing.assert_close(found, token_losses(model, batch), rtol=1e-4, atol=1e-5)
+
+
 def test_memory_does_not_grow_with_the_cohort(device: torch.device) -> None:
-    model, peaks = small_gpt2().to(device), {}
-    records = [np.arange(8), np.arange(8, 16)]  # 16 users fill a micro-batch
-    for cohort in (16, 16, 256):  # the first one also pays for what the libraries keep
+    model, peaks = small_gpt2(LoraSettings(rank=64)).to(device), {}
+    records = [np.arange(8), np.arange(8, 16)]
+    local = LocalTraining(max_tokens=256)  # 18 of these users in a micro-batch
+
+    def cohort_sum(num_users: int) -> None:
+        total(model, [Unit(user, records) for user in range(num_users)], local)
+
+    cohort_sum(36)  # pays for what the libraries keep
+    for num_users in (36, 576):
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        total(model, [Unit(user, records) for user in range(cohort)], LocalTraining(max_tokens=256))
-        peaks[cohort] = torch.cuda.max_memory_allocated(device)
-    assert peaks[256] <= 1.2 * peaks[16]
+        cohort_sum(num_users)
+        peaks[num_users] = torch.cuda.max_memory_allocated(device) - before
+    assert peaks[576] <= 1.2 * peaks[36]

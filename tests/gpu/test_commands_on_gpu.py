@@ -38,8 +38,9 @@ def test_two_workers_share_the_gpu_and_give_the_same_model(tmp_path: Path, expec
     assert relative_distance(found, expected) <= 1e-4
 
 
-def test_a_bfloat16_run_trains_a_float32_adapter(tmp_path: Path) -> None:
-    state = trained(tmp_path / "bf16", "model.device=cuda", "model.dtype=bfloat16")
+@pytest.mark.parametrize("precision", ["model.dtype=bfloat16", "model.autocast=bfloat16"])
+def test_a_run_in_bfloat16_trains_a_float32_adapter(tmp_path: Path, precision: str) -> None:
+    state = trained(tmp_path / "bf16", "model.device=cuda", precision)
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in state.values())
 
 
