@@ -11,6 +11,8 @@ from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.gradients import unit_gradients
 from fedsim_userdp.training.memory import activation_bytes_per_token, micro_batch_tokens, remembered_measurement
 
+_FORMAT = 2  # to be raised whenever training keeps more or less for a token
+
 
 def local_training(config: DictConfig, model: ModelSource, lora: LoraSettings, cache_dir: Path) -> LocalTraining:
     """Returns the local training of a configuration; loads the model once if its activations were never measured."""
@@ -23,7 +25,7 @@ def local_training(config: DictConfig, model: ModelSource, lora: LoraSettings, c
     def measure() -> float:
         return activation_bytes_per_token(unit_gradients(attach_lora(model.load(), lora, 0)), longest)
 
-    question = f"{model!r} {lora!r} window={longest} device={model.torch_device.type} {_versions()}"
+    question = f"{_FORMAT} {model!r} {lora!r} window={longest} device={model.torch_device.type} {_versions()}"
     bytes_per_token = remembered_measurement(question, cache_dir, measure)
     return LocalTraining(**settings, max_tokens=micro_batch_tokens(bytes_per_token, model.torch_device, longest))
 
