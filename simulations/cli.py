@@ -28,7 +28,7 @@ Commands:
 Examples:
   fedsim compare
   fedsim compare privacy.epsilon=2 mechanism.records_per_user=8 output_dir=my-run
-  fedsim run mechanism=group_privacy engine=in_process seed=1
+  fedsim run mechanism=group_privacy seed=1
   fedsim run --multirun privacy.epsilon=1,3,8
 
 `fedsim COMMAND --help` lists a command's settings, `--cfg job` prints its whole configuration.

@@ -250,7 +250,7 @@ def _train_centrally(diary: Diary, step: RecordStep, records: Sequence[np.ndarra
     task = diary.task
     with open_saver(diary) as saver:
         saver.restore(step.torch_optimizer)
-        settings = CentralSettings(diary.num_rounds, _sampling_prob(task, diary.name), task.local.max_tokens, task.seed)
+        settings = CentralSettings(diary.num_rounds, _sampling_prob(task, diary.name), task.seed)
         for report in train_on_records(step, records, settings, saver.record, saver.first):
             diary.write_step(report)
             saver.save_if_due(report.step, trainable_state(diary.model), step.torch_optimizer)

@@ -28,12 +28,12 @@ class UserLevelSettings:
     """What the mechanism is; public.
 
     Attributes:
-        num_users: size of the training population.
+        num_users: size of the training population, at least 1.
         clip_norm: bound on the norm of a user's update, above 0; infinity (with no noise) for no privacy.  Where it
             adapts itself, that of the first round to come.
-        noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`.
+        noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`; finite, at least 0.
         seed: seed of the selection.
-        num_nodes: nodes to wait for before the first round.
+        num_nodes: nodes to wait for before the first round, at least 1.
         sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where user i lives on node
             i mod nodes.
         max_participations: rounds that a user may be in at most, where the selector declared such a number.
@@ -81,6 +81,9 @@ class UserLevelDP(RetryingStrategy):
         noise: where noise comes from.
         before_release: called with the round before its noise is drawn: the ledger writes here.
         after_round: called with the round, its replies and the new state; diagnostics and progress.
+
+    Raises:
+        ValueError: when `noise_multiplier` or `clip_norm` is out of range, or noise goes with an infinite clip norm.
     """
 
     def __init__(
@@ -106,7 +109,12 @@ class UserLevelDP(RetryingStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Returns one message to each node that hosts a user of this round's cohort, naming those users."""
+        """Returns one message to each node that hosts a user of this round's cohort, naming those users.
+
+        Raises:
+            ValueError: when the selector does not keep to what it declared.
+            TimeoutError: when too few nodes come up.
+        """
         cohort = self._cohorts.draw(server_round)
         return self._exchange.begin(server_round, cohort, self.clip_norm, arrays, self.optimizer.state, grid)
 
@@ -115,7 +123,11 @@ class UserLevelDP(RetryingStrategy):
         return self._exchange.ask_again(replies, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
-        """Returns the adapter after the round: sum, ledger, noise, fixed denominator, server optimizer."""
+        """Returns the adapter after the round: sum, ledger, noise, fixed denominator, server optimizer.
+
+        Raises:
+            RoundError: when users that were dealt by size have no answer, or everybody failed (two users or more).
+        """
         collected = self._exchange.finish(replies)
         self._before_release(server_round)  # the ledger comes first: a crash can only over-state what was spent
         stddev = self.noise_stddev(collected.clip_norm)

@@ -45,11 +45,15 @@ class DeploymentEngine:
     """The nodes of the Flower runtime that this process is a ServerApp of.
 
     Attributes:
-        num_nodes: nodes to wait for; None for those that are there, at least one.
-        max_retries: how often in a round users whose node failed are done again by other nodes, which must hold their
-            records as well; with 0 they count as failed, and users live on the node of their number.
-        round_timeout: seconds that a round, and each retry, waits for answers, the first round 300 more; None for no
-            limit.
+        num_nodes: nodes to wait for, at least 1; None for those that are there, at least one.
+        max_retries: how often (0 or more) in a round users whose node failed are done again by other nodes, which must
+            hold their records as well; with 0 they count as zero, and users live on the node of their number.  With
+            one node per user, those whose retries fail count as zero (docs/decisions/0007).
+        round_timeout: seconds, above 0, that a round, and each retry, waits for answers, the first round 300 more; None
+            for no limit.
+
+    Raises:
+        ValueError: when a number is out of range.
     """
 
     num_nodes: int | None = None

@@ -40,6 +40,13 @@ class Engine(Protocol):
             worker: this process's worker.
             state: the adapter before the first of the rounds.
             rounds: which rounds.
+
+        Raises:
+            RoundError: when a round cannot be finished.
+            TimeoutError: when fewer nodes come up than the strategy waits for.
+            ValueError: when the engine's settings do not fit what is there, or a selector does not keep to what it
+                declared.
+            ConnectionError: when there is no cluster at the engine's address.
         """
         ...
 
@@ -70,7 +77,13 @@ class InProcessEngine:
         state: Mapping[str, Tensor],
         rounds: Rounds,
     ) -> None:
-        """Runs the rounds with this process's worker."""
+        """Runs the rounds with this process's worker.
+
+        Raises:
+            RoundError: when a round cannot be finished.
+            ValueError: when `num_nodes` is below 1 or above the number of training users, or a selector does not keep
+                to what it declared.
+        """
         num_users, num_nodes = len(worker.users), self.num_nodes_for(len(worker.users))
         if num_nodes > num_users:
             raise ValueError(f"engine.num_nodes={num_nodes} must be at most the {num_users} training users, or null")

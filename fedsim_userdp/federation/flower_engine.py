@@ -26,16 +26,21 @@ class FlowerEngine:
     are dealt to the nodes by size.  A worker that dies is started again.
 
     Attributes:
-        num_nodes: SuperNodes, each on a worker process of its own; None for one per user on as many processes as fit.
+        num_nodes: SuperNodes, at least 1, each on a worker process of its own; None for one per user on as many
+            processes as fit.
         num_cpus: CPU cores of each worker process, above 0.
-        num_gpus: GPUs (or a fraction of one) of each; None shares those there are out evenly when the model runs on
-            one, and is 0 otherwise.
-        threads: CPU threads of torch in each; None for `num_cpus` of them.
+        num_gpus: GPUs (or a fraction of one) of each, at least 0; None shares those there are out evenly when the model
+            runs on one, and is 0 otherwise.
+        threads: CPU threads of torch in each, at least 1; None for `num_cpus` of them.
         address: of an existing Ray cluster ("auto" or HOST:PORT); None for one of the run's own.
-        max_retries: how often in a round users whose node failed are done again by other nodes; with 0 they count as
-            failed, and users live on the node of their number instead of being dealt by size.
-        round_timeout: seconds that a round, and each retry, waits for answers, the first round 300 more; None for no
-            limit.  A worker that takes longer is ended and started again.
+        max_retries: how often (0 or more) in a round users whose node failed are done again by other nodes; with 0 they
+            count as zero, and users live on the node of their number instead of being dealt by size.  With one node
+            per user, those whose retries fail count as zero (docs/decisions/0007).
+        round_timeout: seconds, above 0, that a round, and each retry, waits for answers, the first round 300 more; None
+            for no limit.  A worker that takes longer is ended and started again.
+
+    Raises:
+        ValueError: when a number is out of range.
     """
 
     num_nodes: int | None = None
@@ -77,7 +82,15 @@ class FlowerEngine:
         state: Mapping[str, Tensor],
         rounds: Rounds,
     ) -> None:
-        """Starts the runtime, runs the rounds in its ServerApp and stops it."""
+        """Starts the runtime, runs the rounds in its ServerApp and stops it.
+
+        Raises:
+            RoundError: when a round cannot be finished.
+            TimeoutError: when fewer nodes come up than the strategy waits for.
+            ValueError: when `address` is neither "auto" nor HOST:PORT, there is no room for the workers, or a selector
+                does not keep to what it declared.
+            ConnectionError: when there is no cluster at `address`.
+        """
         switch_off_usage_reports()
         from flwr.simulation import run_simulation
 

@@ -13,6 +13,11 @@ SizesFn = Callable[[Sequence[int], int], Sequence[float]]
 def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float = 120.0) -> list[int]:
     """Returns the ids of the grid's nodes in ascending order, once there are at least `num_nodes`.
 
+    Args:
+        grid: the nodes.
+        num_nodes: how many to wait for, at least 1.
+        timeout: seconds to wait, at least 0.
+
     Raises:
         TimeoutError: when fewer have come up after `timeout` seconds.
     """

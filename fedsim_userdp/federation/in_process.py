@@ -19,6 +19,9 @@ class InProcessGrid(Grid):
     Args:
         client_app: the app of every node.
         num_nodes: number of nodes, at least 1; node n has `partition-id` n of `num-partitions`.
+
+    Raises:
+        ValueError: when `num_nodes` is below 1.
     """
 
     def __init__(self, client_app: ClientApp, num_nodes: int = 1) -> None:

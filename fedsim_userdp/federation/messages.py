@@ -23,7 +23,7 @@ class TrainRequest:
         state: the global adapter.
         round: the round, from 1.
         users: numbers of the sampled users that the node hosts.
-        clip_norm: bound on the norm of each user's update.
+        clip_norm: bound on the L2 norm of each user's update, above 0; infinity for no clipping.
     """
 
     state: dict[str, Tensor]

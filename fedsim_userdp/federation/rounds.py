@@ -18,7 +18,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.25  # seconds between two looks for answ
 
 @dataclass(frozen=True)
 class Rounds:
-    """Which rounds to run: `first` to `last`, both included."""
+    """Which rounds to run: `first` to `last`, both included.
+
+    Attributes:
+        first: at least 1.
+        last: where it is below `first`, no round is run.
+    """
 
     first: int
     last: int
@@ -29,11 +34,14 @@ class RetryPolicy:
     """What is done about nodes that fail.
 
     Attributes:
-        max_retries: how often, in one round, users whose node failed are asked for again; 0 for not at all.
-        timeout: seconds that an attempt waits for answers; None for as long as it takes.
+        max_retries: how often, in one round, users whose node failed are asked for again, at least 0.
+        timeout: seconds that an attempt waits for answers, above 0; None for as long as it takes.
         start_up: seconds that the first round of a run gets in addition, since workers start and load their model.
         pause: seconds to wait after a failure, twice as long after each further one of the round: Ray takes a moment
             to notice that a worker has died, and meanwhile fails whatever is sent to it.
+
+    Raises:
+        ValueError: when `max_retries` or `timeout` is out of range.
     """
 
     max_retries: int = 0
@@ -85,6 +93,10 @@ def run_rounds(
         rounds: which rounds.
         policy: what is done about nodes that fail; None for no retries and no limit.
         stopped: when set from elsewhere, waiting for answers ends in a RoundError.
+
+    Raises:
+        RoundError: when the strategy cannot finish a round, or `stopped` is set while answers are waited for.
+        TimeoutError: when fewer nodes come up than the strategy waits for.
     """
     policy, stopped = policy or RetryPolicy(), stopped or threading.Event()
     for number in range(rounds.first, rounds.last + 1):

@@ -21,7 +21,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Worker:
-    """A node's model and users."""
+    """A node's model and users.
+
+    Attributes:
+        gradients: computes each user's gradient, with its model.
+        users: the training users.
+        local: local training.
+    """
 
     gradients: UnitGradients
     users: TrainingUsers
@@ -95,9 +101,9 @@ class WorkerRecipe:
         users: the training users.
         local: local training.
         seed: the run's seed.
-        threads: CPU threads of torch in the process; None for torch's default.
-        time_limit: seconds after which a request ends the process, so that a hung one is started anew; None for no
-            limit; loading the model does not count.  For processes that do nothing else only.
+        threads: CPU threads of torch in the process, at least 1; None for torch's default.
+        time_limit: seconds, above 0, after which a request ends the process, so that a hung one is started anew; None
+            for no limit; loading the model does not count.  For processes that do nothing else only.
     """
 
     key: str

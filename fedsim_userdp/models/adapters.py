@@ -26,12 +26,16 @@ class LoraSettings:
 
     Attributes:
         rank: inner dimension of each factor pair, at least 1.
-        alpha: the product of the factors is scaled by alpha / rank (alpha / sqrt(rank) with `use_rslora`).
+        alpha: above 0; the product of the factors is scaled by alpha / rank (alpha / sqrt(rank) with `use_rslora`).
         target_modules: names of the layers to adapt, or "all-linear".
         dropout: probability with which a feature of a layer's input is hidden from its factors, in [0, 1).
         use_rslora: rank-stabilised scaling.
         freeze_a: train only the factor that starts from 0, B of a linear layer (FFA-LoRA, Sun et al. 2024,
             arXiv 2403.12313), so that averaging is exact.
+
+    Raises:
+        ValueError: when `rank`, `alpha` or `dropout` is out of range, or `target_modules` is neither a name nor a
+            non-empty sequence of names.
     """
 
     rank: int = 8

@@ -46,7 +46,11 @@ class AddressedDropout(nn.Module):
         self.rows: DropoutRows | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns `x`, shape [rows, length, features], with the masks of the rows being trained on."""
+        """Returns `x`, shape [rows, length, features], with the masks of the rows being trained on.
+
+        Raises:
+            ValueError: within `dropping`, when `x` has another shape or number of rows.
+        """
         if self.rows is None:
             return x
         if x.ndim != 3 or len(x) != len(self.rows.owners):

@@ -36,6 +36,9 @@ class ModelSource:
         device: "auto" (CUDA, else Apple MPS, else CPU), "cpu", "cuda" or "mps".
         activation_checkpointing: compute each block's activations again in the backward pass, to save memory.
         cache_dir: where converted GGUF files are kept; None for the package's cache folder.
+
+    Raises:
+        ModelError: when `dtype` or `autocast` is unknown, or `autocast` is set for a model that is not float32.
     """
 
     name: str = "tiny"
@@ -80,7 +83,11 @@ class ModelSource:
 
     @cached_property
     def torch_device(self) -> torch.device:
-        """The device that `device` stands for on this machine."""
+        """The device that `device` stands for on this machine.
+
+        Raises:
+            ModelError: when this machine has no such device.
+        """
         return choose_device(self.device)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:

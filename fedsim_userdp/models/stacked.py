@@ -47,7 +47,13 @@ class RowsOfUnits:
 
 
 def stack(state: Mapping[str, Tensor], num_units: int, device: torch.device | str) -> dict[str, Tensor]:
-    """Returns `num_units` copies of every tensor of `state`: leaves of shape [units, ...] that take gradients."""
+    """Returns `num_units` copies of every tensor of `state`: leaves of shape [units, ...] that take gradients.
+
+    Args:
+        state: one adapter, name to detached floating-point tensor.
+        num_units: number of copies, at least 1.
+        device: where they go.
+    """
     return {
         name: tensor.to(device).unsqueeze(0).repeat(num_units, *[1] * tensor.ndim).requires_grad_()
         for name, tensor in state.items()

@@ -22,13 +22,14 @@ class CentralSettings:
     Attributes:
         steps: number of steps, at least 1.
         sampling_prob: probability with which each record takes part in a step, in (0, 1].
-        max_tokens: padded tokens of a micro-batch.
-        seed: seed of the sampling.
+        seed: seed of the sampling, at least 0.
+
+    Raises:
+        ValueError: when `steps` or `sampling_prob` is out of range.
     """
 
     steps: int
     sampling_prob: float
-    max_tokens: int
     seed: int
 
     def __post_init__(self) -> None:
@@ -40,7 +41,16 @@ class CentralSettings:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did; diagnostics, not private."""
+    """What a step did; diagnostics, not private.
+
+    Attributes:
+        step: the step, from 1.
+        num_records: records of the batch.
+        num_tokens: predicted tokens.
+        num_nonfinite: records whose gradient was not finite and counted as zero; 0 where that is not looked for.
+        loss_sum: sum over the records of their mean token loss before the step, in nats; NaN counts as 0 in private
+            steps.
+    """
 
     step: int
     num_records: int
@@ -76,7 +86,7 @@ def train_on_records(
         records: the capped pool, token ids of each record.
         settings: steps and sampling.
         before_release: called with the step before its noise is drawn.
-        first: the first step to take; later ones when a run is resumed.
+        first: the first step to take, at least 1; later ones when a run is resumed.
     """
     for step in range(first, settings.steps + 1):
         generator = numpy_generator(settings.seed, "selection", round=step)

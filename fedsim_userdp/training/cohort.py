@@ -21,9 +21,12 @@ class LocalTraining:
     """What a unit does with its records.
 
     Attributes:
-        steps: local gradient steps; 1 is user-wise DP-SGD, more is DP-FedAvg.
-        learning_rate: of the local steps, above 0; without effect when `steps` is 1.
+        steps: local gradient steps, at least 1; 1 is user-wise DP-SGD, more is DP-FedAvg.
+        learning_rate: of the local steps, in (0, 1e30]; without effect when `steps` is 1.
         max_tokens: padded tokens of a micro-batch of units, at least 1.
+
+    Raises:
+        ValueError: when one of them is out of range.
     """
 
     steps: int = 1
@@ -106,7 +109,18 @@ def _clipped_sum_of(
 def local_updates(
     gradients: UnitGradients, state: Mapping[str, Tensor], batch: MicroBatch, local: LocalTraining, *, round: int = 0
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns each unit's unclipped update (name to [units, ...]) and its loss before training, shape [units]."""
+    """Returns each unit's unclipped update (name to [units, ...]) and its loss before training, shape [units].
+
+    Args:
+        gradients: computes each unit's gradient, with its model.
+        state: the global adapter, name to tensor.
+        batch: the units' records.
+        local: steps and their learning rate.
+        round: the round, at least 0, which addresses dropout masks.
+
+    Returns:
+        Updates as in `clipped_update_sum`, and the units' mean losses in nats.
+    """
     start = stack(state, batch.rows.num_units, batch.input_ids.device)
     moved, first_losses = gradients(start, batch, StepAddress(round))
     for step in range(1, local.steps):

@@ -89,7 +89,13 @@ def device_memory(device: torch.device) -> int:
 
 
 def remembered_measurement(question: str, cache_dir: Path, measure: Callable[[], float]) -> float:
-    """Returns the answer to a question from the cache folder, measured and kept there when it is not known yet."""
+    """Returns the answer to a question from the cache folder, measured and kept there when it is not known yet.
+
+    Args:
+        question: all that the answer depends on; its hash names the file.
+        cache_dir: the cache folder; answers are in its folder `measurements`, made when need be.
+        measure: returns the answer, in bytes per token; called when there is none that can be read.
+    """
     file = cache_dir / "measurements" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
     try:
         return float(json.loads(file.read_text(encoding="utf-8"))["bytes_per_token"])

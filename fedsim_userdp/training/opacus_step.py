@@ -31,7 +31,7 @@ class OpacusStep:
         learning_rate: of each step.
         clip_norm: bound on the norm of a record's gradient, above 0.
         noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`.
-        expected_batch_size: sampling_prob times the number of records, the denominator.
+        expected_batch_size: the denominator, sampling_prob * num_users * records_per_user; public, above 0.
         noise: where noise comes from.
         max_tokens: padded tokens of a micro-batch.
 

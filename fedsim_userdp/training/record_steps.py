@@ -27,7 +27,7 @@ class StackedStep:
         learning_rate: of each step.
         clip_norm: bound on the norm of a record's gradient, above 0.
         noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`.
-        expected_batch_size: sampling_prob times the number of records, the denominator.
+        expected_batch_size: the denominator, sampling_prob * num_users * records_per_user; public, above 0.
         noise: where noise comes from.
         max_tokens: padded tokens of a micro-batch.
     """
@@ -68,7 +68,15 @@ class StackedStep:
 
 
 class PlainStep:
-    """A step without privacy on the same batches: the mean gradient, no clip, no noise."""
+    """A step without privacy on the same batches: the mean gradient, no clip, no noise.
+
+    Args:
+        model: a PEFT model; its trainable parameters are changed in place.
+        optimizer_fn: parameters and `lr` to optimizer.
+        learning_rate: of each step.
+        expected_batch_size: the denominator, sampling_prob * num_users * records_per_user; public, above 0.
+        max_tokens: padded tokens of a micro-batch, at least 1.
+    """
 
     def __init__(
         self,

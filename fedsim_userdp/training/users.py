@@ -22,7 +22,10 @@ class TrainingUsers:
         users: the store's number of each training user, shape [users]; training user i is `users[i]`.
         selector: a per-user decision from that user's records, k and a generator.
         records_per_user: k, the most records that a user contributes, at least 1.
-        seed: the run's seed.
+        seed: the run's seed, at least 0.
+
+    Raises:
+        ValueError: when `records_per_user` is below 1.
     """
 
     store: TokenStore
@@ -61,12 +64,12 @@ class TrainingUsersRecipe:
 
     Attributes:
         store_path: folder of the token store.
-        heldout_users: users set aside for evaluation.
-        validation_users: users set aside for tuning.
-        split_seed: seed of the split.
+        heldout_users: number of users set aside for evaluation, at least 0.
+        validation_users: number of users set aside for tuning, at least 0; with `heldout_users` fewer than all.
+        split_seed: seed of the split, any integer.
         selector: see `TrainingUsers`.
-        records_per_user: k.
-        seed: the run's seed.
+        records_per_user: k, at least 1.
+        seed: the run's seed, at least 0.
     """
 
     store_path: Path
@@ -78,7 +81,12 @@ class TrainingUsersRecipe:
     seed: int
 
     def open(self) -> TrainingUsers:
-        """Returns the training users, the store memory-mapped."""
+        """Returns the training users, the store memory-mapped.
+
+        Raises:
+            DataError: when the folder holds no sound store, or a number of users set aside is out of range.
+            ValueError: when `records_per_user` is below 1.
+        """
         store = TokenStore(self.store_path)
         split = split_users(
             store, heldout_users=self.heldout_users, validation_users=self.validation_users, seed=self.split_seed

@@ -140,7 +140,7 @@ def test_records_are_sampled_independently_at_the_stated_rate_and_a_wrong_rate_i
             counts[unit.index] += 1
         return StepReport(step, len(units), 0, 0, 0.0)
 
-    settings = CentralSettings(steps=200, sampling_prob=0.1, max_tokens=100, seed=5)
+    settings = CentralSettings(steps=200, sampling_prob=0.1, seed=5)
     list(train_on_records(remember, pool, settings, lambda step: order.append(f"ledger {step}")))
     assert order[:4] == ["ledger 1", "step 1", "ledger 2", "step 2"]
     assert stats.binomtest(int(counts.sum()), 500 * 200, 0.1).pvalue > 1e-9
