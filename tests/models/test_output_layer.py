@@ -144,7 +144,7 @@ def test_evaluation_needs_no_gradient_and_gets_the_same_losses(model: PeftModel)
         torch.testing.assert_close(token_losses(model, batch), expected)
 
 
-def test_a_loaded_model_is_prepared_and_keeps_bfloat16_gradients_close() -> None:
+def test_a_loaded_model_is_prepared_and_bfloat16_losses_are_those_of_the_logits() -> None:
     model = ModelSource(device="cpu", dtype="bfloat16").load()
     assert is_prepared(model.get_output_embeddings())
     batch = collate(ragged_units(4))
