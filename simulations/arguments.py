@@ -25,7 +25,12 @@ from simulations.errors import ConfigError
 # What may differ between a run and its continuation, since it cannot change a result.
 FREE = frozenset({"resume", "output_dir", "threads", "cache_dir", "model.cache_dir", "engine", "checkpoint"})
 # What a ledger's lines and a run's noise rest on: never changed within a run.
-_FIXED = frozenset({"seed", "privacy", "noise", "selection", "mechanism.name", "mechanism._target_"})
+_FIXED = frozenset(
+    {
+        *("seed", "privacy", "noise", "selection", "records"),
+        *("mechanism.name", "mechanism._target_", "mechanism.records_per_user"),
+    }
+)
 RUN_FILE = "run.json"
 FORMAT = 1
 
@@ -220,6 +225,14 @@ def _check_targets(settings: object, folder: Path) -> None:
     for key, value in _leaves(settings):
         if key.endswith("_target_") and not _is_own_code(str(value)) and value not in named:
             raise ConfigError(f"resume={folder}: {key}={value} is code that does not belong to this program")
+
+
+def foreign_targets(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Returns the `_target_`s of a configuration that neither this program nor the overrides name."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    named = {_parsed(override).value() for override in overrides if override_key(override).endswith("_target_")}
+    targets = [str(value) for key, value in _leaves(settings) if key.endswith("_target_")]
+    return [target for target in targets if not _is_own_code(target) and target not in named]
 
 
 def _is_own_code(target: str) -> bool:

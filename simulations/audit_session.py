@@ -23,8 +23,9 @@ from fedsim_userdp.federation.engines import InProcessEngine
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
+from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy.ledger import Ledger
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, AuditRow, verdict_on
 from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.training.batches import Unit
@@ -123,25 +124,25 @@ class AuditSession:
 
     def _guarantee(self, epsilon: float) -> Guarantee:
         """What the run over everybody, canaries included, promises."""
-        release = self._task.selector.release(1.0, self.canaries.num_users, self._mechanism.rounds)
+        release = declared_release(self._task.selector, 1.0, self.canaries.num_users, self._mechanism.rounds)
         return calibrated(release, replace(self._task.budget, epsilon=epsilon), None, "user")
 
     def _run(self, guarantee: Guarantee) -> AuditedRun:
         """The run with the canaries among the task's users."""
         task, mechanism, canaries = self._task, self._mechanism, self.canaries
         users = self._worker.users
-        audited = Worker(
-            GradientsWithCanaries(self._worker.gradients, canaries, mechanism.clip_norm),
-            UsersWithCanaries(users.store, self._users, users.selector, users.records_per_user, users.seed, canaries),
-            task.local,
+        audited_users = UsersWithCanaries(
+            users.store, self._users, users.selector, users.records_per_user, users.key, canaries
         )
+        gradients = GradientsWithCanaries(self._worker.gradients, canaries, mechanism.clip_norm)
+        audited = Worker(gradients, audited_users, task.local)
         settings = UserLevelSettings(
-            num_users=canaries.num_users,
+            population=audited_users.population,
             clip_norm=mechanism.clip_norm,
             noise_multiplier=guarantee.noise_multiplier,
-            seed=task.seed,
+            key=task.keys.run,
             num_nodes=task.engine.num_nodes_for(canaries.num_users),
-            max_participations=guarantee.max_participations,
+            declared=guarantee.declared,
         )
         return AuditedRun(
             settings=settings,
@@ -162,7 +163,7 @@ class AuditSession:
         load_trainable_state(self._model, state)
         tuned = self._likelihoods()
         members, others = (tuned[side] - self._base[side] for side in (0, 1))
-        return infer_users(members, others, numpy_generator(self._task.seed, "audit", user="bootstrap"))
+        return infer_users(members, others, RunKey.seeded(self._task.seed).generator("audit", user="bootstrap"))
 
     def _likelihoods(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The model's mean log-likelihoods of the training and of the held-out users."""
@@ -248,13 +249,14 @@ def _real_users(task: Task, wanted: int | None) -> NDArray[np.int64]:
         return everybody
     if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= len(everybody):
         raise ConfigError(f"audit.real_users={wanted} must lie between 1 and the {len(everybody)} training users")
-    generator = numpy_generator(task.seed, "audit", user="real users")
+    generator = RunKey.seeded(task.seed).generator("audit", user="real users")
     return np.sort(generator.choice(everybody, size=wanted, replace=False))
 
 
 def _units_of(task: Task, users: NDArray[np.int64], records_per_user: int) -> list[Unit]:
     """The users with records chosen once, as the held-out ones are."""
-    chosen = TrainingUsers(task.store, users, RandomRecords(fresh=False), records_per_user, task.split_seed)
+    key = RunKey.seeded(task.split_seed, "evaluation")
+    chosen = TrainingUsers(task.store, users, RandomRecords(fresh=False), records_per_user, key)
     return chosen.units(range(len(users)), round=0)
 
 
@@ -270,14 +272,14 @@ def _open_ledger(task: Task, guarantee: Guarantee, epsilon: float) -> Iterator[L
         path,
         delta=guarantee.delta,
         budget_epsilon=epsilon,
-        config_hash=task.config_hash,
+        run=task.keys.marks.mark("run", task.identity),
         noise_source="seeded" if task.noise.is_seeded else "os",
         method=guarantee.method,
     ) as ledger:
         yield ledger
 
 
-def _record(ledger: Ledger | None, guarantee: Guarantee, round: int) -> None:
+def _record(ledger: Ledger | None, guarantee: Guarantee, round: int, answers: str) -> None:
     """Writes the release of `round` to the ledger, before it is made."""
     if ledger is not None:
         ledger.record(round, single_release(guarantee))

@@ -62,13 +62,13 @@ class AuditedRun:
 
     def train(
         self,
-        before_release: Callable[[int], None],
+        before_release: Callable[[int, str], None],
         after_round: Callable[[int, RoundReplies, ServerState], None],
     ) -> tuple[Trace, dict[str, Tensor]]:
         """Returns what the auditor sees of the run, and the adapter after it.
 
         Args:
-            before_release: called with the round before its noise is drawn: the ledger writes here.
+            before_release: called with the round and its answers before noise is drawn: the ledger writes here.
             after_round: called with the round, its replies and the new state.
         """
         optimizer = WatchedOptimizer(self.state, self.optimizer_fn, self.learning_rate)
@@ -82,4 +82,4 @@ class AuditedRun:
     @property
     def expected_cohort(self) -> float:
         """The denominator of the mean update."""
-        return self.selector.expected_cohort_size(self.settings.num_users)
+        return self.selector.expected_cohort_size(len(self.settings.population))

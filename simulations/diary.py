@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_type_hints
 
 from peft import PeftModel
@@ -12,7 +12,6 @@ from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.selection import foreign_name
 from fedsim_userdp.training.central import StepReport
 from fedsim_userdp.training.checkpoints import CheckpointError
 from simulations.guarantee import Guarantee
@@ -56,7 +55,7 @@ class Diary:
         self.rounds: list[RoundRecord] = []
         self.train_tokens = 0
         self._progress = progress
-        self._spent, self._num_lost = guarantee.spent_by_round(rounds), 0
+        self._spent, self.num_lost = guarantee.spent_by_round(rounds), 0
         self._start = time.perf_counter()
         self._unit = unit
 
@@ -65,15 +64,24 @@ class Diary:
         self._progress.start(self.name, self.num_rounds, self._unit)
         self._write(0, num_units=0, loss_sum=0.0, num_clipped=None, num_failed=0, num_nonfinite=0)
 
-    def give_up(self, num_lost: int, last: int) -> None:
-        """Ends the run with round `last`, since `num_lost` rounds were released without a result, and counts them."""
-        lost = (
-            f"{num_lost} {'round was' if num_lost == 1 else 'rounds were'} released and lost when the run was stopped"
-        )
+    def go_on(self, first: int, done: int, last: int) -> None:
+        """Goes on with round `first`, after the last result in round `done`, up to `last`; says what was lost."""
+        lost, planned = range(done + 1, first), self.num_rounds
+        self.num_rounds, self.num_lost = last, self.num_lost + len(lost)
+        if lost:
+            rounds = f"round {lost[0]} was" if len(lost) == 1 else f"rounds {lost[0]} to {lost[-1]} were"
+            self._progress.warn(f"{self.name}: {rounds} released and lost when the run was stopped: that is paid for")
+        if last < planned:
+            why = "no more is within its budget"
+            self._progress.warn(f"{self.name}: the run ends with round {last} of {planned}: {why}")
+
+    def note_lost(self, round: int) -> None:
+        """Notes a round whose earlier release is lost, and which cannot be released again."""
+        self.num_lost += 1
         self._progress.warn(
-            f"{self.name}: {lost}: that is paid for, and it ends after round {last} of {self.num_rounds}"
+            f"{self.name}: round {round} was released before the run was stopped, with other users' answers: it is "
+            "lost and paid for"
         )
-        self.num_rounds, self._num_lost = last, num_lost
 
     def resume(self, rounds: Sequence[Mapping[str, object]]) -> None:
         """Goes on after `rounds`, the earlier records as JSON values, round 0 included.
@@ -87,6 +95,11 @@ class Diary:
         self.train_tokens = self.rounds[-1].train_tokens
         self._start = time.perf_counter() - self.rounds[-1].seconds
         self._progress.start(self.name, self.num_rounds, self._unit, first=self.rounds[-1].round)
+
+    def score_last(self) -> None:
+        """Scores the model as it is, where the last round that has a result was not scored."""
+        if self.rounds[-1].perplexity is None:
+            self.rounds[-1] = replace(self.rounds[-1], perplexity=self.task.perplexity(self.model))
 
     def is_due(self, round: int) -> bool:
         """Returns whether the round is evaluated."""
@@ -146,7 +159,7 @@ class Diary:
             noise_source="seeded" if self.task.noise.is_seeded else "os",
             num_searched=self.task.num_searched,
             ownership=promise.ownership,
-            unchecked_selector=foreign_name(self.task.selector),
+            unchecked_selector=self.task.foreign[0] if self.task.foreign else None,
         )
 
     @property
@@ -176,7 +189,7 @@ class Diary:
             mechanism=self.name,
             seed=self.task.seed,
             round=round,
-            epsilon=None if self._spent is None else self._spent.after(round + self._num_lost if round else 0),
+            epsilon=None if self._spent is None else self._spent.after(round),
             perplexity=self.task.perplexity(self.model) if self.is_due(round) else None,
             train_loss=loss_sum / num_units if num_units else None,
             num_units=num_units,

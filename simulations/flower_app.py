@@ -1,16 +1,24 @@
 """The ClientApp and ServerApp of Flower's own command, `flwr run`; see docs/scaling.md.
 
-Both read the run configuration's `overrides`, the settings of `fedsim run` as one text: the server trains with them on
-Flower's nodes and writes a normal run folder, and every node builds the same worker from them.
+The server reads the run configuration's `overrides`, the settings of `fedsim run` as one text, trains with them on
+Flower's nodes and writes a normal run folder.  Every request carries the settings as the server resolved them, and a
+fingerprint of data, split, model and version: a node builds its worker from these, and refuses where it has another.
 """
 
+import json
 import shlex
 import tempfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from fedsim_userdp.federation.client_app import TrainFn, make_configured_client_app
 from fedsim_userdp.federation.deployment import make_server_app
+from fedsim_userdp.federation.errors import NodeRefusal
+from fedsim_userdp.federation.messages import TrainRequest
+from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.training.cohort import CohortUpdate
 from simulations.process import prepare_process
 
 ENGINE = "engine=deployment"
@@ -35,29 +43,46 @@ def run_on_nodes(overrides: str) -> None:
         raise RuntimeError(f"fedsim run ended with exit code {code}: what it said is in the log")
 
 
-@lru_cache(maxsize=1)
 def train_fn_of(overrides: str) -> TrainFn:
-    """Returns the train function of a node: its worker, with the model loaded once and the records of its own store."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.utils import instantiate
+    """Returns the train function of a node: its worker is built from the settings that the server resolved.
 
-    from simulations.arguments import complete_arguments
+    Args:
+        overrides: of the run configuration; they say which code of one's own a node may run.
+    """
+
+    def train(request: TrainRequest) -> CohortUpdate:
+        """Answers with the worker of the request's run."""
+        run = request.run
+        if run.key is None:
+            raise NodeRefusal("the server sent no key for choices of records and dropout masks")
+        return _worker_of(run.settings, run.key, overrides).train(request)
+
+    return train
+
+
+@lru_cache(maxsize=1)
+def _worker_of(settings: str, key: RunKey, overrides: str) -> Worker:
+    """This node's worker, with the model loaded once and the records of its own store.
+
+    Raises:
+        NodeRefusal: when the settings name code that is neither this package's nor the run configuration's.
+    """
+    from hydra.utils import instantiate
+    from omegaconf import DictConfig, OmegaConf
+
+    from simulations.arguments import foreign_targets
     from simulations.task import build_task
 
     prepare_process()
-    GlobalHydra.instance().clear()
+    config = OmegaConf.create(json.loads(settings or "null") or {})
+    if not isinstance(config, DictConfig) or "mechanism" not in config:
+        raise NodeRefusal("the server sent no settings")
+    config.resume = None  # the server has gone on with the run; a node has no part of it on disk
+    if strange := foreign_targets(config, shlex.split(overrides)):
+        raise NodeRefusal(f"{strange[0]} is code that the run configuration of this node does not name")
     with tempfile.TemporaryDirectory(prefix="fedsim-node-") as folder:
-        settings = complete_arguments("run", [*without_output(shlex.split(overrides)), f"output_dir={folder}"])
-        with initialize_config_module("conf", version_base="1.3"):
-            config = compose("run", overrides=settings)
-        mechanism = instantiate(config.mechanism)
-        return build_task(config, Path(folder)).worker(mechanism.records_per_user).train
-
-
-def without_output(overrides: list[str]) -> list[str]:
-    """Returns the settings without the run folder: only the server writes one."""
-    return [override for override in overrides if not override.startswith(("output_dir=", "resume="))]
+        worker = build_task(config, Path(folder)).worker(instantiate(config.mechanism).records_per_user)
+        return replace(worker, users=replace(worker.users, key=key))
 
 
 prepare_process()

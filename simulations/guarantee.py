@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fedsim_userdp.participation import UserLevel
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ownership import BLANK_RECORDS, Ownership, check_ownership
 from simulations.errors import ConfigError
@@ -56,10 +57,15 @@ class Guarantee:
         return 0.0 if self.release is None else self.release.noise_multiplier
 
     @property
+    def declared(self) -> UserLevel | None:
+        """What the selection of users declared, with the noise of update and count together; None where it did not."""
+        run = self.release.run if isinstance(self.release, acc.AdaptiveClipping) else self.release
+        return run if isinstance(run, UserLevel) else None
+
+    @property
     def max_participations(self) -> int | None:
         """Rounds that a user may be in at most; None where the selection declares no such number."""
-        run = self.release.run if isinstance(self.release, acc.AdaptiveClipping) else self.release
-        return run.max_participations if isinstance(run, acc.NoAmplification) else None
+        return self.declared.max_participations if isinstance(self.declared, acc.NoAmplification) else None
 
     @property
     def epsilon(self) -> float | None:

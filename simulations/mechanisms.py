@@ -5,23 +5,22 @@ of steps with the same kind of optimizer, and are scored on the same users.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
 from peft import PeftModel
 
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import attach_lora, load_trainable_state, trainable_state
+from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
 from fedsim_userdp.selection import PoissonSelector
-from fedsim_userdp.training.central import CentralSettings, RecordStep, train_on_records
+from fedsim_userdp.training.central import CentralSettings, Pool, RecordStep, train_on_records
 from fedsim_userdp.training.record_steps import PlainStep, StackedStep
 from fedsim_userdp.training.schedule import LearningRate
 from simulations.diary import Diary, Outcome
@@ -123,22 +122,25 @@ class UserWise(_Training):
             if rounds.first <= rounds.last:
                 task.engine.run(strategy, task.worker_recipe(self.records_per_user), worker, state, rounds)
         load_trainable_state(diary.model, optimizer.state)
+        diary.score_last()
         return diary.outcome(_row(self.name, "user", diary, guarantee.in_words(), self, self.clip_norm))
 
     def _guarantee(self, task: Task) -> Guarantee:
         """The promise, its noise calibrated to the task's budget."""
-        return calibrated(task.selector.release(1.0, task.num_users, self.rounds), task.budget, None, "user")
+        declared = declared_release(task.selector, 1.0, task.num_users, self.rounds)
+        return calibrated(declared, task.budget, None, "user")
 
     def _settings(self, task: Task, guarantee: Guarantee, saver: Saver, worker: Worker) -> UserLevelSettings:
         """The numbers of the server's strategy, for the rounds that are left."""
         return UserLevelSettings(
-            num_users=task.num_users,
+            population=task.population,
             clip_norm=self.clip_norm,
             noise_multiplier=guarantee.noise_multiplier,
-            seed=task.seed,
+            key=task.keys.run,
             num_nodes=task.engine.num_nodes_for(task.num_users),
             sizes_fn=worker.sizes if task.engine.deals_by_size(task.num_users) else None,
-            max_participations=guarantee.max_participations,
+            declared=guarantee.declared,
+            run=task.description,
         )
 
 
@@ -164,11 +166,11 @@ class RecordLevelDP(_Training):
         release = acc.RecordLevel(1.0, _sampling_prob(task, self.name), self.rounds, self.records_per_user)
         level: Literal["user", "record"] = "record" if self.accountant == "record" else "user"
         guarantee = calibrated(release, task.budget, self.accountant, level)
-        records = task.training_users(self.records_per_user).capped_records()
+        pool = task.pool(self.records_per_user)
         model = _fresh_model(task)
         step = self._step(task, model, guarantee)
         diary = Diary(self.name, "records", self.rounds, task, guarantee, model, progress)
-        _train_centrally(diary, step, records)
+        _train_centrally(diary, step, pool)
         step.close()
         return diary.outcome(_row(self.name, "record", diary, guarantee.in_words(), self, self.clip_norm))
 
@@ -189,6 +191,7 @@ class RecordLevelDP(_Training):
             expected_batch_size=_expected_batch_size(task, self),
             noise=task.noise,
             max_tokens=task.local.max_tokens,
+            key=task.keys.run.of_nodes(),
         )
 
 
@@ -198,7 +201,7 @@ class NonPrivate(_Training):
 
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Trains without clip and noise."""
-        records = task.training_users(self.records_per_user).capped_records()
+        pool = task.pool(self.records_per_user)
         model = _fresh_model(task)
         step = PlainStep(
             model,
@@ -206,9 +209,10 @@ class NonPrivate(_Training):
             self.schedule(),
             expected_batch_size=_expected_batch_size(task, self),
             max_tokens=task.local.max_tokens,
+            key=task.keys.run.of_nodes(),
         )
         diary = Diary(self.name, "records", self.rounds, task, NO_GUARANTEE, model, progress)
-        _train_centrally(diary, step, records)
+        _train_centrally(diary, step, pool)
         return diary.outcome(_row(self.name, "none", diary, "none: trained without privacy", self))
 
 
@@ -225,7 +229,7 @@ def _fresh_model(task: Task) -> PeftModel:
 
 def _sampling_prob(task: Task, name: str) -> float:
     """The probability of the Poisson selection: a centralized run samples records as user-wise samples users."""
-    if not isinstance(task.selector, PoissonSelector):
+    if type(task.selector) is not PoissonSelector:
         raise ConfigError(f"mechanism={name} samples records by Poisson sampling: use selection=poisson")
     return task.selector.sampling_prob
 
@@ -245,15 +249,16 @@ def _note_round(
     saver.save_if_due(round, state.adapter, optimizer.torch_optimizer, state.clip_norm)
 
 
-def _train_centrally(diary: Diary, step: RecordStep, records: Sequence[np.ndarray]) -> None:
+def _train_centrally(diary: Diary, step: RecordStep, pool: Pool) -> None:
     """Takes the steps of a centralized run and writes them down."""
     task = diary.task
     with open_saver(diary) as saver:
         saver.restore(step.torch_optimizer)
-        settings = CentralSettings(diary.num_rounds, _sampling_prob(task, diary.name), task.seed)
-        for report in train_on_records(step, records, settings, saver.record, saver.first):
+        settings = CentralSettings(diary.num_rounds, _sampling_prob(task, diary.name), task.keys.run)
+        for report in train_on_records(step, pool, settings, saver.record, saver.first):
             diary.write_step(report)
             saver.save_if_due(report.step, trainable_state(diary.model), step.torch_optimizer)
+    diary.score_last()
 
 
 def _row(

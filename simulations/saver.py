@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fedsim_userdp.models.adapters import load_trainable_state
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.entries import NoiseSource
+from fedsim_userdp.privacy.errors import ReleasedOtherwise
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.serialization import to_json
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
@@ -18,6 +20,7 @@ from fedsim_userdp.training.journal import Journal, JournalEnd
 from simulations.diary import Diary
 from simulations.errors import ConfigError
 from simulations.guarantee import Guarantee
+from simulations.keys import FILE, remove_keys
 from simulations.task import Task
 
 JOURNAL = "rounds.jsonl"
@@ -28,25 +31,21 @@ Release = acc.UserWise | acc.RecordLevel | acc.FixedSize | acc.NoAmplification |
 class Saver:
     """Writes a run's ledger before every release, and its checkpoints: when due, and after the last round.
 
-    With noise from the operating system every round has a checkpoint: one that was lost would have to be released, and
-    paid for, again.
+    With noise from the operating system every round has a checkpoint: one that was lost is paid for and cannot be had
+    again.
 
     Args:
         diary: the run's diary, which may have been resumed.
         ledger: the open ledger; None where there is no noise.
         start: the checkpoint that the run goes on from; None from the beginning.
+        first: the first round to come.
     """
 
-    def __init__(self, diary: Diary, ledger: Ledger | None, start: Checkpoint | None) -> None:
+    def __init__(self, diary: Diary, ledger: Ledger | None, start: Checkpoint | None, first: int) -> None:
         task = diary.task
-        self.diary, self._ledger, self._start = diary, ledger, start
+        self.diary, self._ledger, self._start, self.first = diary, ledger, start, first
         self._folder, self._every = task.checkpoints, task.checkpoint_every if task.noise.is_seeded else 1
         self._journal, self._num_saved = Journal(self._folder.path / JOURNAL), 0
-
-    @property
-    def first(self) -> int:
-        """The first round to come."""
-        return 1 if self._start is None else self._start.round + 1
 
     @property
     def clip_norm(self) -> float | None:
@@ -66,6 +65,9 @@ class Saver:
 
     def begin(self) -> None:
         """Puts the checkpoint's adapter and rounds in place, or writes down the state before training."""
+        keys = self.diary.task.keys
+        if self.first <= self.diary.num_rounds and not keys.is_stored:
+            keys.write(self._folder.path)
         if self._start is None:
             self.diary.begin()
             return
@@ -107,12 +109,30 @@ class Saver:
         }
         self._folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
 
-    def record(self, round: int) -> None:
-        """Writes the release of `round` to the ledger, to be called before it is made."""
+    def record(self, round: int, answers: str = "") -> None:
+        """Writes the release of `round` to the ledger, to be called before it is made.
+
+        Args:
+            round: the round.
+            answers: whose updates are in the release, as text; empty where that cannot vary.
+
+        Raises:
+            ReleasedOtherwise: when the round was released before with other answers; it is lost.
+        """
         if self._ledger is None:
             return
-        with naming(self._ledger.path):
-            self._ledger.record(round, single_release(self.diary.guarantee))
+        mark = self.diary.task.keys.marks.mark("answers", repr((round, answers)))
+        try:
+            with naming(self._ledger.path):
+                self._ledger.record(round, single_release(self.diary.guarantee), mark)
+        except ReleasedOtherwise:
+            self.diary.note_lost(round)
+            raise
+
+    def end(self) -> None:
+        """Removes the run's secret key, once its last checkpoint is there; of a seeded run there is none to hide."""
+        if not self.diary.task.keys.run.is_seeded:
+            remove_keys(self._folder.path)
 
 
 def single_release(guarantee: Guarantee) -> Release:
@@ -125,10 +145,10 @@ def single_release(guarantee: Guarantee) -> Release:
 
 @contextmanager
 def open_saver(diary: Diary) -> Iterator[Saver]:
-    """Begins or resumes a run, its ledger open for the duration of the block.
+    """Begins or resumes a run, its ledger open for the duration of the block; at its end the run's secret is removed.
 
-    The diary's number of rounds is lowered by the rounds that were released and lost when the run was stopped, where
-    they cannot be had again: they are paid for.
+    Rounds that were released and lost when the run was stopped, and that cannot be had again, are paid for: the run
+    goes on with the round after them.
 
     Raises:
         CheckpointError: when what is in the folder cannot be continued.
@@ -136,12 +156,14 @@ def open_saver(diary: Diary) -> Iterator[Saver]:
         LedgerError: when the ledger is damaged, in use, or lacks what the checkpoint has seen.
     """
     start = _checkpoint_of(diary)
+    done = 0 if start is None else start.round
     with _open_ledger(diary, start) as ledger:
-        if ledger is not None:
-            _give_up_lost_rounds(diary, ledger, 0 if start is None else start.round)
-        saver = Saver(diary, ledger, start)
+        first = done + 1 if ledger is None else _first_round(diary, ledger, done)
+        _check_secret(diary, first, is_new=start is None and (ledger is None or not ledger.num_releases))
+        saver = Saver(diary, ledger, start, first)
         saver.begin()
         yield saver
+        saver.end()
 
 
 def promise_in_json(diary: Diary) -> dict[str, object]:
@@ -190,37 +212,51 @@ def _open_ledger(diary: Diary, start: Checkpoint | None) -> Iterator[Ledger | No
             path,
             delta=guarantee.delta,
             budget_epsilon=task.budget.epsilon,
-            config_hash=task.config_hash,
-            noise_source="seeded" if task.noise.is_seeded else "os",
+            run=task.keys.marks.mark("run", task.identity),
+            noise_source=_noise_source(task),
             method=guarantee.method,
             must_contain=None if head is None else str(head),
-            next_release=single_release(guarantee),
         )
     with ledger:
         yield ledger
 
 
-def _give_up_lost_rounds(diary: Diary, ledger: Ledger, done: int) -> None:
-    """Lowers the diary's rounds where releases were made, or may have been, that no checkpoint holds.
+def _first_round(diary: Diary, ledger: Ledger, done: int) -> int:
+    """The round that a run goes on with, after the checkpoint of round `done`; lowers the diary's last round if need be.
 
-    With seeded noise a lost round is the same release again.  From the operating system it is another one, which the
-    budget has no room for: the run ends as many rounds earlier.  Where a user's participations are capped, doing a
-    round again would go beyond the cap: the run ends where it is.
+    With seeded noise a round that was lost is done again: it is the same release.  Otherwise it stays lost, and the
+    next round has a cohort and noise of its own: done again, the same cohort would be in two releases, which costs more
+    than two rounds.  Torn lines count as so many releases as they can have been; where these are more than the rounds they
+    stand for, or participations are capped, the run ends earlier.
     """
-    planned = diary.num_rounds
-    lost = ledger.num_torn + (0 if diary.task.noise.is_seeded else len(ledger.rounds) - done)
-    if lost:
-        capped = diary.guarantee.max_participations is not None
-        diary.give_up(lost, last=done if capped else max(done, planned - lost))
-    if diary.num_rounds == 0:
+    recorded = max(done, *ledger.rounds, 0)
+    is_same_again = diary.task.noise.is_seeded and ledger.is_of_this_run(done)
+    is_same_again = is_same_again and (ledger.num_torn_at_end == ledger.num_unfinished)
+    first = done + 1 if is_same_again else recorded + 1 + (ledger.num_torn_at_end > 0)
+    num_torn = ledger.num_torn - (ledger.num_unfinished if is_same_again else 0)
+    surplus = max(0, len(ledger.rounds) + num_torn - max(recorded, first - 1))
+    ends_here = diary.guarantee.max_participations is not None and num_torn > 0
+    diary.go_on(first, done, last=first - 1 if ends_here else max(first - 1, diary.num_rounds - surplus))
+    if done == 0 and first > diary.num_rounds:
         raise ConfigError(
-            f"{ledger.path} holds {lost} releases and no checkpoint holds their result: the budget is spent, start a "
-            "new run in another folder"
+            f"{ledger.path} holds {ledger.num_releases} releases and no checkpoint holds their result: the budget is "
+            "spent, start a new run in another folder"
         )
-    if diary.num_rounds > done:
-        ledger.expect(single_release(diary.guarantee), diary.num_rounds - done)
+    if first <= diary.num_rounds:
+        ledger.expect(single_release(diary.guarantee), diary.num_rounds - first + 1)
+    return first
 
 
-def _noise_source(task: Task) -> str:
+def _check_secret(diary: Diary, first: int, *, is_new: bool) -> None:
+    """Raises CheckpointError where a run whose key is a secret has lost it: its schedule could not be kept to."""
+    task = diary.task
+    has_lost_it = not is_new and not task.keys.run.is_seeded and not task.keys.is_stored
+    if task.is_resumed and has_lost_it and first <= diary.num_rounds:
+        raise CheckpointError(
+            f"resume={task.folder}: the run's secret ({FILE} beside its checkpoints) is gone: it cannot be continued"
+        )
+
+
+def _noise_source(task: Task) -> NoiseSource:
     """The name of the task's noise source in the configuration."""
     return "seeded" if task.noise.is_seeded else "os"

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -20,23 +21,29 @@ from fedsim_userdp.data.records import RandomRecords, RecordSelector
 from fedsim_userdp.data.split import UserSplit, split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.engines import Engine
-from fedsim_userdp.federation.worker import Worker, WorkerRecipe
+from fedsim_userdp.federation.messages import RunDescription
+from fedsim_userdp.federation.worker import Worker, WorkerRecipe, fingerprint_of
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.participation import Population
+from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.ownership import Ownership
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.files import NOT_PRIVATE
-from fedsim_userdp.selection import ClientSelector
+from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, foreign_name
 from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.central import Pool
 from fedsim_userdp.training.checkpoints import CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.evaluation import perplexity
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
 from fedsim_userdp.training.scoring import BaseModelScorer
-from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
+from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe, in_order_of_ids
 from simulations.arguments import FREE
 from simulations.corpora import configured_store
 from simulations.errors import ConfigError
+from simulations.keys import RunKeys, stored_keys
 from simulations.micro_batches import local_training
 from simulations.versions import code_versions
 
@@ -58,11 +65,14 @@ class Task:
 
     Attributes:
         name: label of the mechanism, also of its adapter folder.
-        config_hash: SHA-256 of the configuration without what cannot change a result.
-        seed: the run's seed.
+        settings: digest of the settings that decide a release: not of names, paths, engine, threads or evaluation.
+        seed: the run's seed; of the first adapter, which is public, and where noise is seeded of all that is random.
+        keys: what all else that is random derives from, and what digests in the ledger are made with.
         budget: the user-level target.
         store: every user's records as token ids.
-        split: training, held-out and validation users.
+        split: training, held-out and validation users; the training users in the order of their ids.
+        split_seed: of the split.
+        keep_places: whether users without a usable record stay as places that add zero.
         model: the base model.
         lora: the adapter.
         records: how a user picks records.
@@ -80,15 +90,20 @@ class Task:
         is_resumed: whether to go on from the latest checkpoint.
         allow_changes: whether to go on from a checkpoint of other settings, data or code.
         num_searched: runs on these users, this one included, that the settings were chosen among; for the statement.
+        fingerprint: what a node's updates depend on, name to digest.
+        resolved: the resolved settings as JSON, for nodes that build their worker themselves.
+        foreign: names of classes that are not this package's.
     """
 
     name: str
-    config_hash: str
+    settings: str
     seed: int
+    keys: RunKeys
     budget: Budget
     store: TokenStore
     split: UserSplit
     split_seed: int
+    keep_places: bool
     model: ModelSource
     lora: LoraSettings
     records: RecordSelector
@@ -106,18 +121,38 @@ class Task:
     is_resumed: bool
     allow_changes: bool
     num_searched: int
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    resolved: str = ""
+    foreign: tuple[str, ...] = ()
 
     @property
     def run_name(self) -> str:
         """Names this run's files in a folder that may hold several mechanisms and seeds."""
-        return f"{self.name}-seed{self.seed}"
+        return run_name(self.name, self.seed)
 
     @property
     def checkpoints(self) -> CheckpointFolder:
         """The run's checkpoints; they hold diagnostics too, hence their place."""
-        path = self.folder / NOT_PRIVATE / "checkpoints" / self.run_name
-        origin = {"settings": self.config_hash, "corpus": self.store.fingerprint, **code_versions()}
-        return CheckpointFolder(path, origin, self.checkpoint_keep, allow_changes=self.allow_changes)
+        path = checkpoint_path(self.folder, self.run_name)
+        origin = {**self.fingerprint, "settings": self.settings, **code_versions()}
+        return CheckpointFolder(
+            path, origin, self.checkpoint_keep, allow_changes=self.allow_changes, fixed=_NEVER_CHANGED
+        )
+
+    @property
+    def identity(self) -> str:
+        """What the run's releases depend on, as text: data, split, model, settings and version."""
+        return identity_of(self.settings, self.fingerprint)
+
+    @property
+    def population(self) -> Population:
+        """The training users as a selector may know them."""
+        return Population(np.asarray(self.store.id_hashes)[self.split.train])
+
+    @property
+    def description(self) -> RunDescription:
+        """What nodes are told of the run."""
+        return RunDescription(self.fingerprint, self.resolved, self.keys.run.of_nodes())
 
     @property
     def num_users(self) -> int:
@@ -130,16 +165,26 @@ class Task:
         return _num_protected(self.store, self.split)
 
     def training_users(self, records_per_user: int) -> TrainingUsers:
-        """Returns the training users, capped at k records each; and so is everybody else who owns their records.
+        """Returns the training users, capped at k records each."""
+        key = self.keys.run.of_nodes()
+        return TrainingUsers(self.store, self.split.train, self.records, records_per_user, key)
+
+    def pool(self, records_per_user: int) -> Pool:
+        """Returns the records of a centralized run, at most k of each user, and of everybody else who owns them.
 
         Raises:
             ConfigError: when records have several owners and are chosen by what is in them.
         """
-        store = self.store
-        if store.declares_owners:
-            _check_chosen_without_looking(self.records)
-            store = OwnerBoundedStore(store.path, records_per_user, self.seed, self.split.train)
-        return TrainingUsers(store, self.split.train, self.records, records_per_user, self.seed)
+        if not self.store.declares_owners:
+            return self.training_users(records_per_user).pool()
+        _check_chosen_without_looking(self.records)
+        key = self.keys.run.of_nodes().mark("owners", "").encode()
+        records = OwnerBoundedStore(self.store.path, records_per_user, key, self.split.train).pool()
+        return Pool(
+            units=[Unit(i, [one.tokens], place=one.place) for i, one in enumerate(records)],
+            id_hashes=np.zeros(len(records), dtype=np.uint64),  # the record's public place is its address
+            places=np.array([one.place for one in records], dtype=np.uint64),
+        )
 
     def worker_recipe(self, records_per_user: int) -> WorkerRecipe:
         """Returns what another process needs to build this run's worker."""
@@ -148,17 +193,17 @@ class Task:
             heldout_users=len(self.split.heldout),
             validation_users=len(self.split.validation),
             split_seed=self.split_seed,
+            keep_places=self.keep_places,
             selector=self.records,
             records_per_user=records_per_user,
-            seed=self.seed,
+            key=self.keys.run.of_nodes(),
         )
-        return WorkerRecipe(self.config_hash, self.model, self.lora, users, self.local, self.seed)
+        return WorkerRecipe(self.settings, self.model, self.lora, users, self.local, self.seed)
 
     def worker(self, records_per_user: int) -> Worker:
         """Returns this process's worker: a freshly loaded model with a fresh adapter."""
         model = attach_lora(self.model.load(), self.lora, self.seed)
-        users = TrainingUsers(self.store, self.split.train, self.records, records_per_user, self.seed)
-        return Worker(self.gradients(model), users, self.local)
+        return Worker(self.gradients(model), self.training_users(records_per_user), self.local, self.fingerprint)
 
     def gradients(self, model: PeftModel) -> UnitGradients:
         """Returns what computes each unit's gradient on the model; says so where that is slower than it could be."""
@@ -184,26 +229,31 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     model: ModelSource = instantiate(config.model)
     lora = LoraSettings(**_plain(config.lora))
     store = configured_store(config, model)
-    split = split_users(
-        store,
-        heldout_users=config.split.heldout_users,
-        validation_users=config.split.validation_users,
-        seed=config.split.seed,
-    )
+    selector = _client_selector(config)
+    keep_places = store.declares_owners or not _is_add_or_remove(selector, store.num_users, config)
+    split = _split(config, store, keep_places=keep_places)
+    settings = settings_digest(config)
+    population = Population(np.asarray(store.id_hashes)[split.train])
+    fingerprint = fingerprint_of(store, population, model, settings)
+    name, seed = str(config.mechanism.name), _seed(config.seed)
+    keys = _keys(config, identity_of(settings, fingerprint), checkpoint_path(folder, run_name(name, seed)))
+    records, optimizer_fn = _record_selector(config, model, store), _optimizer_fn(config)
     return Task(
-        name=config.mechanism.name,
-        config_hash=config_hash(config, store.fingerprint),
-        seed=_seed(config.seed),
+        name=name,
+        settings=settings,
+        seed=seed,
+        keys=keys,
         budget=_budget(config, _num_protected(store, split), "declared" if store.declares_owners else "assigned"),
         store=store,
         split=split,
         split_seed=config.split.seed,
+        keep_places=keep_places,
         model=model,
         lora=lora,
-        records=_record_selector(config, model, store),
-        selector=_client_selector(config),
-        optimizer_fn=_optimizer_fn(config),
-        noise=_noise(config),
+        records=records,
+        selector=selector,
+        optimizer_fn=optimizer_fn,
+        noise=SeededNoise(keys.run) if keys.run.is_seeded else OperatingSystemNoise(),
         engine=instantiate(config.engine),
         local=local_training(config, model, lora, _path(config.cache_dir) or default_cache_dir()),
         central_engine=_central_engine(config.central.engine),
@@ -215,19 +265,90 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         is_resumed=config.resume is not None,
         allow_changes=bool(config.checkpoint.allow_changes),
         num_searched=_at_least_one("privacy.num_searched", config.privacy.num_searched),
+        fingerprint=fingerprint,
+        resolved=json.dumps(OmegaConf.to_container(config, resolve=True)),
+        foreign=_foreign(config, selector, records, optimizer_fn),
     )
 
 
-def config_hash(config: DictConfig, data_fingerprint: str) -> str:
-    """Returns a hash of what decides a run's releases: the data, and the settings but for output and speed."""
-    plain = {"data_fingerprint": data_fingerprint} | {
-        key: value for key, value in _plain(config).items() if key not in _WITHOUT_EFFECT
-    }
-    plain["model"] = {key: value for key, value in plain["model"].items() if f"model.{key}" not in _WITHOUT_EFFECT}
+def settings_digest(config: DictConfig) -> str:
+    """Returns a digest of the settings that decide a run's releases; data, split and weights have digests of their own.
+
+    Left out are names, paths, output, engine, threads and evaluation; whatever else a configuration holds counts.
+    """
+    plain = {key: value for key, value in _plain(config).items() if key not in _WITHOUT_EFFECT}
+    for group in ("mechanism", "model", "local", "privacy"):
+        plain[group] = {k: v for k, v in plain[group].items() if f"{group}.{k}" not in _WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
-_WITHOUT_EFFECT = FREE | {"compare", "evaluation"}
+def identity_of(settings: str, fingerprint: Mapping[str, str]) -> str:
+    """Returns what a run's releases depend on, as text."""
+    return json.dumps({**fingerprint, "settings": settings}, sort_keys=True)
+
+
+def run_name(mechanism: str, seed: int) -> str:
+    """Returns the name of a run's files in a folder that may hold several mechanisms and seeds."""
+    return f"{mechanism}-seed{seed}"
+
+
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """Returns where the checkpoints of the run called `name` are; they hold diagnostics too, hence the place."""
+    return folder / NOT_PRIVATE / "checkpoints" / name
+
+
+_WITHOUT_EFFECT = FREE | {
+    # what is digested by itself, or decides nothing that is released
+    *("compare", "data", "evaluation", "hydra", "noise", "seed", "split", "tokens", "tuned"),
+    *("local.max_tokens", "mechanism.name", "model.device", "model.name", "model.package", "model.path"),
+    "model.activation_checkpointing",
+    "privacy.num_searched",
+}
+# What a run's noise and claims rest on, in a checkpoint's origin: `checkpoint.allow_changes` does not reach it.
+_NEVER_CHANGED = frozenset({"data", "training split", "base model"})
+
+
+def _keys(config: DictConfig, identity: str, path: Path) -> RunKeys:
+    """The run's keys: those of the run that is gone on with, or new ones."""
+    if config.noise.source not in ("seeded", "os"):
+        raise ConfigError(f"noise.source={config.noise.source} is unknown; expected seeded or os")
+    seeded = RunKey.seeded(config.seed, identity) if config.noise.source == "seeded" else None
+    stored = stored_keys(path, seeded) if config.resume is not None else None
+    return stored or RunKeys.of(seeded or RunKey.drawn())
+
+
+def _split(config: DictConfig, store: TokenStore, *, keep_places: bool) -> UserSplit:
+    """The split, the training users in the order of their ids."""
+    found = split_users(
+        store,
+        heldout_users=config.split.heldout_users,
+        validation_users=config.split.validation_users,
+        seed=config.split.seed,
+        keep_places=keep_places,
+    )
+    return replace(found, train=in_order_of_ids(store, found.train))
+
+
+def _is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConfig) -> bool:
+    """Whether the selection's claim is for adding or removing a user, so that nobody has a place to keep."""
+    try:
+        release = selector.release(1.0, num_users, int(config.mechanism.get("rounds", 1)))
+    except ValueError:  # said where the run begins
+        return False
+    return release.adjacency is acc.Adjacency.ADD_OR_REMOVE_USER
+
+
+def _foreign(config: DictConfig, selector: ClientSelector, *others: object) -> tuple[str, ...]:
+    """Names of the classes that are not this package's: what they do is believed, and the statement says so."""
+    named = [str(config.mechanism._target_), str(config.data._target_)]
+    kinds = [getattr(other, "func", None) or type(other) for other in others]
+    named += [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
+    foreign = [name for name in named if name.split(".")[0] not in _OWN_CODE and not name.startswith("torch.optim.")]
+    chooser = foreign_name(selector)
+    return (*([chooser] if chooser else []), *dict.fromkeys(foreign))
+
+
+_OWN_CODE = ("fedsim_userdp", "simulations")
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -301,21 +422,13 @@ def _budget(config: DictConfig, num_users: int, ownership: Ownership) -> Budget:
     return Budget(epsilon, delta, ownership)
 
 
-def _noise(config: DictConfig) -> NoiseSource:
-    """Seeded noise for simulation, or the operating system's for a release."""
-    sources: dict[str, NoiseSource] = {"seeded": SeededNoise(config.seed), "os": OperatingSystemNoise()}
-    if config.noise.source not in sources:
-        raise ConfigError(f"noise.source={config.noise.source} is unknown; expected seeded or os")
-    return sources[config.noise.source]
-
-
 def _client_selector(config: DictConfig) -> ClientSelector:
     """The client selector."""
     selector = instantiate(config.selection)
-    if not isinstance(selector, ClientSelector):
+    if not isinstance(selector, Choosing | Sampling):
         raise ConfigError(
-            f"selection={config.selection._target_} has no `select`, `expected_cohort_size` and `release`: "
-            "see fedsim_userdp.selection.ClientSelector"
+            f"selection={config.selection._target_} has no `select` (or `probability`), `expected_cohort_size` and "
+            "`release`: see fedsim_userdp.selection"
         )
     return selector
 
@@ -344,8 +457,11 @@ def _evaluation_units(config: DictConfig, store: TokenStore, split: UserSplit) -
         raise ConfigError(
             f"split.{settings.users}_users=0 leaves nobody to evaluate on (evaluation.users={settings.users})"
         )
-    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), settings.records_per_user, config.split.seed)
-    return chosen.units(range(len(users)), round=0)
+    key = RunKey.seeded(config.split.seed, "evaluation")  # public: the same records for every mechanism
+    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), settings.records_per_user, key)
+    if not (units := chosen.units(range(len(users)), round=0)):
+        raise ConfigError(f"none of the {len(users)} {settings.users} users has a usable record: set aside more")
+    return units
 
 
 def _central_engine(name: str) -> Literal["opacus", "stacked"]:

@@ -6,20 +6,23 @@ al. 2021, arXiv 1905.03871.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim_userdp.federation.exchange import Exchange
-from fedsim_userdp.federation.hosting import SizesFn
-from fedsim_userdp.federation.messages import to_arrays
+from fedsim_userdp.federation.hosting import Hosts, SizesFn
+from fedsim_userdp.federation.messages import RunDescription, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import RetryingStrategy
+from fedsim_userdp.participation import Cohorts, Population, UserLevel
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation, next_clip_norm, unclipped_share
+from fedsim_userdp.privacy.errors import ReleasedOtherwise
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
-from fedsim_userdp.selection import ClientSelector, Cohorts
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.selection import ClientSelector
 from strategies.optimizers import ServerOptimizer
 
 
@@ -28,26 +31,27 @@ class UserLevelSettings:
     """What the mechanism is; public.
 
     Attributes:
-        num_users: size of the training population, at least 1.
+        population: the training users, at least 1.
         clip_norm: bound on the norm of a user's update, above 0; infinity (with no noise) for no privacy.  Where it
             adapts itself, that of the first round to come.
         noise_multiplier: standard deviation of the noise on the sum, divided by `clip_norm`; finite, at least 0.
-        seed: seed of the selection.
+        key: the run's key, which cohorts and hosting derive from; secret for a release.
         num_nodes: nodes to wait for before the first round, at least 1.
-        sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where user i lives on node
-            i mod nodes.
-        max_participations: rounds that a user may be in at most, where the selector declared such a number.
+        sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where their ids decide.
+        declared: what the selector declared; None where the run makes no claim.
         adaptation: how the clip norm follows the users' norms; None where it stays.
+        run: what nodes are told of the run.
     """
 
-    num_users: int
+    population: Population
     clip_norm: float
     noise_multiplier: float
-    seed: int
+    key: RunKey
     num_nodes: int = 1
     sizes_fn: SizesFn | None = None
-    max_participations: int | None = None
+    declared: UserLevel | None = None
     adaptation: ClipAdaptation | None = None
+    run: RunDescription = field(default_factory=RunDescription)
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,13 @@ class UserLevelDP(RetryingStrategy):
         selector: draws each round's cohort.
         optimizer: the server's optimizer, which holds the global adapter.
         noise: where noise comes from.
-        before_release: called with the round before its noise is drawn: the ledger writes here.
+        before_release: called with the round, and whose answers its sum has (as text), before noise is drawn: the
+            ledger writes here.  Where it raises `ReleasedOtherwise`, the round is lost: nothing is released.
         after_round: called with the round, its replies and the new state; diagnostics and progress.
 
     Raises:
-        ValueError: when `noise_multiplier` or `clip_norm` is out of range, or noise goes with an infinite clip norm.
+        ValueError: when the selector's declaration contradicts itself, `noise_multiplier` or `clip_norm` is out of
+            range, or noise goes with an infinite clip norm.
     """
 
     def __init__(
@@ -92,7 +98,7 @@ class UserLevelDP(RetryingStrategy):
         selector: ClientSelector,
         optimizer: ServerOptimizer,
         noise: NoiseSource,
-        before_release: Callable[[int], None],
+        before_release: Callable[[int, str], None],
         after_round: Callable[[int, RoundReplies, ServerState], None],
     ) -> None:
         self.settings = settings
@@ -101,10 +107,11 @@ class UserLevelDP(RetryingStrategy):
         self.noise = noise
         self.clip_norm = settings.clip_norm
         self.noise_stddev(self.clip_norm)  # numbers that do not fit raise here, not in the first round
-        self.expected_cohort = selector.expected_cohort_size(settings.num_users)
-        self._cohorts = Cohorts(selector, settings.num_users, settings.seed, settings.max_participations)
+        self.expected_cohort = selector.expected_cohort_size(len(settings.population))
+        self._cohorts = Cohorts(selector, settings.population, settings.key, settings.declared)
         self._before_release, self._after_round = before_release, after_round
-        self._exchange = Exchange(settings.num_nodes, settings.sizes_fn)
+        hosts = Hosts(settings.population, settings.key)
+        self._exchange = Exchange(settings.num_nodes, hosts, settings.sizes_fn, settings.run)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -122,14 +129,20 @@ class UserLevelDP(RetryingStrategy):
         """Returns messages for the users whose node failed, to nodes that did not fail if there are any."""
         return self._exchange.ask_again(replies, grid)
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord]:
         """Returns the adapter after the round: sum, ledger, noise, fixed denominator, server optimizer.
 
+        A round that was released before a crash, with other users' answers, is lost: no adapter is returned for it.
+
         Raises:
-            RoundError: when users that were dealt by size have no answer, or everybody failed (two users or more).
+            RoundError: when users that were dealt by size have no answer, everybody failed (two users or more), or a
+                node refused what it was asked.
         """
         collected = self._exchange.finish(replies)
-        self._before_release(server_round)  # the ledger comes first: a crash can only over-state what was spent
+        try:  # the ledger comes first: a crash can only over-state what was spent
+            self._before_release(server_round, collected.answers())
+        except ReleasedOtherwise:
+            return None, MetricRecord(collected.counts())
         stddev = self.noise_stddev(collected.clip_norm)
         noisy_sum = add_noise(collected.update.clipped.total, stddev, self.noise, server_round)
         mean_update = {name: tensor / self.expected_cohort for name, tensor in noisy_sum.items()}

@@ -64,6 +64,7 @@ def ragged_units(num_units: int, seed: int = 0, most_records: int = 4) -> list[U
                 generator.integers(0, VOCABULARY, size=generator.integers(2, 13))
                 for _ in range(generator.integers(1, most_records + 1))
             ],
+            owner=f"user {index}",
         )
         for index in range(num_units)
     ]

@@ -1,12 +1,14 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from fedsim_userdp.participation import Cohorts, Population, declared_release
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import (
     ClientSelector,
-    Cohorts,
     CyclicSelector,
     FixedSizeSelector,
     PoissonSelector,
@@ -22,7 +24,8 @@ NUM_USERS = 20
 
 
 def cohort(selector: ClientSelector, round: int, seed: int = 0, num_users: int = NUM_USERS) -> list[int]:
-    return draw_cohort(selector, num_users, round, numpy_generator(seed, "selection", round=round))
+    ids = Population.numbered(num_users).id_hashes
+    return [int(user) for user in draw_cohort(selector, ids, round, RunKey.seeded(seed))]
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=lambda selector: type(selector).__name__)
@@ -103,9 +106,10 @@ def test_selectors_of_this_package_have_no_foreign_name_and_others_do() -> None:
         def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
             return np.arange(num_users)
 
-    for known in (PoissonSelector(0.1), FixedSizeSelector(3), CyclicSelector(3), Renamed(0.1)):
+    for known in (PoissonSelector(0.1), FixedSizeSelector(3), CyclicSelector(3)):
         assert foreign_name(known) is None
     assert str(foreign_name(Own(0.1))).endswith("Own")
+    assert str(foreign_name(Renamed(0.1))).endswith("Renamed")
     assert foreign_name(EveryOtherUser()) == "strategies.every_other_user.EveryOtherUser"
 
 
@@ -113,6 +117,10 @@ def test_selectors_of_this_package_have_no_foreign_name_and_others_do() -> None:
 def test_sampling_probability_must_lie_in_0_1(probability: float) -> None:
     with pytest.raises(ValueError, match="sampling_prob"):
         PoissonSelector(probability)
+
+
+def cohorts_of(selector: ClientSelector, declared: object, num_users: int = NUM_USERS, seed: int = 0) -> Cohorts:
+    return Cohorts(selector, Population.numbered(num_users), RunKey.seeded(seed), declared)  # type: ignore[arg-type]
 
 
 class Shuffled:
@@ -138,7 +146,7 @@ class Shuffled:
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_user_chosen_more_often_than_declared_stops_the_run(resumed: bool) -> None:
     def cohorts() -> Cohorts:
-        return Cohorts(Shuffled(declared=2), NUM_USERS, seed=0, max_participations=2)
+        return cohorts_of(Shuffled(declared=2), acc.Unamplified(1.0, 2))
 
     drawn = cohorts()
     for round in range(1, 5):
@@ -150,17 +158,132 @@ def test_a_user_chosen_more_often_than_declared_stops_the_run(resumed: bool) -> 
 
 @pytest.mark.parametrize("most", [None, 3])
 def test_a_selector_with_a_memory_goes_on_where_it_would_have_been(most: int | None) -> None:
-    whole = Cohorts(Shuffled(3), NUM_USERS, seed=0, max_participations=most)
+    declared = None if most is None else acc.Unamplified(1.0, most)
+    whole = cohorts_of(Shuffled(3), declared)
     expected = [whole.draw(round) for round in range(1, 7)]
-    resumed = Cohorts(Shuffled(3), NUM_USERS, seed=0, max_participations=most)
+    resumed = cohorts_of(Shuffled(3), declared)
     assert [resumed.draw(round) for round in (4, 5, 6)] == expected[3:]
-    assert Cohorts(Shuffled(3), NUM_USERS, seed=1, max_participations=most).draw(4) != expected[3]
+    assert cohorts_of(Shuffled(3), declared, seed=1).draw(4) != expected[3]
 
 
 def test_a_selector_without_a_memory_is_not_asked_for_rounds_before() -> None:
     asked: list[int] = []
-    cohorts = Cohorts(PoissonSelector(0.3), NUM_USERS, seed=0, max_participations=None)
+    cohorts = cohorts_of(PoissonSelector(0.3), None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim_userdp.selection.draw_cohort", lambda *a: asked.append(a[2]) or [])
+        nobody = np.empty(0, np.int64)
+        patch.setattr("fedsim_userdp.participation.draw_cohort", lambda *a: asked.append(a[2]) or nobody)
         cohorts.draw(1000)
     assert asked == [1000]
+
+
+def test_one_user_more_changes_nobody_elses_part_in_poisson_cohorts() -> None:
+    ids = np.random.default_rng(0).integers(0, 2**63, 40).astype(np.uint64)
+    for round in range(1, 30):
+        without = draw_cohort(PoissonSelector(0.3), ids[1:], round, RunKey.seeded(0)) + 1
+        more = draw_cohort(PoissonSelector(0.3), ids, round, RunKey.seeded(0))
+        assert [user for user in more if user != 0] == list(without)
+
+
+class ReleaseOnly(PoissonSelector):
+    """Samples at its rate and declares another."""
+
+    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
+        return acc.UserWise(noise_multiplier, 0.01, rounds)
+
+
+class Drawn:
+    """Chooses as `select_fn` says, declares the sampling probability 0.2 and expects as many users as are said."""
+
+    def __init__(self, select_fn: Callable[[int, int], object], expected: float = 0.2, declared: object = None) -> None:
+        self.select_fn, self.expected, self.declared = select_fn, expected, declared
+
+    def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+        return np.asarray(self.select_fn(num_users, round))
+
+    def expected_cohort_size(self, num_users: int) -> float:
+        return self.expected * num_users
+
+    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
+        return self.declared or acc.UserWise(noise_multiplier, 0.2, rounds)  # type: ignore[return-value]
+
+
+def test_a_subclass_that_declares_a_smaller_rate_than_it_states_stops_before_its_first_release() -> None:
+    selector = ReleaseOnly(0.16)
+    with pytest.raises(ValueError, match=r"expects cohorts of 160 users and declared a release of cohorts of 10"):
+        cohorts_of(selector, selector.release(1.0, 1000, 5), 1000)
+
+    class Consistent(ReleaseOnly):
+        def expected_cohort_size(self, num_users: int) -> float:
+            return 0.01 * num_users
+
+    with pytest.raises(ValueError, match=r"declared the sampling probability 0.01 and states 0.16 in round 1"):
+        cohorts_of(Consistent(0.16), selector.release(1.0, 1000, 5), 1000).draw(1)
+
+
+RNG = np.random.default_rng(5)
+CONTRADICTIONS: dict[str, tuple[Drawn, str]] = {
+    "everybody": (Drawn(lambda n, r: range(n)), "with probability 0.2 and chose users 200 of 200 times in 1 round:"),
+    "nobody": (Drawn(lambda n, r: np.empty(0, int)), "chose users 0 of 200 times"),
+    "always the same": (Drawn(lambda n, r: range(n // 5)), "one user in"),
+    "a little too many": (Drawn(lambda n, r: np.flatnonzero(RNG.random(n) < 0.3)), "times in"),
+    "a fixed size": (
+        Drawn(lambda n, r: range(41), declared=acc.FixedSize(1.0, 200, 40, 60)), "declared cohorts of 40 users",
+    ),
+    "the same of a fixed size": (
+        Drawn(lambda n, r: range(40), declared=acc.FixedSize(1.0, 200, 40, 60)), "one user in",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_foreign_class_that_draws_otherwise_than_it_declares_stops_the_run(name: str) -> None:
+    selector, said = CONTRADICTIONS[name]
+    cohorts = cohorts_of(selector, selector.release(1.0, 200, 60), 200)
+
+    def run() -> None:
+        for round in range(1, 61):
+            cohorts.draw(round)
+
+    with pytest.raises(ValueError, match=said):
+        run()
+
+
+def test_a_foreign_class_that_draws_as_it_declares_is_never_stopped() -> None:
+    generator = np.random.default_rng(1)
+    for num_users, rounds in ((200, 300), (30, 300), (3, 300), (20_000, 40)):
+        honest = Drawn(lambda n, r: np.flatnonzero(generator.random(n) < 0.2))
+        cohorts = cohorts_of(honest, honest.release(1.0, num_users, rounds), num_users)
+        for round in range(1, rounds + 1):
+            cohorts.draw(round)
+
+
+def test_a_declaration_for_another_run_or_another_unit_is_refused() -> None:
+    everybody = lambda n, r: range(n)  # noqa: E731
+    for declared, said in (
+        (acc.RecordLevel(1.0, 0.2, 10, 4), "declares acc.UserWise, acc.FixedSize or"),
+        (acc.AdaptiveClipping(acc.UserWise(1.0, 0.2, 10), 5.0), "declares acc.UserWise"),
+        (acc.UserWise(1.0, 0.2, 9), "declared rounds=9 for a run with 10"),
+        (acc.UserWise(2.0, 0.2, 10), "declared noise_multiplier=2.0 for a run with 1.0"),
+        (acc.FixedSize(1.0, 1000, 20, 10), "declared num_users=1000 for a run with 100"),
+    ):
+        with pytest.raises(acc.AccountingError, match=said):
+            declared_release(Drawn(everybody, declared=declared), 1.0, 100, 10)
+    assert declared_release(PoissonSelector(0.1), 1.0, 100, 10) == acc.UserWise(1.0, 0.1, 10)
+
+
+@pytest.mark.parametrize("chosen", [[0.5], [[0], [1]], ["a"], [True]])
+def test_a_cohort_that_is_no_list_of_numbers_is_refused(chosen: list[object]) -> None:
+    with pytest.raises(ValueError, match="no list of user numbers"):
+        cohort(Drawn(lambda n, r: chosen), 1)
+
+
+def test_a_class_that_neither_selects_nor_states_probabilities_is_refused() -> None:
+    class Neither:
+        def expected_cohort_size(self, num_users: int) -> float:
+            return 1.0
+
+        def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
+            return acc.UserWise(noise_multiplier, 0.1, rounds)
+
+    with pytest.raises(ValueError, match="neither `select` nor `probability`"):
+        cohort(Neither(), 1)

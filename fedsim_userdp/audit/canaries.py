@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.audit.directions import Directions, Floats
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def draw_canaries(kinds: Sequence[CanaryKind], num_real_users: int, directions: 
     if not kinds:
         raise ValueError("audit.canaries plants nobody: give at least one kind a number above 0")
     num_users = num_real_users + len(kinds)
-    generator = numpy_generator(seed, "audit", user="canaries")
+    generator = RunKey.seeded(seed).generator("audit", user="canaries")
     return Canaries(
         kinds=tuple(kinds),
         included=generator.random(len(kinds)) < 0.5,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import hadamard
 
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 
 Floats = NDArray[np.float32]
 MOST_CANDIDATES = 2**20
@@ -71,7 +71,7 @@ class Directions:
 
     def _signs(self, canary: int, family: int) -> Floats:
         """The signs of a canary's family over sqrt(size), shape [size]."""
-        generator = numpy_generator(self.seed, "audit", user=f"signs of canary {canary}, family {family}")
+        generator = RunKey.seeded(self.seed).generator("audit", user=f"signs of canary {canary}, family {family}")
         bits = np.unpackbits(np.frombuffer(generator.bytes(-(-self.size // 8)), dtype=np.uint8), count=self.size)
         return (np.float32(1) - np.float32(2) * bits.astype(np.float32)) / np.float32(np.sqrt(self.size))
 

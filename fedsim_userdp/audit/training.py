@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedsim_userdp.audit.canaries import Canaries
 from fedsim_userdp.audit.directions import Floats
+from fedsim_userdp.participation import Population
 from fedsim_userdp.training.batches import MicroBatch, StepAddress
 from fedsim_userdp.training.gradients import UnitGradients
 from fedsim_userdp.training.users import TrainingUsers
@@ -29,6 +30,15 @@ class UsersWithCanaries(TrainingUsers):
 
     def __len__(self) -> int:
         return self.canaries.num_users
+
+    @property
+    def population(self) -> Population:
+        """Real users and canaries, with their numbers as ids."""
+        return Population.numbered(self.canaries.num_users)
+
+    def owner(self, user: int) -> str:
+        """Returns what dropout masks of a user of the population are addressed by."""
+        return f"user {user} of the audit"
 
     def chosen_records(self, user: int, round: int) -> list[np.ndarray]:
         """Returns a real user's records as ever, and a canary's: none when its coin said no."""

@@ -11,7 +11,7 @@ from fedsim_userdp.audit.canaries import Canaries
 from fedsim_userdp.audit.directions import Floats
 from fedsim_userdp.audit.games import GameResult, play_in_or_out, play_which_direction, weigh
 from fedsim_userdp.audit.one_shot import Estimate, final_model_estimate
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 
 NUM_GAMES = 2
 
@@ -117,7 +117,7 @@ def judge(
     """
     check_delta(claim.delta, len(canaries), significance)
     evidence = weigh(trace.releases, canaries, claim.sampling_prob, advance)
-    generator = numpy_generator(canaries.directions.seed, "audit", user="one-shot bootstrap")
+    generator = RunKey.seeded(canaries.directions.seed).generator("audit", user="one-shot bootstrap")
     return Findings(
         claim=claim,
         games=(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.data.store import TokenStore
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 
 
 def bound_owners(
@@ -89,7 +89,7 @@ class OwnerBoundedStore(TokenStore):
         self.seed = seed
         self.users = users
         offsets, owners = self.owner_arrays()
-        order = numpy_generator(seed, "records").permutation(len(offsets) - 1)
+        order = RunKey.seeded(seed).generator("records").permutation(len(offsets) - 1)
         if users is not None:
             order = order[np.repeat(np.isin(np.arange(self.num_users), users), np.diff(self.user_offsets))[order]]
         self.used = bound_owners(offsets, owners, k, order=order)

@@ -27,7 +27,9 @@ class UserSplit:
     validation: NDArray[np.int64]
 
 
-def split_users(store: TokenStore, *, heldout_users: int, validation_users: int = 0, seed: int) -> UserSplit:
+def split_users(
+    store: TokenStore, *, heldout_users: int, validation_users: int = 0, seed: int, keep_places: bool = False
+) -> UserSplit:
     """Returns which users train, which are held out and which serve validation.
 
     Users are ranked by a keyed hash of their id; the smallest are held out, the next ones serve validation.

@@ -51,6 +51,11 @@ class TokenStore:
             self.verify()
 
     @property
+    def content_digest(self) -> str:
+        """Hex digest of what is stored."""
+        return self.fingerprint
+
+    @property
     def num_users(self) -> int:
         """Number of users."""
         return self.stats.num_users

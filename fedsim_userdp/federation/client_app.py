@@ -6,7 +6,8 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsim_userdp.federation.messages import GRACE_SECONDS, TrainRequest, read_request, write_reply
+from fedsim_userdp.federation.errors import NodeRefusal
+from fedsim_userdp.federation.messages import GRACE_SECONDS, TrainRequest, read_request, write_refusal, write_reply
 from fedsim_userdp.training.cohort import CohortUpdate
 
 TrainFn = Callable[[TrainRequest], CohortUpdate]
@@ -34,7 +35,11 @@ def make_configured_client_app(train_fn_of: Callable[[str], TrainFn]) -> ClientA
         """Answers a train message, unless nobody waits for the answer any more."""
         if time.time() > message.metadata.created_at + message.metadata.ttl - GRACE_SECONDS:
             raise TimeoutError("the message was too old when its turn came")
-        train_fn = train_fn_of(str(context.run_config.get("overrides", "")))
-        return Message(write_reply(train_fn(read_request(message.content))), reply_to=message)
+        try:
+            train_fn = train_fn_of(str(context.run_config.get("overrides", "")))
+            content = write_reply(train_fn(read_request(message.content)))
+        except NodeRefusal as refusal:
+            content = write_refusal(refusal)
+        return Message(content, reply_to=message)
 
     return app

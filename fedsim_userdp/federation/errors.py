@@ -3,3 +3,7 @@
 
 class RoundError(RuntimeError):
     """A round that cannot be finished, in one sentence; nothing of it was released."""
+
+
+class NodeRefusal(Exception):
+    """What a node will not do, in one sentence: a setting to be mended, by which no user may count as zero."""

@@ -7,8 +7,8 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim_userdp.federation.errors import RoundError
-from fedsim_userdp.federation.hosting import SizesFn, deal_by_size, group_by_host, wait_for_nodes
-from fedsim_userdp.federation.messages import write_request
+from fedsim_userdp.federation.hosting import Hosts, SizesFn, deal_by_size, wait_for_nodes
+from fedsim_userdp.federation.messages import RunDescription, write_request
 from fedsim_userdp.federation.replies import RoundAnswers, RoundReplies
 
 
@@ -16,18 +16,20 @@ class Exchange:
     """The questions and answers of one round after the other.
 
     Guarantee: see `RoundAnswers`; and what must not be released raises.  Users whose node failed count as zero where
-    they live on the node of their number.  Where they were dealt by size, everybody's size decided who shared that
+    their id alone decided where they live.  Where they were dealt by size, everybody's size decided who shared that
     node, so that their absence would not be one user's matter: then the round is not released (docs/decisions/0007).
 
     Args:
         num_nodes: nodes to wait for before the first round.
-        sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where user i lives on node
-            i mod nodes.
+        hosts: where users live.
+        sizes_fn: the work of each user of a cohort, by which they are dealt to nodes instead; None where they are not.
+        run: what every request says of the run.
     """
 
-    def __init__(self, num_nodes: int, sizes_fn: SizesFn | None) -> None:
-        self._num_nodes, self._sizes_fn = num_nodes, sizes_fn
+    def __init__(self, num_nodes: int, hosts: Hosts, sizes_fn: SizesFn | None, run: RunDescription) -> None:
+        self._num_nodes, self._hosts, self._sizes_fn, self._run = num_nodes, hosts, sizes_fn, run
         self._nodes: list[int] = []
+        self._failed: set[int] = set()
         self._round, self._arrays, self._answers = 0, ArrayRecord(), RoundAnswers([], {}, 1.0)
 
     def begin(
@@ -50,20 +52,26 @@ class Exchange:
             grid: the nodes.
         """
         self._nodes = self._nodes or wait_for_nodes(grid, self._num_nodes)
-        self._round, self._arrays = round, arrays
+        self._round, self._arrays, self._failed = round, arrays, set()
         self._answers = RoundAnswers(cohort, state, clip_norm)
         return self._ask(self._nodes, grid)
 
     def ask_again(self, replies: Iterable[Message], grid: Grid) -> list[Message]:
-        """Takes an attempt's replies; returns messages for users still missing, to nodes that did not fail if any."""
-        usable = self._answers.take(replies)
+        """Takes an attempt's replies; returns messages for users still missing, to nodes that did not fail if any.
+
+        Raises:
+            RoundError: when a node refused what it was asked.
+        """
+        self._failed |= self._answers.take(replies)
+        usable = [node for node in self._nodes if node not in self._failed]
         return self._ask(usable or self._nodes, grid) if self._answers.missing else []
 
     def finish(self, replies: Iterable[Message]) -> RoundReplies:
         """Takes the last attempt's replies and returns the round's sum and counts.
 
         Raises:
-            RoundError: when users that were dealt by size have no answer, or everybody failed (two users or more).
+            RoundError: when users that were dealt by size have no answer, everybody failed (two users or more), or a
+                node refused what it was asked.
         """
         self._answers.take(replies)
         collected = self._answers.result()
@@ -79,7 +87,7 @@ class Exchange:
         """Asks those of `nodes` that are there for the users still missing."""
         users, present = self._answers.missing, set(grid.get_node_ids())
         if self._sizes_fn is None:
-            hosted = group_by_host(users, nodes)
+            hosted = self._hosts.group(users, nodes)
         else:
             there = [node for node in nodes if node in present] or wait_for_nodes(grid, 1)
             hosted = deal_by_size(users, self._sizes_fn(users, self._round), there)
@@ -89,5 +97,5 @@ class Exchange:
 
     def _question(self, node: int, users: Sequence[int]) -> Message:
         """Asks a node for the sum of these users' clipped updates."""
-        request = write_request(self._arrays, self._round, users, self._answers.clip_norm)
+        request = write_request(self._arrays, self._round, users, self._answers.clip_norm, self._run)
         return Message(request, node, MessageType.TRAIN, group_id=str(self._round))

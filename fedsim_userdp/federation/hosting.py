@@ -4,7 +4,11 @@ import heapq
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from flwr.serverapp import Grid
+
+from fedsim_userdp.participation import Population
+from fedsim_userdp.privacy.streams import RunKey
 
 # Users of a cohort, and the round, to how much work each of them is; a simulation's knowledge, never a server's.
 SizesFn = Callable[[Sequence[int], int], Sequence[float]]
@@ -29,15 +33,34 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float = 120.0) -> list[i
     return nodes
 
 
-def group_by_host(users: Sequence[int], nodes: Sequence[int]) -> dict[int, list[int]]:
-    """Returns the users that each node hosts, for the nodes that host any: user i lives on node i mod nodes.
+class Hosts:
+    """Where users live: with a node for each of them, each on its own; else on the node that a hash of their id names.
 
-    Guarantee: where a user lives does not depend on who else is in the cohort.
+    Guarantee: where a user lives does not depend on who else is in the cohort; where users share nodes, nor on who else
+        is in the population.  A node that is gone takes the same users with it in neighbouring data sets.
+
+    Args:
+        population: the users.
+        key: the run's key, which the hash derives from.
     """
-    hosted: dict[int, list[int]] = {}
-    for user in users:
-        hosted.setdefault(nodes[user % len(nodes)], []).append(user)
-    return {node: hosted[node] for node in nodes if node in hosted}
+
+    def __init__(self, population: Population, key: RunKey) -> None:
+        self._num_users = len(population)
+        self._shares = key.coins("hosting", population.id_hashes)
+
+    def group(self, users: Sequence[int], nodes: Sequence[int]) -> dict[int, list[int]]:
+        """Returns the users that each node hosts, for the nodes that host any.
+
+        Args:
+            users: numbers of users, distinct.
+            nodes: ids of the nodes, at least one.
+        """
+        hosted: dict[int, list[int]] = {}
+        own_nodes = len(nodes) == self._num_users
+        places = np.arange(self._num_users) if own_nodes else (self._shares * len(nodes)).astype(np.int64)
+        for user in users:
+            hosted.setdefault(nodes[places[user]], []).append(user)
+        return {node: hosted[node] for node in nodes if node in hosted}
 
 
 def deal_by_size(users: Sequence[int], sizes: Sequence[float], nodes: Sequence[int]) -> dict[int, list[int]]:

@@ -1,18 +1,46 @@
 """What server and nodes say to each other, as typed requests and replies over Flower's records."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedsim_userdp.federation.errors import NodeRefusal
 from fedsim_userdp.privacy.clipping import ClippedSum
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.cohort import CohortUpdate
 
 # How long a message stays valid after nobody waits for its answer any more; clocks of several machines may differ.
 GRACE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What every request of a run says of it, so that all nodes train the same thing.
+
+    Attributes:
+        fingerprint: what a node's update depends on besides the request, name to digest: data, split, model, settings,
+            code.  A node that has another answers with a refusal.
+        settings: the resolved settings as JSON, for nodes that build their worker from them; empty where they have one.
+        key: the nodes' key, for choices of records and for dropout masks; None where a node has it already.
+    """
+
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    settings: str = ""
+    key: RunKey | None = None
+
+    def check(self, own: Mapping[str, str]) -> None:
+        """Raises NodeRefusal unless a node's own fingerprint is this one; names what differs, and no digest."""
+        names = sorted(self.fingerprint.keys() | own.keys())
+        if differing := [name for name in names if self.fingerprint.get(name) != own.get(name)]:
+            raise NodeRefusal(
+                f"the node has another {', '.join(differing)} than the server: give every node the same data, model, "
+                "settings and version"
+            )
 
 
 @dataclass(frozen=True)
@@ -24,12 +52,14 @@ class TrainRequest:
         round: the round, from 1.
         users: numbers of the sampled users that the node hosts.
         clip_norm: bound on the L2 norm of each user's update, above 0; infinity for no clipping.
+        run: what the run is.
     """
 
     state: dict[str, Tensor]
     round: int
     users: tuple[int, ...]
     clip_norm: float
+    run: RunDescription = field(default_factory=RunDescription)
 
 
 def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
@@ -42,21 +72,51 @@ def from_arrays(arrays: ArrayRecord) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(array.numpy(), dtype=np.float32)) for name, array in arrays.items()}
 
 
-def write_request(arrays: ArrayRecord, round: int, users: Sequence[int], clip_norm: float) -> RecordDict:
+def write_request(
+    arrays: ArrayRecord, round: int, users: Sequence[int], clip_norm: float, run: RunDescription
+) -> RecordDict:
     """Returns the message content of a `TrainRequest`; `arrays` is the encoded state, shared by a round's nodes."""
-    config = ConfigRecord({"round": round, "users": list(users), "clip_norm": clip_norm})
+    config = ConfigRecord(
+        {
+            "round": round,
+            "users": list(users),
+            "clip_norm": clip_norm,
+            "fingerprint": json.dumps(dict(run.fingerprint)),
+            "settings": run.settings,
+            "key": b"" if run.key is None else run.key.secret,
+            "is_seeded": run.key is not None and run.key.is_seeded,
+        }
+    )
     return RecordDict({"arrays": arrays, "config": config})
 
 
 def read_request(content: RecordDict) -> TrainRequest:
     """Returns the request in a train message."""
     config = content.config_records["config"]
+    secret = bytes(config["key"])  # type: ignore[arg-type]
+    run = RunDescription(
+        fingerprint=json.loads(str(config["fingerprint"])),
+        settings=str(config["settings"]),
+        key=RunKey(secret, bool(config["is_seeded"])) if secret else None,
+    )
     return TrainRequest(
         state=from_arrays(content.array_records["arrays"]),
         round=int(config["round"]),  # type: ignore[arg-type]
         users=tuple(int(user) for user in config["users"]),  # type: ignore[union-attr]
         clip_norm=float(config["clip_norm"]),  # type: ignore[arg-type]
+        run=run,
     )
+
+
+def write_refusal(refusal: NodeRefusal) -> RecordDict:
+    """Returns the message content of a node that will not do what it was asked."""
+    return RecordDict({"refusal": ConfigRecord({"sentence": str(refusal)})})
+
+
+def read_refusal(content: RecordDict) -> str | None:
+    """Returns why a node refused, or None where it did not."""
+    record = content.config_records.get("refusal")
+    return None if record is None else str(record.get("sentence", "no reason given"))
 
 
 def write_reply(update: CohortUpdate) -> RecordDict:

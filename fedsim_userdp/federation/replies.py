@@ -8,7 +8,8 @@ from zipfile import BadZipFile
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
-from fedsim_userdp.federation.messages import read_reply
+from fedsim_userdp.federation.errors import RoundError
+from fedsim_userdp.federation.messages import read_refusal, read_reply
 from fedsim_userdp.training.cohort import CohortUpdate, add, zero_update
 
 # A sum of n updates of norm clip_norm, each rounded to float32, may pass n * clip_norm by this factor.
@@ -30,6 +31,7 @@ class RoundReplies:
             their own update could not be computed.
         num_retried: users whose node failed and whose update another node then computed.
         errors: one sentence for each failed node; where users failed, at least one.
+        missing: users without an answer of a node, ascending.
     """
 
     update: CohortUpdate
@@ -38,6 +40,12 @@ class RoundReplies:
     num_failed: int
     num_retried: int
     errors: tuple[str, ...]
+    missing: tuple[int, ...] = ()
+
+    def answers(self) -> str:
+        """Returns whose updates are in the sum, as text: the same cohort with other failures gives another."""
+        clipped = self.update.clipped
+        return repr((self.missing, self.update.num_failed, clipped.num_units, clipped.num_nonfinite))
 
     def counts(self) -> dict[str, int | float | list[int] | list[float]]:
         """Returns the counts as plain numbers; they are diagnostics, not private."""
@@ -77,32 +85,37 @@ class RoundAnswers:
         """Begins an attempt with these messages and the users that each asks for, all of them missing so far."""
         self._asked, self._num_attempts = list(questions), self._num_attempts + 1
 
-    def take(self, replies: Iterable[Message]) -> list[int]:
-        """Adds the attempt's answers, in the order of its questions; returns the nodes whose answer was used."""
+    def take(self, replies: Iterable[Message]) -> set[int]:
+        """Adds the attempt's answers, in the order of its questions; returns the nodes that gave none to be used.
+
+        Raises:
+            RoundError: when a node refused what it was asked; nothing of the round may be released.
+        """
         first: dict[str, Message] = {}
         for reply in replies:
             first.setdefault(reply.metadata.reply_to_message_id, reply)
-        usable, answered = [], set[int]()
+        failed, answered = set[int](), set[int]()
         for question, users in self._asked:
             node = question.metadata.dst_node_id
             update = self._checked(first.get(question.metadata.message_id), node, len(users))
             if isinstance(update, str):
                 self.errors.append(update)
+                failed.add(node)
                 continue
-            usable.append(node)
             answered.update(users)
             self._total = add(self._total, update)
         self._num_retried += len(answered) if self._num_attempts > 1 else 0
         self.missing = [user for user in self.missing if user not in answered]
         self._asked = []
-        return usable
+        return failed
 
     def result(self) -> RoundReplies:
         """Returns the sum and the counts; users still missing have failed."""
         failed = len(self.missing) + self._total.num_failed
         nobody_said = ["users' own updates could not be computed, or no node was there"] if failed else []
         errors = tuple(self.errors or nobody_said)
-        return RoundReplies(self._total, self.clip_norm, self._num_sampled, failed, self._num_retried, errors)
+        missing = tuple(sorted(self.missing))
+        return RoundReplies(self._total, self.clip_norm, self._num_sampled, failed, self._num_retried, errors, missing)
 
     def _checked(self, reply: Message | None, node: int, num_users: int) -> CohortUpdate | str:
         """The answer to a question, or why it cannot be used."""
@@ -113,6 +126,8 @@ class RoundAnswers:
         if reply.metadata.src_node_id != node:
             return "another node answered than was asked"
         try:
+            if refusal := read_refusal(reply.content):
+                raise RoundError(f"{refusal}; nothing of the round was released")
             if problem := self._misfit(reply.content.array_records["arrays"]):
                 return problem
             update = read_reply(reply.content)

@@ -1,20 +1,26 @@
 """What a node holds: the model and the users' records, built once in a process and kept over rounds."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
+from fedsim_userdp import __version__
 from fedsim_userdp.data.perplexity import PerplexityRecords
+from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.federation.errors import NodeRefusal
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.time_limit import ending_process_after
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.participation import Population
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, zero_update
 from fedsim_userdp.training.gradients import UnitGradients, unit_gradients
-from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
+from fedsim_userdp.training.users import RecordChoiceError, TrainingUsers, TrainingUsersRecipe
 
 _log = logging.getLogger(__name__)
 
@@ -27,18 +33,32 @@ class Worker:
         gradients: computes each user's gradient, with its model.
         users: the training users.
         local: local training.
+        fingerprint: what this node's updates depend on, see `node_fingerprint`.
     """
 
     gradients: UnitGradients
     users: TrainingUsers
     local: LocalTraining
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
 
     def train(self, request: TrainRequest) -> CohortUpdate:
         """Returns the sum of the requested users' clipped updates; users without records add an exact zero.
 
         Guarantee: a user whose update cannot be computed adds an exact zero, is counted, and changes nothing for the
         users beside it.  Where that is everybody, the node itself is at fault and what it raises goes on.
+
+        Raises:
+            NodeRefusal: when the request is of a run on other data, another model or other settings, or the choice of
+                records breaks its rules.
         """
+        request.run.check(self.fingerprint)
+        try:
+            return self._train(request)
+        except RecordChoiceError as error:
+            raise NodeRefusal(str(error)) from error
+
+    def _train(self, request: TrainRequest) -> CohortUpdate:
+        """See `train`."""
         try:
             return self._sum_of(request, request.users, self.local)
         except _USERS_FAULTS as error:
@@ -55,7 +75,7 @@ class Worker:
             with suppress(*_USERS_FAULTS):
                 return float(sum(map(len, self.users.chosen_records(user, round))))
         number = int(self.users.users[user])
-        share = self.users.records_per_user / self.users.store.num_records(number)
+        share = self.users.records_per_user / max(1, self.users.store.num_records(number))
         return self.users.store.num_tokens(number) * min(1.0, share)
 
     def _one_by_one(self, request: TrainRequest, error: Exception) -> CohortUpdate:
@@ -75,7 +95,13 @@ class Worker:
         units = self.users.units(users, request.round)
         try:
             return clipped_update_sum(
-                self.gradients, request.state, units, local, request.clip_norm, round=request.round
+                self.gradients,
+                request.state,
+                units,
+                local,
+                request.clip_norm,
+                round=request.round,
+                key=self.users.key,
             )
         except torch.OutOfMemoryError:
             if len(users) == 1 or local.max_tokens == 1:  # micro-batches of one user each
@@ -95,18 +121,18 @@ class WorkerRecipe:
     """All that a process needs to build its worker; small and picklable.
 
     Attributes:
-        key: names the recipe in a process's cache, the same for equal settings (a hash of the config).
+        settings: digest of the settings that decide updates; names the recipe in a process's cache.
         model: the base model.
         lora: the adapter.
         users: the training users.
         local: local training.
-        seed: the run's seed.
+        seed: of the first adapter.
         threads: CPU threads of torch in the process, at least 1; None for torch's default.
         time_limit: seconds, above 0, after which a request ends the process, so that a hung one is started anew; None
             for no limit; loading the model does not count.  For processes that do nothing else only.
     """
 
-    key: str
+    settings: str
     model: ModelSource
     lora: LoraSettings
     users: TrainingUsersRecipe
@@ -121,15 +147,40 @@ class WorkerRecipe:
             torch.set_num_threads(self.threads)
         source = replace(self.model)  # a copy without what the other process found out, such as its device
         model = attach_lora(source.load(), self.lora, self.seed)
-        return Worker(unit_gradients(model), self.users.open(), self.local)
+        users = self.users.open()
+        return Worker(unit_gradients(model), users, self.local, node_fingerprint(users, source, self.settings))
 
     def train(self, request: TrainRequest) -> CohortUpdate:
         """Answers with this process's worker for the recipe, built at the first request."""
-        if self.key not in _WORKERS:
+        name = f"{self.settings} {self.users.key.mark('worker', '')}"
+        if name not in _WORKERS:
             _WORKERS.clear()
-            _WORKERS[self.key] = self.build()
+            _WORKERS[name] = self.build()
         with ending_process_after(self.time_limit):
-            return _WORKERS[self.key].train(request)
+            return _WORKERS[name].train(request)
+
+
+def node_fingerprint(users: TrainingUsers, model: ModelSource, settings: str) -> dict[str, str]:
+    """Returns what a node's updates depend on, name to digest: equal on two nodes that train the same thing.
+
+    Args:
+        users: the training users.
+        model: the base model.
+        settings: digest of the settings that decide updates.
+    """
+    return fingerprint_of(users.store, users.population, model, settings)
+
+
+def fingerprint_of(store: TokenStore, population: Population, model: ModelSource, settings: str) -> dict[str, str]:
+    """Returns the fingerprint of nodes that train these users on this model, see `node_fingerprint`."""
+    hashes = np.ascontiguousarray(population.id_hashes, dtype="<u8")
+    return {
+        "data": store.content_digest,
+        "training split": hashlib.sha256(hashes.tobytes()).hexdigest(),
+        "base model": model.weights_digest(),
+        "settings": settings,
+        "version of fedsim_userdp": __version__,
+    }
 
 
 _WORKERS: dict[str, Worker] = {}

@@ -15,7 +15,7 @@ from fedsim_userdp.models.dropout import AddressedDropout
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.output_layer import answer_with_losses, stop_answering
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 
 ADAPTER = "default"
 
@@ -60,7 +60,8 @@ class LoraSettings:
 def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
     """Returns `base` with a fresh LoRA adapter, everything else frozen.
 
-    The first factor is drawn from (seed, "init"), the second is 0, so that the adapter does nothing yet.
+    The first factor is drawn from the seed, the second is 0, so that the adapter does nothing yet.  The first adapter
+    is public, as the released ones are: it has no part in what is kept secret, and all mechanisms start from it.
 
     Raises:
         ModelError: when no layer of the model is called as `target_modules` says.
@@ -87,7 +88,7 @@ def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> Pef
         _initialise(drawn, zero, seed, name)
         drawn.requires_grad_(not settings.freeze_a)
         if settings.dropout:
-            layer.lora_dropout[ADAPTER] = AddressedDropout(settings.dropout, seed, name)
+            layer.lora_dropout[ADAPTER] = AddressedDropout(settings.dropout, name)
     return model
 
 
@@ -104,7 +105,7 @@ def factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
 def _initialise(drawn: nn.Parameter, zero: nn.Parameter, seed: int, name: str) -> None:
     """Sets one factor uniform within +-1/sqrt(inputs) from an addressed generator, the other to 0."""
     bound = 1 / math.sqrt(math.prod(drawn.shape[1:]))
-    numbers = numpy_generator(seed, "init", user=name).uniform(-bound, bound, size=tuple(drawn.shape))
+    numbers = RunKey.seeded(seed).generator("init", user=name).uniform(-bound, bound, size=tuple(drawn.shape))
     with torch.no_grad():
         drawn.copy_(torch.from_numpy(numbers))
         zero.zero_()

@@ -1,4 +1,4 @@
-"""LoRA dropout whose masks are addressed by seed, round, step, layer and record, not consumed in call order.
+"""LoRA dropout whose masks are addressed by run key, round, step, layer, user id and record, never by call order.
 
 `nn.Dropout` would draw from global random state, so that a user's update would depend on who else is in the batch.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,17 @@ class DropoutRows:
     """Which masks the rows of a batch get.
 
     Attributes:
+        key: what masks derive from.
         round: the round or step of the run.
         local_step: the unit's own step within the round, from 0.
-        owners: for each row, the unit and the record's place in it.
+        owners: for each row, the id of the record's user and the record's place among those chosen from the user.
         lengths: input tokens of each row without padding.
     """
 
+    key: RunKey
     round: int
     local_step: int
-    owners: Sequence[tuple[int, int]]
+    owners: Sequence[tuple[str, int]]
     lengths: Sequence[int]
 
 
@@ -36,13 +38,12 @@ class AddressedDropout(nn.Module):
 
     Args:
         prob: in (0, 1).
-        seed: the run's seed.
         layer: name of the adapted layer.
     """
 
-    def __init__(self, prob: float, seed: int, layer: str) -> None:
+    def __init__(self, prob: float, layer: str) -> None:
         super().__init__()
-        self.prob, self.seed, self.layer = prob, seed, layer
+        self.prob, self.layer = prob, layer
         self.rows: DropoutRows | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,9 +64,9 @@ class AddressedDropout(nn.Module):
         masks = np.ones(tuple(x.shape), dtype=np.float32)
         if rows is None:
             return torch.from_numpy(masks)
-        for row, ((unit, record), length) in enumerate(zip(rows.owners, rows.lengths, strict=True)):
-            address = f"dropout/{self.layer}/{unit}/{record}/{rows.local_step}"
-            drawn = numpy_generator(self.seed, "training", round=rows.round, user=address)
+        for row, ((owner, record), length) in enumerate(zip(rows.owners, rows.lengths, strict=True)):
+            address = repr((self.layer, owner, record, rows.local_step))
+            drawn = rows.key.generator("training", round=rows.round, user=address)
             kept = drawn.random((length, x.shape[2]), dtype=np.float32) >= self.prob
             masks[row, :length] = kept / (1 - self.prob)
         return torch.from_numpy(masks)

@@ -90,6 +90,13 @@ class ModelSource:
         """
         return choose_device(self.device)
 
+    def weights_digest(self) -> str:
+        """Returns a hex digest of the files that decide the model."""
+        import hashlib
+
+        files = sorted(Path(self.location).glob("*.safetensors"))
+        return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Returns the tokenizer.
 

@@ -21,8 +21,8 @@ from fedsim_userdp.privacy.validation import check_count
 Release = UserWise | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
 NoiseSource = Literal["seeded", "os"]
 
-FORMAT = 1
-FIRST_HASH = hashlib.sha256(b"fedsim_userdp ledger 1").hexdigest()
+FORMAT = 2
+FIRST_HASH = hashlib.sha256(b"fedsim_userdp ledger 2").hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +32,26 @@ class Entry:
     Attributes:
         round: Number of the round, >= 0.
         release: What the round releases, usually with `rounds` or `steps` of 1.
-        config_hash: Hash of everything that decides the release: settings, data, seed.
+        run: Digest of everything that decides the run's releases, under a secret of its folder: it is no test of a
+            guess of somebody's data.
         noise_source: "seeded" (the same round gives the same release again) or "os" (it gives a new one).
+        answers: Digest, likewise, of whose updates are in the release; empty where that cannot vary.
     """
 
     round: int
     release: Release
-    config_hash: str
+    run: str
     noise_source: NoiseSource
+    answers: str = ""
 
     def to_json(self) -> dict[str, Json]:
         """Returns the entry as a JSON object."""
         return {
             "round": self.round,
             "release": to_json(self.release),
-            "config_hash": self.config_hash,
+            "run": self.run,
             "noise_source": self.noise_source,
+            "answers": self.answers,
         }
 
 
@@ -67,15 +71,33 @@ class Torn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Seal:
+    """The closing line of a run that has ended: nothing can be released after it.
+
+    Attributes:
+        adapter: sha256, in hexadecimal, of the file with the released adapter.
+    """
+
+    adapter: str
+
+    def to_json(self) -> dict[str, Json]:
+        """Returns the seal as a JSON object."""
+        return {"sealed": self.adapter}
+
+
+@dataclasses.dataclass(frozen=True)
 class Contents:
     """What a ledger holds.
 
     Attributes:
         entries: Releases in order.
-        num_torn: Number of torn pieces, marked or not.
+        num_torn: Number of releases that torn pieces, marked or not, can have been at most.
         unmarked: Bytes of those at the end that are not marked yet; empty if there are none.
         ended: Whether the last line ends in a newline.
         head: Hash of the last sound line.
+        sealed: sha256 of the released adapter's file, where the run has ended; else None.
+        num_torn_at_end: Number of releases, of `num_torn`, that pieces after the last entry can have been.
+        num_unmarked: Number of releases, of `num_torn_at_end`, that the unmarked pieces can have been.
     """
 
     entries: tuple[Entry, ...]
@@ -83,9 +105,12 @@ class Contents:
     unmarked: bytes
     ended: bool
     head: str
+    sealed: str | None = None
+    num_torn_at_end: int = 0
+    num_unmarked: int = 0
 
 
-def encode(line: Entry | Torn, previous: str) -> tuple[bytes, str]:
+def encode(line: Entry | Torn | Seal, previous: str) -> tuple[bytes, str]:
     """Returns a line with its newline, and its hash, which covers the line and the hash of the line before."""
     body: dict[str, Json] = {"format": FORMAT, **line.to_json(), "previous": previous}
     digest = hashlib.sha256(_canonical(body)).hexdigest()
@@ -95,8 +120,8 @@ def encode(line: Entry | Torn, previous: str) -> tuple[bytes, str]:
 def decode(data: bytes) -> Contents:
     """Returns what the bytes of a ledger hold.
 
-    A piece that is no JSON was cut off while being written, and is a torn one. A line that is JSON but does not fit its
-    hash, or the line before, was changed later.
+    A piece that is no JSON was cut off while being written, and is a torn one; it counts as many releases as its bytes
+    can have been. A line that is JSON but does not fit its hash, or the line before, was changed later.
 
     Raises:
         LedgerError: A line was changed, is missing or out of place, or a torn piece in the middle is not marked.
@@ -104,20 +129,38 @@ def decode(data: bytes) -> Contents:
     pieces = data.split(b"\n")
     ended = pieces[-1] == b""
     entries: list[Entry] = []
-    head, num_torn, torn = FIRST_HASH, 0, list[bytes]()
+    head, torn, sealed, shortest = FIRST_HASH, list[bytes](), None, _SHORTEST_LINE
+    num_torn = at_last_entry = 0
     for number, raw in enumerate(pieces[:-1] if ended else pieces, start=1):
         if not _is_whole(raw):
             torn.append(raw)
             continue
         line = _parse(raw, head)
-        if isinstance(line, Entry) and not torn:
+        if isinstance(line, Entry) and not torn and sealed is None:
             entries.append(line)
+            at_last_entry = num_torn
+            shortest = len(raw) if len(entries) == 1 else min(shortest, len(raw))
         elif isinstance(line, Torn) and torn and line.digest == digest_of(b"\n".join(torn)):
-            num_torn, torn = num_torn + len(torn), []
+            num_torn, torn = num_torn + _num_possible(torn, shortest), []
+        elif isinstance(line, Seal) and not torn and sealed is None:
+            sealed = line.adapter
         else:
             raise LedgerError(f"line {number} of the ledger was changed, or a line before it is missing")
         head = _hash_of(raw)
-    return Contents(tuple(entries), num_torn + len(torn), b"\n".join(torn), ended, head)
+    num_unmarked = _num_possible(torn, shortest)
+    num_torn += num_unmarked
+    at_end = num_torn - at_last_entry
+    return Contents(tuple(entries), num_torn, b"\n".join(torn), ended, head, sealed, at_end, num_unmarked)
+
+
+def _num_possible(pieces: list[bytes], shortest: int) -> int:
+    """How many releases unreadable pieces can have been at most, each at least 1: newlines can be damaged too.
+
+    Args:
+        pieces: Bytes of each.
+        shortest: Least length of a line of this ledger, without its newline.
+    """
+    return sum(len(piece) // shortest + 1 for piece in pieces)
 
 
 def digest_of(raw: bytes) -> str:
@@ -175,7 +218,7 @@ def _is_whole(raw: bytes) -> bool:
         return False
 
 
-def _parse(raw: bytes, previous: str) -> Entry | Torn | None:
+def _parse(raw: bytes, previous: str) -> Entry | Torn | Seal | None:
     """A sound line that follows `previous`, or None."""
     body = json.loads(raw)
     if body.get("previous") != previous or body.get("format") != FORMAT:
@@ -186,11 +229,14 @@ def _parse(raw: bytes, previous: str) -> Entry | Torn | None:
             return None
         if "torn" in body:
             return Torn(str(body["torn"]))
+        if "sealed" in body:
+            return Seal(str(body["sealed"]))
         release = from_json(body["release"])
         if not isinstance(release, Release):
             return None
         source: NoiseSource = "os" if body["noise_source"] == "os" else "seeded"
-        return Entry(check_count("round", body["round"], 0), release, str(body["config_hash"]), source)
+        number, run, answers = check_count("round", body["round"], 0), str(body["run"]), str(body["answers"])
+        return Entry(number, release, run, source, answers)
     except (ValueError, KeyError, TypeError, RecursionError):  # sound by its hash, but nothing that a ledger writes
         return None
 
@@ -203,3 +249,7 @@ def _hash_of(raw: bytes) -> str:
 def _canonical(body: dict[str, Json]) -> bytes:
     """JSON with one spelling."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+# Length of the shortest line of any ledger, newline not counted.
+_SHORTEST_LINE = len(encode(Entry(0, UserWise(1.0, 1.0, 1), "r", "os"), FIRST_HASH)[0]) - 1

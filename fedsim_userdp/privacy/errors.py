@@ -11,3 +11,7 @@ class LedgerError(RuntimeError):
 
 class BudgetExceeded(LedgerError):
     """The next release would spend more than the budget, so it must not be made."""
+
+
+class ReleasedOtherwise(LedgerError):
+    """A round that was released before, with the same noise on another sum: it must not be released again."""

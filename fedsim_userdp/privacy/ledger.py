@@ -7,9 +7,9 @@ reordered line is noticed. (Whole lines cut off the end are not: keep `head` wit
 Guarantee: after any crash, the epsilon that a ledger gives is at least that of the releases made. A line is on disk
     before its release, so a crash can only leave a line too many. A last line that was cut off while being written
     belongs to a release that was not made, if the file system kept its word; it is counted nevertheless, as one more
-    of each kind of release in the ledger, because a disk that lost half a line may have lost it later. The cost is at
-    most one round, after a crash at that very moment; and none where the piece is the beginning of the next round's
-    own line and noise is seeded, since that round is then the same release again: its line is completed.
+    of each kind of release in the ledger (several, where its length has room for several lines), because a disk that
+    lost half a line may have lost it later. With seeded noise, where the piece is the beginning of the very line that is
+    recorded next, that round is the same release again: its line is completed, and counted once.
 Assumes: every release is recorded first, by `record`, and the caller waits for it to return.
 """
 
@@ -23,8 +23,8 @@ from typing import Self
 
 from fedsim_userdp.privacy import accountants, entries
 from fedsim_userdp.privacy.descriptions import Composed
-from fedsim_userdp.privacy.entries import Contents, Entry, NoiseSource, Release, Torn
-from fedsim_userdp.privacy.errors import AccountingError, BudgetExceeded, LedgerError
+from fedsim_userdp.privacy.entries import Contents, Entry, NoiseSource, Release, Seal, Torn
+from fedsim_userdp.privacy.errors import AccountingError, BudgetExceeded, LedgerError, ReleasedOtherwise
 from fedsim_userdp.privacy.validation import check_count, check_delta, check_epsilon
 
 _PREFERRED = ("pld", "tight", "rdp", "group")
@@ -47,15 +47,17 @@ class Ledger:
         *,
         delta: float,
         budget_epsilon: float | None,
-        config_hash: str,
+        run: str,
         noise_source: NoiseSource,
         method: str | None,
     ) -> None:
         """Not to be called directly; see `open`."""
         self.path, self.delta, self.budget_epsilon = path, delta, budget_epsilon
-        self._descriptor, self._config_hash, self._noise_source = descriptor, config_hash, noise_source
+        self._descriptor, self._run, self._noise_source = descriptor, run, noise_source
         self._method = method
         self._num_torn, self._num_repeated, self._head = contents.num_torn, 0, contents.head
+        self._pending, self._num_pending, self._sealed = contents.unmarked, contents.num_unmarked, contents.sealed
+        self._num_torn_at_end = contents.num_torn_at_end
         self._fitting: Composed | None = None
         self._entries: list[Entry] = []
         self._by_round: dict[int, list[Entry]] = {}
@@ -70,26 +72,23 @@ class Ledger:
         path: str | os.PathLike[str],
         *,
         delta: float,
-        config_hash: str,
+        run: str,
         budget_epsilon: float | None = None,
         noise_source: NoiseSource = "seeded",
         method: str | None = None,
         must_contain: str | None = None,
-        next_release: Release | None = None,
     ) -> Self:
         """Returns the ledger at `path`, made anew if there is none, locked against other writers.
 
         Args:
             path: A file in a folder that exists.
             delta: In (0, 1).
-            config_hash: Hash of everything that decides the releases of this run: settings, data, seed.
+            run: Digest of everything that decides the releases of this run, under a secret of its folder.
             budget_epsilon: Epsilon at `delta` that no release may exceed, in (0, inf), or None for no limit.
             noise_source: "seeded" if a repeated round gives the same release again, "os" if it gives a new one.
             method: Accountant of the budget and of `epsilon`; by default the tightest at user level that fits. "record"
                 makes both of them record-level.
             must_contain: `head` at an earlier time, to notice that lines at the end are gone; or None.
-            next_release: What the round after the last one releases, counting from 1; where its seeded line was cut
-                off, it is completed and not counted twice. None where that is not known.
 
         Raises:
             ValueError: An argument is out of range.
@@ -100,8 +99,8 @@ class Ledger:
             check_epsilon("budget_epsilon", budget_epsilon)
         if noise_source not in ("seeded", "os"):
             raise ValueError(f"noise_source must be 'seeded' or 'os', got {noise_source!r}")
-        if not isinstance(config_hash, str) or not config_hash:
-            raise ValueError(f"config_hash must be a text that is not empty, got {config_hash!r}")
+        if not isinstance(run, str) or not run:
+            raise ValueError(f"run must be a text that is not empty, got {run!r}")
         file = Path(path)
         descriptor = _open_locked(file)
         try:
@@ -109,9 +108,8 @@ class Ledger:
             contents = entries.decode(data)
             if must_contain not in (None, entries.FIRST_HASH) and str(must_contain).encode() not in data:
                 raise LedgerError(f"{file} lacks the line {must_contain}: its end was cut off")
-            if next_release is not None and noise_source == "seeded":
-                contents = _complete_torn(descriptor, contents, next_release, config_hash)
-            contents = _mark_torn(descriptor, contents)
+            if noise_source == "os" or contents.ended or not contents.unmarked:
+                contents = _mark_torn(descriptor, contents)
         except BaseException:
             os.close(descriptor)
             raise
@@ -121,29 +119,39 @@ class Ledger:
             contents,
             delta=delta,
             budget_epsilon=budget_epsilon,
-            config_hash=config_hash,
+            run=run,
             noise_source=noise_source,
             method=method,
         )
 
-    def record(self, round: int, release: Release) -> None:
+    def record(self, round: int, release: Release, answers: str = "") -> None:
         """Writes a release to the disk; to be called, and to return, before the release is made.
 
         The last round may be recorded again after a crash, and so may earlier ones in order: with seeded noise the
-        same round is the same release, counted once, if release and config hash are the same too. With noise from the
+        same round of the same run with the same answers is the same release, counted once. With noise from the
         operating system it is a new release, and counted again.
 
         Args:
             round: Number of the round, in [0, 1e9]; not below the last one unless repeated.
             release: What the round releases: a description with `rounds` or `steps` of 1 (or as many as are meant).
+            answers: Digest of whose updates are in the release; empty where that cannot vary.
 
         Raises:
             ValueError: The round is out of range, or the release has no epsilon together with the earlier ones.
             BudgetExceeded: The epsilon including this release would exceed the budget. Nothing was written.
-            LedgerError: The round was recorded before with another release or config, or comes too late.
+            ReleasedOtherwise: The round was, or may have been, released with other answers: with the same noise, both
+                together would tell the difference. It must not be released; the run goes on with the next round.
+            LedgerError: The round was recorded before with another release or by another run, or comes too late, or the
+                run has ended.
         """
-        entry = Entry(check_count("round", round, 0), _checked(release), self._config_hash, self._noise_source)
+        entry = Entry(check_count("round", round, 0), _checked(release), self._run, self._noise_source, answers)
+        if self._sealed is not None:
+            raise LedgerError(f"{self.path} is sealed: its run has ended, and nothing more can be released")
         if self._is_repeated(entry):
+            return
+        line, head = entries.encode(entry, self._head)
+        if self._pending:
+            self._settle(entry, line, head)
             return
         counts = dict(self._counts)
         entries.count(counts, entry)
@@ -159,7 +167,6 @@ class Ledger:
                 )
         if self._descriptor < 0:
             raise LedgerError(f"{self.path} is closed")
-        line, head = entries.encode(entry, self._head)
         try:
             _write(self._descriptor, line)
         except OSError:
@@ -174,7 +181,7 @@ class Ledger:
         Nothing is recorded. Where they exceed the budget, or cannot be accounted for, each is looked at by itself.
         """
         counts, single = dict(self._counts), dict[Release, int]()
-        entries.count(single, Entry(0, release, self._config_hash, self._noise_source))
+        entries.count(single, Entry(0, release, self._run, self._noise_source))
         for kind, times in single.items():
             counts[kind] = counts.get(kind, 0) + times * num_releases
         try:
@@ -212,8 +219,32 @@ class Ledger:
 
     @property
     def num_torn(self) -> int:
-        """Number of lines that were cut off by crashes, each counted as a release."""
+        """Number of releases that lines which were cut off by crashes can have been at most; each is counted."""
         return self._num_torn
+
+    @property
+    def num_torn_at_end(self) -> int:
+        """Number of releases, of `num_torn`, that torn lines after the last sound one can have been."""
+        return self._num_torn_at_end
+
+    @property
+    def num_unfinished(self) -> int:
+        """Number of releases, of `num_torn_at_end`, of a line that the same seeded release would complete."""
+        return self._num_pending if self._pending else 0
+
+    @property
+    def num_releases(self) -> int:
+        """Number of releases recorded, or that torn lines can have been."""
+        return len(self._entries) + self._num_torn
+
+    def is_of_this_run(self, after: int) -> bool:
+        """Returns whether all entries of rounds later than `after` are of the run that the ledger was opened for."""
+        return all(entry.run == self._run for entry in self._entries if entry.round > after)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the run has ended."""
+        return self._sealed is not None
 
     @property
     def head(self) -> str:
@@ -248,11 +279,28 @@ class Ledger:
             return False
         if entry in same_round:
             return True
+        if any(dataclasses.replace(known, answers=entry.answers) == entry for known in same_round):
+            raise ReleasedOtherwise(f"round {entry.round} was released before, with other users' answers")
         if same_round:
-            raise LedgerError(f"round {entry.round} was recorded before, with another release, config or noise source")
+            raise LedgerError(f"round {entry.round} was recorded before, with another release, run or noise source")
         if self._entries and entry.round < self._entries[-1].round:
             raise LedgerError(f"round {entry.round} comes after round {self._entries[-1].round}")
         return False
+
+    def _settle(self, entry: Entry, line: bytes, head: str) -> None:
+        """Completes the unfinished last line where it is the beginning of this one; else marks it as torn and raises."""
+        if self._descriptor < 0:
+            raise LedgerError(f"{self.path} is closed")
+        piece, self._pending = self._pending, b""
+        if line.startswith(piece):
+            _write(self._descriptor, line[len(piece) :])
+            self._num_torn -= self._num_pending
+            self._num_torn_at_end -= self._num_pending
+            self._head = head
+            self._add(entry)
+            return
+        self._head = _mark(self._descriptor, piece, self._head, ended=False)
+        raise ReleasedOtherwise(f"round {entry.round} may have been released before its line in {self.path} was torn")
 
     def _add(self, entry: Entry) -> None:
         """Takes an entry that is on the disk into account."""
@@ -269,6 +317,30 @@ class Ledger:
             spent = accountants.curve(released, method).epsilon(math.log(delta))
             self._known = (released, delta, method, spent)
         return self._known[3]
+
+
+def seal(path: str | os.PathLike[str], adapter: str) -> None:
+    """Closes the ledger of a run that has ended, naming what came of it; does nothing where that line is there already.
+
+    Args:
+        path: The ledger.
+        adapter: sha256, in hexadecimal, of the file with the released adapter.
+
+    Raises:
+        LedgerError: The ledger is damaged, open elsewhere, or was sealed with another adapter.
+    """
+    file = Path(path)
+    descriptor = _open_locked(file)
+    try:
+        contents = _mark_torn(descriptor, entries.decode(file.read_bytes()))
+        if contents.sealed not in (None, adapter):
+            raise LedgerError(
+                f"{file} was sealed with another adapter: {contents.sealed[:12]}..., not {adapter[:12]}..."
+            )
+        if contents.sealed is None:
+            _write(descriptor, entries.encode(Seal(adapter), contents.head)[0])
+    finally:
+        os.close(descriptor)
 
 
 def _checked(release: Release) -> Release:
@@ -321,24 +393,6 @@ def _is_within(released: Composed | None, fitting: Composed | None) -> bool:
     return all(times <= known.get(release, 0) for release, times in released.counted())
 
 
-def _complete_torn(descriptor: int, contents: Contents, release: Release, config_hash: str) -> Contents:
-    """The contents after the rest of an unfinished last line was written, where it is the next seeded round's line."""
-    number = contents.entries[-1].round + 1 if contents.entries else 1
-    entry = Entry(number, release, config_hash, "seeded")
-    line, head = entries.encode(entry, contents.head)
-    if contents.ended or not contents.unmarked or not line.startswith(contents.unmarked):
-        return contents
-    _write(descriptor, line[len(contents.unmarked) :])
-    return dataclasses.replace(
-        contents,
-        entries=(*contents.entries, entry),
-        num_torn=contents.num_torn - 1,
-        unmarked=b"",
-        ended=True,
-        head=head,
-    )
-
-
 def _mark_torn(descriptor: int, contents: Contents) -> Contents:
     """The contents after an unfinished last line was ended, and marked where it is not sound."""
     if contents.ended and not contents.unmarked:
@@ -346,9 +400,15 @@ def _mark_torn(descriptor: int, contents: Contents) -> Contents:
     if not contents.unmarked:
         _write(descriptor, b"\n")
         return contents
-    mark, head = entries.encode(Torn(entries.digest_of(contents.unmarked)), contents.head)
-    _write(descriptor, mark if contents.ended else b"\n" + mark)
-    return dataclasses.replace(contents, unmarked=b"", ended=True, head=head)
+    head = _mark(descriptor, contents.unmarked, contents.head, ended=contents.ended)
+    return dataclasses.replace(contents, unmarked=b"", ended=True, head=head, num_unmarked=0)
+
+
+def _mark(descriptor: int, piece: bytes, head: str, *, ended: bool) -> str:
+    """Writes the mark of a torn piece, after a newline where it has none; returns the mark's hash."""
+    mark, digest = entries.encode(Torn(entries.digest_of(piece)), head)
+    _write(descriptor, mark if ended else b"\n" + mark)
+    return digest
 
 
 def _write(descriptor: int, data: bytes) -> None:

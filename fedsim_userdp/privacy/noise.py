@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 
 # What is released with noise of its own: the sum of updates, and the count of unclipped ones (adaptive clipping).
 NoiseStream = Literal["noise", "count"]
@@ -21,7 +21,7 @@ class NoiseSource(Protocol):
 
     @property
     def is_seeded(self) -> bool:
-        """Whether the numbers repeat for the same seed: then they protect no release."""
+        """Whether the numbers repeat for the same run key: then they protect no release."""
         ...
 
     def standard_normal(self, size: int, round: int, stream: NoiseStream = "noise") -> np.ndarray:
@@ -31,14 +31,18 @@ class NoiseSource(Protocol):
 
 @dataclass(frozen=True)
 class SeededNoise:
-    """Repeatable noise for simulation: whoever knows the seed can subtract it, so it protects no release."""
+    """Repeatable noise for simulation: whoever knows or guesses the seed can subtract it, so it protects no release.
 
-    seed: int
+    Attributes:
+        key: the run's key: runs of another mechanism, data set or setting have other noise.
+    """
+
+    key: RunKey
     is_seeded: bool = True
 
     def standard_normal(self, size: int, round: int, stream: NoiseStream = "noise") -> np.ndarray:
-        """Returns the numbers that belong to (seed, stream, round); the same address gives the same numbers."""
-        return numpy_generator(self.seed, stream, round=round).standard_normal(size)
+        """Returns the numbers that belong to (key, stream, round); the same address gives the same numbers."""
+        return self.key.generator(stream, round=round).standard_normal(size)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim_userdp.models.devices import to_device
 from fedsim_userdp.models.dropout import DropoutRows
 from fedsim_userdp.models.stacked import RowsOfUnits
+from fedsim_userdp.privacy.streams import RunKey
 
 IGNORED = -100
 
@@ -21,18 +22,29 @@ class Unit:
     Attributes:
         index: the caller's number for the unit.
         records: token ids of each record, each of shape [tokens] with at least 2 tokens; at least one record.
+        owner: id of the user whose records these are; with `place`, what dropout masks are addressed by.
+        place: number of the first of these records among those chosen from the user.
     """
 
     index: int
     records: Sequence[np.ndarray]
+    owner: str = ""
+    place: int = 0
 
 
 @dataclass(frozen=True)
 class StepAddress:
-    """Where in a run a gradient is computed; what dropout masks are drawn for."""
+    """Where in a run a gradient is computed; what dropout masks are drawn for.
+
+    Attributes:
+        round: the round or step of the run.
+        local_step: the unit's own step within the round, from 0.
+        key: what masks derive from; None where nothing is dropped.
+    """
 
     round: int = 0
     local_step: int = 0
+    key: RunKey | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +80,18 @@ class MicroBatch:
         return collate([self.members[position]], self.input_ids.device)
 
     def dropout_rows(self, at: StepAddress) -> DropoutRows:
-        """Returns which dropout masks the rows get: those of the unit, and the record's place in it."""
+        """Returns which dropout masks the rows get: those of the user, and the record's place among the user's.
+
+        Raises:
+            ValueError: when the address has no key.
+        """
+        if at.key is None:
+            raise ValueError("lora.dropout: masks need a run key")
         return DropoutRows(
+            key=at.key,
             round=at.round,
             local_step=at.local_step,
-            owners=[(unit.index, place) for unit in self.members for place in range(len(unit.records))],
+            owners=[(unit.owner, unit.place + i) for unit in self.members for i in range(len(unit.records))],
             lengths=[len(record) - 1 for unit in self.members for record in unit.records],
         )
 

@@ -1,7 +1,7 @@
 """Checkpoints: the adapter, the optimizer and what was noted so far, written whole or not at all.
 
-Everything random is addressed by (seed, stream, round, user), so no generator's state has to be kept.  A checkpoint is
-safetensors and JSON, sealed by checksums: reading one runs no code, and damage is noticed.
+Everything random is addressed by (run key, stream, round, user), so no generator's state has to be kept.  A checkpoint
+is safetensors and JSON, sealed by checksums: reading one runs no code, and damage is noticed.
 """
 
 import copy
@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +56,22 @@ class CheckpointFolder:
             code.  A checkpoint of another origin is refused.
         keep: how many of the latest checkpoints stay, at least 1.
         allow_changes: whether a checkpoint of another origin is taken all the same, with a warning.
+        fixed: names of the origin that must be the same in any case, since what a run claims rests on them.
     """
 
-    def __init__(self, path: Path, origin: Mapping[str, str], keep: int = 2, *, allow_changes: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        origin: Mapping[str, str],
+        keep: int = 2,
+        *,
+        allow_changes: bool = False,
+        fixed: Collection[str] = (),
+    ) -> None:
         if keep < 1:
             raise ValueError(f"checkpoint.keep={keep} must be at least 1")
         self.path, self.origin, self.keep, self.allow_changes = path, dict(origin), keep, allow_changes
+        self._fixed = frozenset(fixed)
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint: temporary folder, fsync, rename; then drops all but the last `keep` up to its round.
@@ -134,11 +144,13 @@ class CheckpointFolder:
         before = body.get("origin")
         before = before if isinstance(before, dict) else {}
         names = sorted(before.keys() | self.origin.keys())
-        changes = [
-            f"{name} was {_short(before.get(name))} and is {_short(self.origin.get(name))}"
-            for name in names
-            if before.get(name) != self.origin.get(name)
-        ]
+        changed = [name for name in names if before.get(name) != self.origin.get(name)]
+        changes = [f"{name} was {_short(before.get(name))} and is {_short(self.origin.get(name))}" for name in changed]
+        if fixed := self._fixed.intersection(changed):
+            raise CheckpointError(
+                f"{folder} belongs to something else: {'; '.join(changes)}: go back to what it was; "
+                f"{' and '.join(sorted(fixed))} cannot change within a run"
+            )
         if changes and not self.allow_changes:
             raise CheckpointError(
                 f"{folder} belongs to something else: {'; '.join(changes)}: go back to what it was, or set "

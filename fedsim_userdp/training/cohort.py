@@ -1,19 +1,20 @@
 """The sum of a cohort's clipped updates, micro-batch by micro-batch: memory does not grow with the cohort."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedsim_userdp.models.stacked import stack
 from fedsim_userdp.privacy.clipping import ClippedSum, clip_and_sum
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, micro_batches
 from fedsim_userdp.training.gradients import UnitGradients
 from fedsim_userdp.training.memory import units_in_memory
 
-# A unit's adapter and its gradient; with several local steps also their sum, and the adapter and gradient of the step.
-_COPIES, _COPIES_OF_STEPS = 2, 5
+_FIRST = StepAddress()
+_COPIES = 2  # of the adapter that a unit of a micro-batch needs: its own and its gradient
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,16 @@ def clipped_update_sum(
     clip_norm: float,
     *,
     round: int = 0,
+    key: RunKey | None = None,
 ) -> CohortUpdate:
     """Returns the sum over the units of their clipped updates.
 
     A unit's update is (start - end) / local.learning_rate over all its local steps: the gradient of its mean
-    loss when there is one step.  It is clipped once, as a whole.
+    loss when there is one step.  It is clipped once, as a whole.  Units with several local steps are computed one after
+    the other: beside others, rounding would depend on who they are, and steps that diverge make any difference large.
 
-    Guarantee: adding or removing one unit changes `clipped.total` by at most `clip_norm` in L2 norm.
+    Guarantee: adding or removing one unit changes `clipped.total` by at most `clip_norm` in L2 norm, up to what the
+    rounding of sums (and, with one step, of products in a shared micro-batch) amounts to.
 
     Args:
         gradients: computes each unit's gradient, with its model.
@@ -82,13 +86,14 @@ def clipped_update_sum(
         local: steps and micro-batch size.
         clip_norm: bound on the norm of a unit's update, above 0.
         round: the round, which addresses dropout masks.
+        key: what dropout masks derive from; None where nothing is dropped.
     """
     device = next(gradients.model.parameters()).device
     state = {name: tensor.to(device) for name, tensor in state.items()}
-    max_units = units_in_memory(state, device, copies=_COPIES if local.steps == 1 else _COPIES_OF_STEPS)
-    total = zero_update(state)
+    max_units = units_in_memory(state, device, copies=_COPIES) if local.steps == 1 else 1
+    total, at = zero_update(state), StepAddress(round, key=key)
     for batch in micro_batches(units, local.max_tokens, device, max_units=max_units):
-        total = add(total, _clipped_sum_of(gradients, state, batch, local, clip_norm, round))
+        total = add(total, _clipped_sum_of(gradients, state, batch, local, clip_norm, at))
     return total
 
 
@@ -98,16 +103,16 @@ def _clipped_sum_of(
     batch: MicroBatch,
     local: LocalTraining,
     clip_norm: float,
-    round: int,
+    at: StepAddress,
 ) -> CohortUpdate:
     """The sum of a micro-batch's clipped updates; whatever else it needed is free again when it is there."""
-    updates, losses = local_updates(gradients, state, batch, local, round=round)
+    updates, losses = local_updates(gradients, state, batch, local, at)
     clipped = clip_and_sum(updates, clip_norm)
     return CohortUpdate(clipped, float(losses.nansum()), batch.num_tokens * local.steps)
 
 
 def local_updates(
-    gradients: UnitGradients, state: Mapping[str, Tensor], batch: MicroBatch, local: LocalTraining, *, round: int = 0
+    gradients: UnitGradients, state: Mapping[str, Tensor], batch: MicroBatch, local: LocalTraining, at: StepAddress = _FIRST
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Returns each unit's unclipped update (name to [units, ...]) and its loss before training, shape [units].
 
@@ -116,16 +121,16 @@ def local_updates(
         state: the global adapter, name to tensor.
         batch: the units' records.
         local: steps and their learning rate.
-        round: the round, at least 0, which addresses dropout masks.
+        at: address of the first step.
 
     Returns:
         Updates as in `clipped_update_sum`, and the units' mean losses in nats.
     """
     start = stack(state, batch.rows.num_units, batch.input_ids.device)
-    moved, first_losses = gradients(start, batch, StepAddress(round))
+    moved, first_losses = gradients(start, batch, at)
     for step in range(1, local.steps):
         current = {n: (start[n] - local.learning_rate * moved[n]).detach().requires_grad_() for n in start}
-        found, _ = gradients(current, batch, StepAddress(round, step))
+        found, _ = gradients(current, batch, replace(at, local_step=step))
         moved = {n: moved[n] + found[n] for n in start}
     return moved, first_losses
 

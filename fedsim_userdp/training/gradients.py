@@ -13,6 +13,7 @@ from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.dropout import AddressedDropout, dropout_layers, dropping
 from fedsim_userdp.models.precision import without_autocast
 from fedsim_userdp.models.stacked import StackedAdapters, stack, unsupported_layers
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
 from fedsim_userdp.training.losses import unit_losses
 
@@ -119,10 +120,10 @@ def why_not_stacked(model: nn.Module) -> str | None:
     stacked = stack(trainable_state(model), batch.rows.num_units, parameters.device)
     with without_autocast():
         try:
-            found, _ = StackedGradients(model)(stacked, batch, StepAddress())
+            found, _ = StackedGradients(model)(stacked, batch, StepAddress(key=RunKey.seeded(0)))
         except (ValueError, RuntimeError) as error:
             return f"the model's layers do not keep the rows of a batch apart ({error})"
-        expected, _ = OneByOneGradients(model)(stacked, batch, StepAddress())
+        expected, _ = OneByOneGradients(model)(stacked, batch, StepAddress(key=RunKey.seeded(0)))
     allowed = _ROUNDING.get(parameters.dtype, _ROUNDING[torch.bfloat16])
     if _distance(found, expected) > allowed:
         return "the model's layers mix the rows of a batch"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.stacked import stack
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import StepAddress, Unit, collate
 from fedsim_userdp.training.gradients import UnitGradients, vocabulary_size
 
@@ -75,7 +76,7 @@ def activation_bytes_per_token(gradients: UnitGradients, length: int) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        gradients(stack(trainable_state(model), 2, device), batch, StepAddress())
+        gradients(stack(trainable_state(model), 2, device), batch, StepAddress(key=RunKey.seeded(0)))
     return sum(saved.values()) / (2 * length)
 
 

@@ -12,6 +12,7 @@ from fedsim_userdp.models.dropout import dropout_layers
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.stacked import unsupported_layers
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, micro_batches
 from fedsim_userdp.training.central import StepReport
 from fedsim_userdp.training.gradients import dropping_in
@@ -34,6 +35,7 @@ class OpacusStep:
         expected_batch_size: the denominator, sampling_prob * num_users * records_per_user; public, above 0.
         noise: where noise comes from.
         max_tokens: padded tokens of a micro-batch.
+        key: what dropout masks derive from; None where nothing is dropped.
 
     Raises:
         ModelError: for what Opacus' hooks do not see: checkpointed activations, adapters of other than linear layers.
@@ -50,6 +52,7 @@ class OpacusStep:
         expected_batch_size: float,
         noise: NoiseSource,
         max_tokens: int,
+        key: RunKey | None = None,
     ) -> None:
         _refuse_unsupported(model)
         self.module = GradSampleModule(model, loss_reduction="sum")
@@ -61,7 +64,7 @@ class OpacusStep:
             names=[name for name, p in model.named_parameters() if p.requires_grad],
             noise=noise,
         )
-        self.learning_rate, self.max_tokens = learning_rate, max_tokens
+        self.learning_rate, self.max_tokens, self._key = learning_rate, max_tokens, key
         self._dropouts = dropout_layers(model)
 
     @property
@@ -82,7 +85,7 @@ class OpacusStep:
 
     def accumulate(self, batch: MicroBatch) -> float:
         """Adds the clipped gradients of the batch's records to the sum; returns the sum of their losses."""
-        with dropping_in(self._dropouts, batch, StepAddress(self.optimizer.step_number)):
+        with dropping_in(self._dropouts, batch, StepAddress(self.optimizer.step_number, key=self._key)):
             losses = record_losses(self.module, batch)
             losses.sum().backward()
         self.optimizer.clip_and_accumulate()

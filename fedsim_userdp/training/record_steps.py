@@ -7,6 +7,7 @@ from torch import nn
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.dropout import dropout_layers
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import StepAddress, Unit, micro_batches
 from fedsim_userdp.training.central import StepReport
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
@@ -30,6 +31,7 @@ class StackedStep:
         expected_batch_size: the denominator, sampling_prob * num_users * records_per_user; public, above 0.
         noise: where noise comes from.
         max_tokens: padded tokens of a micro-batch.
+        key: what dropout masks derive from; None where nothing is dropped.
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class StackedStep:
         expected_batch_size: float,
         noise: NoiseSource,
         max_tokens: int,
+        key: RunKey | None = None,
     ) -> None:
-        self._gradients, self._noise, self.learning_rate = gradients, noise, learning_rate
+        self._gradients, self._noise, self.learning_rate, self._key = gradients, noise, learning_rate, key
         self.torch_optimizer = optimizer_fn(trainable_parameters(gradients.model), lr=learning_rate.peak)
         self.clip_norm, self.stddev = clip_norm, noise_stddev(noise_multiplier, clip_norm)
         self.expected_batch_size, self.local = expected_batch_size, LocalTraining(max_tokens=max_tokens)
@@ -53,7 +56,7 @@ class StackedStep:
         """Takes one step on the batch, micro-batch by micro-batch."""
         model = self._gradients.model
         update = clipped_update_sum(
-            self._gradients, trainable_state(model), records, self.local, self.clip_norm, round=step
+            self._gradients, trainable_state(model), records, self.local, self.clip_norm, round=step, key=self._key
         )
         noisy = add_noise(update.clipped.total, self.stddev, self._noise, step)
         for name, parameter in model.named_parameters():
@@ -76,6 +79,7 @@ class PlainStep:
         learning_rate: of each step.
         expected_batch_size: the denominator, sampling_prob * num_users * records_per_user; public, above 0.
         max_tokens: padded tokens of a micro-batch, at least 1.
+        key: what dropout masks derive from; None where nothing is dropped.
     """
 
     def __init__(
@@ -86,8 +90,9 @@ class PlainStep:
         *,
         expected_batch_size: float,
         max_tokens: int,
+        key: RunKey | None = None,
     ) -> None:
-        self.model, self.learning_rate = model, learning_rate
+        self.model, self.learning_rate, self._key = model, learning_rate, key
         self.torch_optimizer = optimizer_fn(trainable_parameters(model), lr=learning_rate.peak)
         self.expected_batch_size, self.max_tokens = expected_batch_size, max_tokens
         self._dropouts = dropout_layers(model)
@@ -97,7 +102,7 @@ class PlainStep:
         tokens, loss_sum = 0, 0.0
         self.torch_optimizer.zero_grad()
         for batch in micro_batches(records, self.max_tokens, next(self.model.parameters()).device):
-            with dropping_in(self._dropouts, batch, StepAddress(step)):
+            with dropping_in(self._dropouts, batch, StepAddress(step, key=self._key)):
                 losses = record_losses(self.model, batch)
                 (losses.sum() / self.expected_batch_size).backward()
             tokens += batch.num_tokens

@@ -1,16 +1,26 @@
 """The training users as privacy units: which of a user's records go into an update."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim_userdp.data.records import RecordSelector
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.participation import Population
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.central import Pool
+
+Records = Sequence[NDArray[np.int64]]
+
+
+class RecordChoiceError(Exception):
+    """A choice of records that breaks its rules, in one sentence: to be mended; no user counts as zero for it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class TrainingUsers:
         users: the store's number of each training user, shape [users]; training user i is `users[i]`.
         selector: a per-user decision from that user's records, k and a generator.
         records_per_user: k, the most records that a user contributes, at least 1.
-        seed: the run's seed, at least 0.
+        key: what the choice of records and dropout masks derive from: the run's key, or its nodes'.
 
     Raises:
         ValueError: when `records_per_user` is below 1.
@@ -32,7 +42,7 @@ class TrainingUsers:
     users: np.ndarray
     selector: RecordSelector
     records_per_user: int
-    seed: int
+    key: RunKey
 
     def __post_init__(self) -> None:
         if self.records_per_user < 1:
@@ -41,21 +51,103 @@ class TrainingUsers:
     def __len__(self) -> int:
         return len(self.users)
 
+    @property
+    def population(self) -> Population:
+        """The users as a selector may know them."""
+        return Population(np.asarray(self.store.id_hashes)[self.users])
+
     def units(self, users: Iterable[int], round: int) -> list[Unit]:
         """Returns the chosen records of each of `users` as one unit a user; those without any are left out."""
         chosen = ((user, self.chosen_records(user, round)) for user in users)
-        return [Unit(user, records) for user, records in chosen if records]
+        return [Unit(user, records, self.owner(user)) for user, records in chosen if records]
 
-    def capped_records(self) -> list[np.ndarray]:
+    def pool(self) -> Pool:
         """Returns every training record after capping each user at k once and for all, for the centralized runs."""
-        return [record for user in range(len(self)) for record in self.chosen_records(user, round=0)]
+        hashes = self.population.id_hashes
+        records = [
+            (user, place, record)
+            for user in range(len(self))
+            for place, record in enumerate(self.chosen_records(user, round=0))
+        ]
+        return Pool(
+            units=[Unit(i, [record], self.owner(user), place) for i, (user, place, record) in enumerate(records)],
+            id_hashes=np.array([hashes[user] for user, _, _ in records], dtype=np.uint64),
+            places=np.array([place for _, place, _ in records], dtype=np.uint64),
+        )
 
     def chosen_records(self, user: int, round: int) -> list[np.ndarray]:
-        """Returns at most k records of one user; a selector that is not `fresh` answers the same in every round."""
+        """Returns at most k records of one user; a selector that is not `fresh` answers the same in every round.
+
+        Raises:
+            RecordChoiceError: when the selector's answer is no choice of at most k of the user's records.
+        """
         number = int(self.users[user])
+        records = self.store.records(number)
+        if not records:
+            return []
         address = round if self.selector.fresh else 0
-        generator = numpy_generator(self.seed, "records", round=address, user=self.store.user_id(number))
-        return self.selector.select(self.store.records(number), self.records_per_user, generator)
+        generator = self.key.generator("records", round=address, user=self.store.user_id(number))
+        chosen = self.selector.select([record.copy() for record in records], self.records_per_user, generator)
+        return checked_choice(chosen, records, self.records_per_user, type(self.selector).__name__)
+
+    def owner(self, user: int) -> str:
+        """Returns the id of a training user."""
+        return self.store.user_id(int(self.users[user]))
+
+
+def checked_choice(chosen: object, records: Records, most: int, name: str) -> list[NDArray[np.int64]]:
+    """Returns what a record selection chose, after checking that it is a choice of the user's records.
+
+    Guarantee: at most `most` arrays of at least one token; each is one of the user's records or a piece of the user's
+    records joined, and none is there more often than the user's text has it.
+
+    Args:
+        chosen: the answer of `RecordSelector.select`.
+        records: the user's records, at least one.
+        most: k.
+        name: of the selection, for the message.
+
+    Raises:
+        RecordChoiceError: when it is none; names the selection and says which rule it breaks, and nothing of the text.
+    """
+    if not isinstance(chosen, list | tuple) or not all(isinstance(record, np.ndarray) for record in chosen):
+        raise RecordChoiceError(f"records={name} must return a list of numpy arrays, got {type(chosen).__name__}")
+    if len(chosen) > most:
+        raise RecordChoiceError(f"records={name} returned {len(chosen)} records of a user, more than k = {most}")
+    if any(record.ndim != 1 or not np.issubdtype(record.dtype, np.integer) or not len(record) for record in chosen):
+        raise RecordChoiceError(f"records={name} returned an array that is no list of token ids")
+    kept = [np.ascontiguousarray(record, dtype=np.int64) for record in chosen]
+    own = Counter(record.astype(np.int64).tobytes() for record in records)
+    joined = b"".join(record.astype(np.int64).tobytes() for record in records)
+    for content, times in Counter(record.tobytes() for record in kept).items():
+        if own[content] < times and (found := _occurrences(content, joined)) < times:
+            problem = "one that is not the user's" if not found else "one more often than the user has it"
+            raise RecordChoiceError(
+                f"records={name} returned {problem}: a user contributes own records, each at most once"
+            )
+    return kept
+
+
+def _occurrences(piece: bytes, text: bytes) -> int:
+    """How often a piece is in a text of 8-byte numbers, without overlaps."""
+    count, start = 0, 0
+    while (at := text.find(piece, start)) >= 0:
+        count, start = (count + 1, at + len(piece)) if at % 8 == 0 else (count, at + 1)
+    return count
+
+
+def in_order_of_ids(store: TokenStore, users: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the users, numbers in the store, in an order that their ids alone decide: by hash, then by id.
+
+    So a user's number does not depend on where the user stands in the corpus.
+    """
+    hashes = np.asarray(store.id_hashes)[users]
+    order = np.argsort(hashes, kind="stable")
+    ordered, sorted_hashes = users[order], hashes[order]
+    for first in np.flatnonzero(sorted_hashes[1:] == sorted_hashes[:-1]):
+        pair = ordered[first : first + 2]
+        ordered[first : first + 2] = sorted(pair, key=lambda user: store.user_id(int(user)))
+    return ordered
 
 
 @dataclass(frozen=True)
@@ -67,18 +159,20 @@ class TrainingUsersRecipe:
         heldout_users: number of users set aside for evaluation, at least 0.
         validation_users: number of users set aside for tuning, at least 0; with `heldout_users` fewer than all.
         split_seed: seed of the split, any integer.
+        keep_places: whether users without a usable record stay, see `split_users`.
         selector: see `TrainingUsers`.
         records_per_user: k, at least 1.
-        seed: the run's seed, at least 0.
+        key: see `TrainingUsers`.
     """
 
     store_path: Path
     heldout_users: int
     validation_users: int
     split_seed: int
+    keep_places: bool
     selector: RecordSelector
     records_per_user: int
-    seed: int
+    key: RunKey
 
     def open(self) -> TrainingUsers:
         """Returns the training users, the store memory-mapped.
@@ -89,6 +183,10 @@ class TrainingUsersRecipe:
         """
         store = TokenStore(self.store_path)
         split = split_users(
-            store, heldout_users=self.heldout_users, validation_users=self.validation_users, seed=self.split_seed
+            store,
+            heldout_users=self.heldout_users,
+            validation_users=self.validation_users,
+            seed=self.split_seed,
+            keep_places=self.keep_places,
         )
-        return TrainingUsers(store, split.train, self.selector, self.records_per_user, self.seed)
+        return TrainingUsers(store, in_order_of_ids(store, split.train), self.selector, self.records_per_user, self.key)

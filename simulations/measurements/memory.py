@@ -46,7 +46,7 @@ def memory_512_vs_64(bench: Workbench, cohorts: tuple[int, int] = COHORTS) -> Fi
     """
     max_tokens = min(_MOST_TOKENS, bench.task.local.max_tokens)
     recipe = WorkerRecipe(
-        key="benchmark-memory",
+        settings="benchmark-memory",
         model=bench.model,
         lora=bench.task.lora,
         users=SyntheticUsers(2 * cohorts[0], _RECORDS, _LENGTH).recipe(bench.cache_dir),

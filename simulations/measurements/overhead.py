@@ -15,10 +15,9 @@ from torch import Tensor
 from fedsim_userdp.federation.engines import Engine, InProcessEngine
 from fedsim_userdp.federation.rounds import RetryingStrategy, Rounds
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
-from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.report.benchmark import Comparison, Findings
 from fedsim_userdp.report.progress import RunProgress
-from fedsim_userdp.selection import ClientSelector
+from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.training.batches import MicroBatch, StepAddress
 from fedsim_userdp.training.gradients import UnitGradients
 from simulations.measurements.timing import Stopwatch
@@ -74,10 +73,17 @@ class RoundClock:
     def __init__(self, stopwatch: Stopwatch) -> None:
         self.stopwatch, self._computing = stopwatch, 0.0
         self._marks: list[tuple[float, float]] = []
+        self._round = 1
 
     def add(self, seconds: float) -> None:
         """Counts seconds of computing."""
         self._computing += seconds
+
+    def mark_round(self, round: int) -> None:
+        """Notes that a round begins, where it is another than the last and not the first."""
+        if round != self._round:
+            self._round = round
+            self.mark()
 
     def mark(self) -> None:
         """Notes that a round begins now, or that the last one is over."""
@@ -101,11 +107,12 @@ def _run(bench: Workbench) -> RoundTimes:
 def timed_task(task: Task, clock: RoundClock) -> "TimedTask":
     """Returns the task on one node in this process, telling `clock` what it does."""
     own = {item.name: getattr(task, item.name) for item in fields(Task)}
-    own |= {"engine": _MarkingEngine(InProcessEngine(), clock), "selector": _MarkingSelector(task.selector, clock)}
+    sampling_prob = task.selector.expected_cohort_size(task.num_users) / task.num_users
+    own |= {"engine": _MarkingEngine(InProcessEngine(), clock), "selector": _MarkingSelector(sampling_prob, clock)}
     return TimedTask(**own, clock=clock)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TimedTask(Task):
     """A task that takes the time of gradients and evaluations."""
 
@@ -144,25 +151,16 @@ class _TimedGradients:
         return found
 
 
-class _MarkingSelector:
-    """Another's selection, which is the first thing of a round: a mark is set before each but the first."""
+@dataclass(frozen=True)
+class _MarkingSelector(PoissonSelector):
+    """Poisson selection, which is the first thing of a round: a mark is set before each but the first."""
 
-    def __init__(self, inner: ClientSelector, clock: RoundClock) -> None:
-        self._inner, self._clock = inner, clock
+    clock: RoundClock
 
-    def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
-        """Returns the other's cohort."""
-        if round > 1:
-            self._clock.mark()
-        return self._inner.select(num_users, round, generator)
-
-    def expected_cohort_size(self, num_users: int) -> float:
-        """Returns the other's."""
-        return self._inner.expected_cohort_size(num_users)
-
-    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        """Returns the other's: it selects exactly as that does."""
-        return self._inner.release(noise_multiplier, num_users, rounds)
+    def probability(self, round: int) -> float:
+        """Returns `sampling_prob`."""
+        self.clock.mark_round(round)
+        return super().probability(round)
 
 
 @dataclass(frozen=True)

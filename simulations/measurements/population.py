@@ -7,7 +7,6 @@ from functools import partial
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.worker import Worker
-from fedsim_userdp.privacy.streams import numpy_generator
 from fedsim_userdp.report.benchmark import CohortDraw, Comparison, Findings
 from fedsim_userdp.selection import FixedSizeSelector, PoissonSelector, draw_cohort
 from fedsim_userdp.training.gradients import unit_gradients
@@ -48,12 +47,11 @@ def population_1e6_vs_1e3(bench: Workbench, populations: Sequence[int] = POPULAT
 
 def cohort_draw(users: TrainingUsers, repeats: int) -> CohortDraw:
     """Returns what it takes to open these users' store and to draw a Poisson cohort with its tokens, medians."""
-    stopwatch, num_users = Stopwatch(), len(users)
+    stopwatch, num_users, hashes = Stopwatch(), len(users), users.population.id_hashes
     selector = PoissonSelector(min(1.0, COHORT / num_users))
 
     def draw(round: int) -> None:
-        generator = numpy_generator(0, "selection", round=round)
-        users.units(draw_cohort(selector, num_users, round, generator), round)
+        users.units((int(user) for user in draw_cohort(selector, hashes, round, users.key)), round)
 
     store = TokenStore(users.store.path)
     held_out = min(_HELD_OUT, num_users // 2)

@@ -39,7 +39,7 @@ _FIXED_TOKENS = 4096  # of a micro-batch: the whole cohort
 def fixed_task(bench: Workbench) -> WorkerRecipe:
     """Returns the task on which runtimes are compared: 4 records of 64 tokens, the bundled GPT-2, LoRA on c_attn."""
     return WorkerRecipe(
-        key="benchmark-fixed-task",
+        settings="benchmark-fixed-task",
         model=ModelSource(device=bench.model.device),
         lora=FIXED_LORA,
         users=FIXED_USERS.recipe(bench.cache_dir),

@@ -6,9 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.report.benchmark import Findings, Startup
 from fedsim_userdp.selection import PoissonSelector
 from simulations.arguments import override_key
@@ -64,25 +61,11 @@ def seconds_until_first_round(arguments: Sequence[str], stopwatch: Stopwatch) ->
 
 
 @dataclass(frozen=True)
-class AnnouncedSelector:
-    """Poisson selection that prints a line before the first round.
+class AnnouncedSelector(PoissonSelector):
+    """Poisson selection that prints a line before the first round."""
 
-    Attributes:
-        sampling_prob: see `PoissonSelector`.
-    """
-
-    sampling_prob: float
-
-    def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
-        """Returns a Poisson cohort."""
+    def probability(self, round: int) -> float:
+        """Returns `sampling_prob`."""
         if round == 1:
             print(MARK, flush=True)
-        return PoissonSelector(self.sampling_prob).select(num_users, round, generator)
-
-    def expected_cohort_size(self, num_users: int) -> float:
-        """Returns sampling_prob * num_users."""
-        return PoissonSelector(self.sampling_prob).expected_cohort_size(num_users)
-
-    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        """Returns what Poisson selection is worth: it is what is done."""
-        return PoissonSelector(self.sampling_prob).release(noise_multiplier, num_users, rounds)
+        return super().probability(round)

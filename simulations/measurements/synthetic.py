@@ -14,7 +14,7 @@ from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.writer import StoreWriter
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.users import TrainingUsersRecipe
 
 VOCABULARY = 256  # tokens that every model knows; the first few may be special ones
@@ -49,9 +49,10 @@ class SyntheticUsers:
             heldout_users=0,
             validation_users=0,
             split_seed=0,
+            keep_places=False,
             selector=RandomRecords(fresh=False),
             records_per_user=self.records,
-            seed=0,
+            key=RunKey.seeded(0, "benchmark"),
         )
 
 
@@ -74,7 +75,7 @@ def _write(users: SyntheticUsers, folder: Path) -> None:
     """Writes the store to a new folder."""
     with StoreWriter(folder, vocab_size=VOCABULARY) as writer:
         for first, count in _blocks(users.num_users):
-            generator = numpy_generator(0, "records", user=f"synthetic users from {first}")
+            generator = RunKey.seeded(0).generator("records", user=f"synthetic users from {first}")
             writer.add_users(
                 [f"user-{number}" for number in range(first, first + count)],
                 np.full(count, users.records),

@@ -3,16 +3,19 @@
 import torch
 from torch import Tensor
 
+from fedsim_userdp.federation.messages import RunDescription
 from fedsim_userdp.federation.stepwise import GridFn, StepwiseRounds, nodes_in_this_process
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector
 from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
 from strategies.optimizers import ServerOptimizer
 from strategies.user_level_dp import UserLevelDP, UserLevelSettings
 
 CLIP_NORM, NOISE_MULTIPLIER, LEARNING_RATE = 1.0, 1.0, 0.01
+KEY = RunKey.seeded(0, "benchmark")
 
 
 def benchmark_strategy(
@@ -39,16 +42,17 @@ def benchmark_strategy(
         learning_rate: of every round.
     """
     settings = UserLevelSettings(
-        num_users=len(worker.users),
+        population=worker.users.population,
         clip_norm=clip_norm,
         noise_multiplier=noise_multiplier,
-        seed=0,
+        key=KEY,
         num_nodes=num_nodes,
         sizes_fn=worker.sizes if deals_by_size else None,
+        run=RunDescription(worker.fingerprint),
     )
     start = trainable_state(worker.gradients.model)
     optimizer = ServerOptimizer(start, optimizer_fn, LearningRate(learning_rate, rounds=1, decays=False))
-    return UserLevelDP(settings, selector, optimizer, SeededNoise(0), lambda _: None, lambda *_: None)
+    return UserLevelDP(settings, selector, optimizer, SeededNoise(KEY), lambda *_: None, lambda *_: None)
 
 
 class Training:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim_userdp.data.cache import default_cache_dir
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.privacy.streams import numpy_generator
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit
 from simulations.errors import ConfigError
 from simulations.measurements.timing import BenchmarkError, Stopwatch
@@ -87,7 +87,7 @@ class Workbench:
 
     def users(self) -> list[Unit]:
         """Returns training users of the configured corpus in random order, each with at most k records."""
-        order = numpy_generator(self.task.seed, "selection").permutation(self.task.num_users)[:MOST_USERS]
+        order = RunKey.seeded(self.task.seed).generator("selection").permutation(self.task.num_users)[:MOST_USERS]
         return self.task.training_users(self.mechanism.records_per_user).units((int(user) for user in order), round=0)
 
     def seconds_each(self, num_sides: int) -> float:

@@ -8,6 +8,7 @@ from fedsim_userdp.audit.training import GradientsWithCanaries, UsersWithCanarie
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.models.stacked import stack
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import StepAddress, Unit, collate
 from fedsim_userdp.training.users import TrainingUsers
 from tests.audit.world import CLIP_NORM, RECORDS, SIZE, STATE, WINDOW, FakeGradients, plant
@@ -36,12 +37,12 @@ def test_the_same_seed_draws_the_same_canaries_and_another_seed_others() -> None
 
 def users_of(store: TokenStore, seed: int = 0) -> UsersWithCanaries:
     canaries = plant(store, seed)
-    return UsersWithCanaries(store, np.arange(store.num_users), RandomRecords(), RECORDS, seed, canaries)
+    return UsersWithCanaries(store, np.arange(store.num_users), RandomRecords(), RECORDS, RunKey.seeded(seed), canaries)
 
 
 def test_real_users_contribute_what_they_would_without_canaries(store: TokenStore) -> None:
     audited = users_of(store)
-    plain = TrainingUsers(store, np.arange(store.num_users), RandomRecords(), RECORDS, 0)
+    plain = TrainingUsers(store, np.arange(store.num_users), RandomRecords(), RECORDS, RunKey.seeded(0))
     real = [number for number in range(len(audited)) if number not in audited.canaries.of_number]
     assert len(real) == len(plain)
     for user, number in enumerate(real):

@@ -101,7 +101,7 @@ def planted(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [f"selection._target_=tests.audit.bugs.{name}"]
 
 
-NAMES = ["TenthOfTheNoise", "NoClipping", "WeightedByData", "ClipsEveryRecord", "SameNoise", "SomeAlways"]
+NAMES = ["TenthOfTheNoise", "NoClipping", "WeightedByData", "ClipsEveryRecord", "SameNoise"]
 
 
 @pytest.mark.slow
@@ -115,3 +115,12 @@ def test_a_planted_mistake_in_the_real_command_is_caught_and_ends_with_exit_code
     assert "REFUTED: epsilon" in capsys.readouterr().out
     report = json.loads((tmp_path / "run" / "audit.json").read_text())
     assert max(test["lower_bound"] for test in report["claims"][0]["tests"]) > 3
+
+
+@pytest.mark.slow
+def test_a_selector_that_draws_otherwise_than_it_declares_is_stopped_before_it_could_be_audited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    override = "selection._target_=tests.audit.bugs.SomeAlways"
+    assert audit(tmp_path / "run", "evaluation.records_per_user=1", "audit.epsilons=[3]", override) == 2
+    assert "SomeAlways declared that each user takes part with probability" in capsys.readouterr().err

@@ -18,8 +18,10 @@ from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseSource, SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, PoissonSelector
 from fedsim_userdp.training.batches import MicroBatch, StepAddress
 from fedsim_userdp.training.cohort import LocalTraining
@@ -59,7 +61,7 @@ class Planted:
     strategy_fn: Callable[..., UserLevelDP] = UserLevelDP
     worker_fn: Callable[..., Worker] = Worker
     selector: ClientSelector = field(default_factory=lambda: PoissonSelector(SAMPLING_PROB))
-    noise_fn: Callable[[int], NoiseSource] = SeededNoise
+    noise_fn: Callable[[RunKey], NoiseSource] = SeededNoise
     one_node_each: bool = False
 
 
@@ -85,22 +87,22 @@ def plant(store: TokenStore, seed: int, counts: Mapping[str, int] = CANARIES) ->
 
 
 def trace_of(store: TokenStore, canaries: Canaries, planted: Planted, epsilon: float, seed: int) -> Trace:
-    users = UsersWithCanaries(store, np.arange(store.num_users), RandomRecords(), RECORDS, seed, canaries)
+    users = UsersWithCanaries(store, np.arange(store.num_users), RandomRecords(), RECORDS, RunKey.seeded(seed), canaries)
     worker = planted.worker_fn(
         GradientsWithCanaries(FakeGradients(), canaries, CLIP_NORM), users, LocalTraining(max_tokens=512)
     )
     settings = UserLevelSettings(
-        num_users=canaries.num_users,
+        population=Population.numbered(canaries.num_users),
         clip_norm=CLIP_NORM,
         noise_multiplier=noise_multiplier(epsilon),
-        seed=seed,
+        key=RunKey.seeded(seed),
         num_nodes=canaries.num_users if planted.one_node_each else 1,
     )
     run = AuditedRun(
-        settings, planted.selector, planted.noise_fn(seed), worker.train, STATE, torch.optim.SGD,
+        settings, planted.selector, planted.noise_fn(RunKey.seeded(seed)), worker.train, STATE, torch.optim.SGD,
         LearningRate(1.0, ROUNDS), ROUNDS, planted.strategy_fn,
     )  # fmt: skip
-    return run.train(lambda round: None, lambda round, replies, state: None)[0]
+    return run.train(lambda round, answers: None, lambda round, replies, state: None)[0]
 
 
 def audited(store: TokenStore, planted: Planted, epsilon: float, seed: int = 0) -> Findings:

@@ -11,8 +11,11 @@ from fedsim_userdp.data.perplexity import PerplexityRecords
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.store import open_store
 from fedsim_userdp.data.tokens import TokenSettings
-from fedsim_userdp.federation.hosting import deal_by_size, group_by_host
+from fedsim_userdp.data.writer import hash_id
+from fedsim_userdp.federation.hosting import Hosts, deal_by_size
 from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.participation import Population
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.users import TrainingUsers
 from tests.data.sources import MemoryCorpus, WordTokenizer
@@ -35,7 +38,7 @@ def zipf_users(folder: Path, num_users: int = 400) -> TrainingUsers:
             records.append(Record(f"user {user}", " ".join(["word"] * words)))
             left -= words
     store = open_store(MemoryCorpus(records), WordTokenizer(), TokenSettings(window=WINDOW, min_words=0), folder)
-    return TrainingUsers(store, np.arange(store.num_users), RandomRecords(), MOST_RECORDS, seed=0)
+    return TrainingUsers(store, np.arange(store.num_users), RandomRecords(), MOST_RECORDS, RunKey.seeded(0))
 
 
 @pytest.mark.parametrize("num_nodes", [2, 4, 8, 16])
@@ -59,11 +62,11 @@ def test_where_choosing_would_run_a_model_the_sizes_are_estimates_from_the_offse
     assert sum(estimated) == pytest.approx(sum(chosen), rel=0.1)
 
 
-def test_hosting_by_number_would_not_balance_the_same_users(tmp_path: Path) -> None:
+def test_hosting_by_id_would_not_balance_the_same_users(tmp_path: Path) -> None:
     users = zipf_users(tmp_path)
     cohort = np.random.default_rng(1).choice(len(users), 128, replace=False).tolist()
     tokens = {unit.index: sum(map(len, unit.records)) for unit in users.units(cohort, 1)}
-    hosted = group_by_host(cohort, range(8))
+    hosted = Hosts(users.population, users.key).group(cohort, range(8))
     assert imbalance([sum(tokens[user] for user in share) for share in hosted.values()]) > 0.1
 
 
@@ -89,6 +92,29 @@ def test_dealing_does_not_depend_on_the_order_of_the_cohort() -> None:
     assert backwards == deal_by_size(users, sizes, [1, 2, 3])
 
 
-def test_where_a_user_lives_by_number_does_not_depend_on_the_cohort() -> None:
-    alone = group_by_host([4], [5, 7, 9])
-    assert all(user in group_by_host(range(10), [5, 7, 9])[node] for node, share in alone.items() for user in share)
+def lives(names: list[str], num_nodes: int) -> dict[str, int]:
+    """The node of each user, of a population in the order of its ids' hashes."""
+    hashes = np.array([np.frombuffer(hash_id(name.encode()), "<u8")[0] for name in names])
+    order = np.argsort(hashes)
+    hosts = Hosts(Population(hashes[order]), RunKey.seeded(3)).group(range(len(names)), range(num_nodes))
+    return {names[order[user]]: node for node, share in hosts.items() for user in share}
+
+
+@pytest.mark.parametrize("position", [0, 7, 20])
+def test_one_user_more_anywhere_in_the_population_moves_nobody_to_another_node(position: int) -> None:
+    names = [f"user {number}" for number in range(20)]
+    before = lives(names, 4)
+    after = lives([*names[:position], "someone else", *names[position:]], 4)
+    assert {name: after[name] for name in names} == before
+    assert len(set(before.values())) == 4
+
+
+def test_where_a_user_lives_does_not_depend_on_the_cohort() -> None:
+    hosts = Hosts(Population.numbered(10), RunKey.seeded(0))
+    alone = hosts.group([4], [5, 7, 9])
+    assert all(user in hosts.group(range(10), [5, 7, 9])[node] for node, share in alone.items() for user in share)
+
+
+def test_with_a_node_for_each_user_everybody_lives_alone() -> None:
+    hosted = Hosts(Population.numbered(6), RunKey.seeded(0)).group(range(6), range(100, 106))
+    assert hosted == {100 + user: [user] for user in range(6)}

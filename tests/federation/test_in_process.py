@@ -5,10 +5,12 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedsim_userdp.federation.hosting import group_by_host, wait_for_nodes
+from fedsim_userdp.federation.errors import NodeRefusal
+from fedsim_userdp.federation.hosting import Hosts, wait_for_nodes
 from fedsim_userdp.federation.identity import ensure_identity
 from fedsim_userdp.federation.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import (
+    RunDescription,
     from_arrays,
     read_reply,
     read_request,
@@ -16,7 +18,9 @@ from fedsim_userdp.federation.messages import (
     write_reply,
     write_request,
 )
+from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy.clipping import ClippedSum
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.cohort import CohortUpdate
 
 
@@ -64,9 +68,9 @@ def test_there_is_at_least_one_node() -> None:
 
 
 def test_every_user_is_hosted_by_exactly_one_node() -> None:
-    hosted = group_by_host(range(10), [5, 7, 9])
+    hosted = Hosts(Population.numbered(10), RunKey.seeded(0)).group(range(10), [5, 7, 9])
     assert sorted(user for users in hosted.values() for user in users) == list(range(10))
-    assert group_by_host([4], [5, 7, 9]) == {7: [4]}
+    assert set(hosted) <= {5, 7, 9}
 
 
 def test_waiting_for_nodes_that_never_come_ends_in_an_error() -> None:
@@ -76,10 +80,29 @@ def test_waiting_for_nodes_that_never_come_ends_in_an_error() -> None:
 
 def test_requests_and_replies_survive_the_wire() -> None:
     state = {"b": torch.tensor([[1.5, -2.0]]), "a": torch.tensor(3.0)}
-    request = read_request(write_request(to_arrays(state), 4, [8, 2], 0.25))
+    run = RunDescription({"data": "ab", "base model": "cd"}, '{"seed": 0}', RunKey.seeded(5))
+    request = read_request(write_request(to_arrays(state), 4, [8, 2], 0.25, run))
     assert (request.round, request.users, request.clip_norm) == (4, (8, 2), 0.25)
+    assert (request.run, request.run.key) == (run, RunKey.seeded(5))
+    assert read_request(write_request(to_arrays(state), 4, [], 0.25, RunDescription())).run == RunDescription()
     assert all(torch.equal(request.state[name], state[name]) for name in state)
     update = CohortUpdate(ClippedSum(state, 3, 1, 2, 0.5), 1.25, 99)
     assert read_reply(write_reply(update)).clipped.num_nonfinite == 1
     assert read_reply(write_reply(update)).num_tokens == 99
     assert from_arrays(to_arrays(state)).keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ({"data": "a", "model": "c"}, "model"),
+        ({"data": "b", "model": "c"}, "data, model"),
+        ({"data": "a"}, "model"),
+        ({"data": "a", "model": "b", "more": "d"}, "more"),
+    ],
+)
+def test_a_node_of_something_else_refuses_and_names_what_differs(own: dict[str, str], named: str) -> None:
+    run = RunDescription({"data": "a", "model": "b"})
+    run.check({"model": "b", "data": "a"})
+    with pytest.raises(NodeRefusal, match=f"another {named} than"):
+        run.check(own)

@@ -8,6 +8,7 @@ from peft import PeftModel
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import trainable_state
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
 from fedsim_userdp.training.gradients import StackedGradients
@@ -21,6 +22,7 @@ class Users:
         self._units = {unit.index: unit for unit in ragged_units(6)}
         self._units |= {user: Unit(user, [np.array([1, 10 * VOCABULARY])]) for user in broken}
         self._unreadable = set(unreadable)
+        self.key = RunKey.seeded(0)
 
     def units(self, users: Iterable[int], round: int) -> list[Unit]:
         chosen = list(users)

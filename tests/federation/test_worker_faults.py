@@ -20,8 +20,10 @@ from fedsim_userdp.federation.rounds import Rounds
 from fedsim_userdp.federation.worker import WorkerRecipe
 from fedsim_userdp.models.adapters import LoraSettings
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
 from fedsim_userdp.training.schedule import LearningRate
@@ -77,13 +79,15 @@ class Run:
         self.replies: list[RoundReplies] = []
         start = {"a": torch.zeros(50)}
         sizes_fn = equal_sizes if engine.deals_by_size(NUM_USERS) else None
-        settings = UserLevelSettings(NUM_USERS, 1.0, 0.0, 0, engine.num_nodes_for(NUM_USERS), sizes_fn)
+        settings = UserLevelSettings(
+            Population.numbered(NUM_USERS), 1.0, 0.0, RunKey.seeded(0), engine.num_nodes_for(NUM_USERS), sizes_fn
+        )
         strategy = UserLevelDP(
             settings,
             PoissonSelector(1.0),
             ServerOptimizer(start, torch.optim.SGD, LearningRate(1.0, 1, decays=False)),
-            SeededNoise(0),
-            lambda round: self.events.append(f"ledger {round}"),
+            SeededNoise(RunKey.seeded(0)),
+            lambda round, answers: self.events.append(f"ledger {round}"),
             self.remember,
         )
         model = SimpleNamespace(parameters=lambda: iter([torch.zeros(1)]))

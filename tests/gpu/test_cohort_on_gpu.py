@@ -11,6 +11,7 @@ from fedsim_userdp.models.adapters import LoraSettings, trainable_state
 from fedsim_userdp.models.output_layer import stop_answering
 from fedsim_userdp.models.precision import autocast_forward
 from fedsim_userdp.privacy.noise import SeededNoise, add_noise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, unit_gradients
@@ -22,6 +23,7 @@ from simulations.measurements.workbench import relative_distance
 from tests.conftest import ragged_units, small_gpt2, small_llama
 
 pytestmark = pytest.mark.gpu
+KEY = RunKey.seeded(3)
 CLIP_NORM = 0.05
 LOCAL = LocalTraining(max_tokens=64)
 
@@ -69,14 +71,19 @@ def test_removing_any_user_moves_the_sum_by_at_most_clip_norm(dtype: torch.dtype
 
 def test_noise_on_a_gpus_sum_is_the_same_noise(device: torch.device) -> None:
     zero = {"w": torch.zeros(1000)}
-    on_gpu = add_noise({"w": zero["w"].to(device)}, 2.0, SeededNoise(3), round=1)["w"]
+    on_gpu = add_noise({"w": zero["w"].to(device)}, 2.0, SeededNoise(KEY), round=1)["w"]
     assert on_gpu.device.type == device.type
-    assert torch.equal(on_gpu.cpu(), add_noise(zero, 2.0, SeededNoise(3), round=1)["w"])
+    assert torch.equal(on_gpu.cpu(), add_noise(zero, 2.0, SeededNoise(KEY), round=1)["w"])
 
 
 def test_a_step_on_records_equals_opacus(device: torch.device) -> None:
     units = [Unit(i, [record]) for i, record in enumerate(r for unit in ragged_units(6) for r in unit.records)]
-    settings = {"clip_norm": CLIP_NORM, "noise_multiplier": 0.0, "expected_batch_size": 8.0, "noise": SeededNoise(0)}
+    settings = {
+        "clip_norm": CLIP_NORM,
+        "noise_multiplier": 0.0,
+        "expected_batch_size": 8.0,
+        "noise": SeededNoise(KEY),
+    }
     rate, models = LearningRate(1.0, rounds=1, decays=False), [small_gpt2().to(device) for _ in range(2)]
     start = trainable_state(models[0])
     stacked = StackedStep(StackedGradients(models[0]), torch.optim.SGD, rate, **settings, max_tokens=64)  # type: ignore[arg-type]

@@ -123,14 +123,14 @@ def test_a_damaged_token_store_is_refused(tmp_path: Path, num_inputs: int) -> No
 def test_a_damaged_ledger_is_refused_or_never_says_less(tmp_path: Path, num_inputs: int) -> None:
     release = acc.UserWise(1.0, 0.4, 1)
     file = tmp_path / "ledger"
-    with Ledger.open(file, delta=0.05, config_hash="c") as ledger:
+    with Ledger.open(file, delta=0.05, run="c") as ledger:
         for round in (1, 2, 3):
             ledger.record(round, release)
     data, spent = file.read_bytes(), [acc.epsilon(acc.UserWise(1.0, 0.4, n), 0.05) for n in (1, 2, 3)]
 
     def check(changed: bytes) -> None:
         file.write_bytes(changed)
-        with refusing(), Ledger.open(file, delta=0.05, config_hash="c", next_release=release) as ledger:
+        with refusing(), Ledger.open(file, delta=0.05, run="c") as ledger:
             sound = len(ledger.rounds)
             assert sound <= 3
             assert ledger.epsilon() >= (spent[sound - 1] if sound else 0.0)
@@ -149,7 +149,7 @@ def test_a_forged_ledger_line_is_refused_or_counted(tmp_path: Path, num_inputs: 
             text = json.dumps(forged, sort_keys=True, separators=(",", ":"))
             forged = {**forged, "hash": hashlib.sha256(text.encode()).hexdigest()}
         file.write_text(json.dumps(forged, sort_keys=True, separators=(",", ":")) + "\n")
-        with refusing(), Ledger.open(file, delta=0.05, config_hash="c") as ledger:
+        with refusing(), Ledger.open(file, delta=0.05, run="c") as ledger:
             assert ledger.rounds or ledger.num_torn
             ledger.record(max(ledger.rounds, default=0) + 1, acc.UserWise(1.0, 0.4, 1))
 

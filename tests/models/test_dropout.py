@@ -6,11 +6,13 @@ from peft import PeftModel
 
 from fedsim_userdp.models.adapters import LoraSettings, trainable_state
 from fedsim_userdp.models.dropout import AddressedDropout, dropout_layers, dropping
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum, local_updates
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients
 from tests.conftest import ragged_units, small_gpt2
 
+KEY = RunKey.seeded(0)
 DROPPING = LoraSettings(rank=2, freeze_a=False, dropout=0.4)
 
 
@@ -21,7 +23,9 @@ def dropping_model() -> PeftModel:
 
 def update_of(model: PeftModel, max_tokens: int = 100, round: int = 1, which: type = StackedGradients) -> torch.Tensor:
     local = LocalTraining(max_tokens=max_tokens)
-    result = clipped_update_sum(which(model), trainable_state(model), ragged_units(5), local, math.inf, round=round)
+    result = clipped_update_sum(
+        which(model), trainable_state(model), ragged_units(5), local, math.inf, round=round, key=KEY
+    )
     return torch.cat([tensor.flatten() for tensor in result.clipped.total.values()])
 
 
@@ -45,8 +49,8 @@ def test_each_local_step_has_masks_of_its_own(dropping_model: PeftModel) -> None
     # With a learning rate of almost 0, three steps without new masks would be three times the first.
     state, batch = trainable_state(dropping_model), collate(ragged_units(3))
     gradients = StackedGradients(dropping_model)
-    once, _ = local_updates(gradients, state, batch, LocalTraining())
-    thrice, _ = local_updates(gradients, state, batch, LocalTraining(steps=3, learning_rate=1e-9))
+    once, _ = local_updates(gradients, state, batch, LocalTraining(), StepAddress(key=KEY))
+    thrice, _ = local_updates(gradients, state, batch, LocalTraining(steps=3, learning_rate=1e-9), StepAddress(key=KEY))
     name = next(iter(once))
     assert float((thrice[name] - 3 * once[name]).norm()) > 0.05 * float(once[name].norm())
 
@@ -60,12 +64,12 @@ def test_nothing_is_dropped_outside_training(dropping_model: PeftModel) -> None:
 
 
 def test_a_feature_is_dropped_with_the_stated_probability_and_the_rest_is_scaled() -> None:
-    layer, batch = AddressedDropout(0.25, seed=0, layer="x"), collate(ragged_units(40))
+    layer, batch = AddressedDropout(0.25, layer="x"), collate(ragged_units(40))
     ones = torch.ones(*batch.input_ids.shape, 50)
-    with dropping([layer], batch.dropout_rows(StepAddress(1))):
+    with dropping([layer], batch.dropout_rows(StepAddress(1, key=KEY))):
         masked = layer(ones)
     real = torch.cat(
-        [row[:length] for row, length in zip(masked, batch.dropout_rows(StepAddress(1)).lengths, strict=True)]
+        [row[:length] for row, length in zip(masked, batch.dropout_rows(StepAddress(1, key=KEY)).lengths, strict=True)]
     )
     dropped = float((real == 0).double().mean())
     # More than 30,000 numbers: 5 standard deviations are below 0.0125; 0.5 instead of 0.25 would be 0.25 off.

@@ -20,6 +20,9 @@ from fedsim_userdp.privacy.adaptive_clipping import (
 )
 from fedsim_userdp.privacy.clipping import ClippedSum, clip_and_sum
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
+
+SEEDED = SeededNoise(RunKey.seeded(0))
 
 NUM_ROUNDS = 20_000
 FAILURE_PROBABILITY = 1e-9
@@ -48,12 +51,12 @@ def test_a_users_other_update_moves_the_balance_by_at_most_one(norms: list[float
 
 def test_the_share_is_that_of_the_unclipped_when_the_cohort_is_as_large_as_expected() -> None:
     clipped = counted([0.5, 0.9, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    assert unclipped_share(clipped, 8.0, 0.0, SeededNoise(0), 1) == pytest.approx(3 / 8)
+    assert unclipped_share(clipped, 8.0, 0.0, SEEDED, 1) == pytest.approx(3 / 8)
 
 
 def test_the_denominator_is_the_expected_cohort_whatever_came_back() -> None:
-    assert unclipped_share(counted([0.5] * 4), 8.0, 0.0, SeededNoise(0), 1) == pytest.approx(0.5 + 2 / 8)
-    assert unclipped_share(replace(counted([0.5]), num_units=0), 8.0, 0.0, SeededNoise(0), 1) == 0.5
+    assert unclipped_share(counted([0.5] * 4), 8.0, 0.0, SEEDED, 1) == pytest.approx(0.5 + 2 / 8)
+    assert unclipped_share(replace(counted([0.5]), num_units=0), 8.0, 0.0, SEEDED, 1) == 0.5
 
 
 def balances(source: NoiseSource, count_stddev: float) -> np.ndarray:
@@ -63,7 +66,7 @@ def balances(source: NoiseSource, count_stddev: float) -> np.ndarray:
     return (np.array(shares) - 0.5) * expected_cohort
 
 
-@pytest.mark.parametrize("source", [SeededNoise(3), OperatingSystemNoise()])
+@pytest.mark.parametrize("source", [SeededNoise(RunKey.seeded(3)), OperatingSystemNoise()])
 def test_noise_on_the_count_has_the_stated_stddev_and_half_or_double_is_rejected(source: NoiseSource) -> None:
     sample, stddev = balances(source, 2.5), 2.5
     low, high = stats.chi2.ppf([FAILURE_PROBABILITY / 2, 1 - FAILURE_PROBABILITY / 2], len(sample))
@@ -73,7 +76,7 @@ def test_noise_on_the_count_has_the_stated_stddev_and_half_or_double_is_rejected
 
 
 def test_noise_on_the_count_says_nothing_about_the_noise_on_the_update() -> None:
-    source = SeededNoise(3)
+    source = SeededNoise(RunKey.seeded(3))
     update = np.array([source.standard_normal(1, round)[0] for round in range(1, NUM_ROUNDS)])
     count = balances(source, 1.0)
     bound = 6 / math.sqrt(NUM_ROUNDS)
@@ -82,7 +85,7 @@ def test_noise_on_the_count_says_nothing_about_the_noise_on_the_update() -> None
 
 
 def test_the_share_stays_a_share_however_large_the_noise() -> None:
-    shares = [unclipped_share(counted([0.5, 2.0]), 2.0, 1e6, SeededNoise(0), round) for round in range(1, 50)]
+    shares = [unclipped_share(counted([0.5, 2.0]), 2.0, 1e6, SEEDED, round) for round in range(1, 50)]
     assert set(shares) == {0.0, 1.0}
 
 
@@ -97,7 +100,7 @@ def test_the_clip_norm_falls_when_too_many_stay_unclipped_and_rises_when_too_few
 @pytest.mark.parametrize("quantile", [0.2, 0.5, 0.8])
 def test_the_clip_norm_finds_the_quantile_of_the_norms(start: float, quantile: float) -> None:
     norms = np.random.default_rng(0).lognormal(sigma=0.5, size=(400, 200))
-    adaptation, source, clip_norm = ClipAdaptation(quantile, 0.2, 10.0), SeededNoise(1), start
+    adaptation, source, clip_norm = ClipAdaptation(quantile, 0.2, 10.0), SeededNoise(RunKey.seeded(1)), start
     kept = []
     for round, users in enumerate(norms, start=1):
         share = unclipped_share(counted(list(users), clip_norm), 200.0, adaptation.count_stddev, source, round)

@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy import ledger as module
-from fedsim_userdp.privacy.entries import FIRST_HASH, Release
-from fedsim_userdp.privacy.errors import BudgetExceeded, LedgerError
-from fedsim_userdp.privacy.ledger import Ledger
+from fedsim_userdp.privacy.entries import FIRST_HASH, Release, decode
+from fedsim_userdp.privacy.errors import BudgetExceeded, LedgerError, ReleasedOtherwise
+from fedsim_userdp.privacy.ledger import Ledger, seal
 
 DELTA = 1e-5
 ROUND = acc.UserWise(1.0, 0.05, 1)
@@ -26,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, **changed: object) -> Ledger:
-    return Ledger.open(path, **{"delta": DELTA, "config_hash": "c0", **changed})
+    return Ledger.open(path, **{"delta": DELTA, "run": "c0", **changed})
 
 
 def filled(path: Path, num_rounds: int, release: Release = ROUND, **changed: object) -> bytes:
@@ -107,7 +108,7 @@ def test_repeated_identical_round_is_counted_once(path: Path) -> None:
 )
 def test_repeated_round_that_differs_is_refused(path: Path, number: int, release: Release, config: str) -> None:
     before = filled(path, 3)
-    with opened(path, config_hash=config) as ledger, pytest.raises(LedgerError, match="recorded before"):
+    with opened(path, run=config) as ledger, pytest.raises(LedgerError, match="recorded before"):
         ledger.record(number, release)
     assert path.read_bytes() == before
 
@@ -133,40 +134,92 @@ def test_round_before_the_last_one_is_refused(path: Path) -> None:
             ledger.record(4, ROUND)
 
 
-def test_killed_at_any_byte_it_never_reports_less_than_was_released(path: Path) -> None:
+@pytest.mark.parametrize("source", ["seeded", "os"])
+def test_killed_at_any_byte_it_never_reports_less_than_was_released(path: Path, source: str) -> None:
     """A release follows its line, so the releases made are at most the whole lines; a torn one counts on top."""
     unsampled = acc.UserWise(4.0, 1.0, 1)
-    data = filled(path, 3, unsampled)
+    data = filled(path, 3, unsampled, noise_source=source)
     exact = [acc.epsilon(acc.UserWise(4.0, 1.0, n), DELTA) if n else 0.0 for n in range(5)]
     ends = [at for at, byte in enumerate(data) if byte == ord("\n")]
     for size in sorted({*range(0, len(data), 7), *(end + shift for end in ends for shift in (-1, 0, 1))}):
         whole = data[:size].count(b"\n") + (size < len(data) and data[size : size + 1] == b"\n" and size > 0)
         torn = size > 0 and data[size - 1 : size] != b"\n" and data[size : size + 1] != b"\n"
         path.write_bytes(data[:size])
-        with opened(path) as ledger:
+        with opened(path, noise_source=source) as ledger:
             assert len(ledger.rounds) == whole
-            assert ledger.num_torn == torn
+            assert ledger.num_torn == torn or (torn and not whole)  # where no line tells how long one is, perhaps more
             assert ledger.epsilon() == (math.inf if torn and not whole else exact[whole + torn])
+            counted = ledger.num_torn if source == "os" else 0  # a seeded one is completed: it is the same release
             ledger.record(whole, unsampled)
-            assert ledger.epsilon() == exact[whole + torn + 1]
-        with opened(path) as ledger:
-            assert (len(ledger.rounds), ledger.num_torn) == (whole + 1, torn)
+            assert ledger.epsilon() == exact[whole + counted + 1]
+        with opened(path, noise_source=source) as ledger:
+            assert (len(ledger.rounds), ledger.num_torn) == (whole + 1, counted)
 
 
 def test_killed_while_marking_a_torn_line_it_still_opens(path: Path) -> None:
-    data = filled(path, 2)
+    data = filled(path, 2, noise_source="os")
     torn = data[: len(data) - 20]
     path.write_bytes(torn)
-    opened(path).close()
+    opened(path, noise_source="os").close()
     marked = path.read_bytes()
     for size in range(len(torn), len(marked)):
         path.write_bytes(marked[:size])
-        with opened(path) as ledger:
+        with opened(path, noise_source="os") as ledger:
             assert ledger.rounds == (0,)
             assert ledger.num_torn >= 1
             ledger.record(1, ROUND)
-        with opened(path) as ledger:
+        with opened(path, noise_source="os") as ledger:
             assert ledger.rounds == (0, 1)
+
+
+@pytest.mark.parametrize("byte", [b" ", b"x", b"\0", b"\r"])
+def test_a_damaged_newline_makes_two_releases_at_least_two(path: Path, byte: bytes) -> None:
+    data = filled(path, 6, noise_source="os")
+    at = data[:-1].rindex(b"\n")
+    path.write_bytes(data[:at] + byte + data[at + 1 :])
+    with opened(path, noise_source="os") as ledger:
+        assert ledger.rounds == (0, 1, 2, 3)
+        assert ledger.num_torn >= 2
+        assert ledger.epsilon() >= acc.epsilon(acc.UserWise(1.0, 0.05, 6), DELTA)
+    with opened(path, noise_source="os") as ledger:
+        assert ledger.num_releases >= 6
+
+
+def test_no_damage_of_a_single_byte_makes_a_ledger_report_less(path: Path) -> None:
+    data = filled(path, 4, noise_source="os")
+    exact = acc.epsilon(acc.UserWise(1.0, 0.05, 4), DELTA)
+    for at in range(0, len(data), 5):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        with suppress(LedgerError), opened(path, noise_source="os") as ledger:
+            assert ledger.epsilon() >= exact, f"byte {at}"
+
+
+def test_a_sealed_ledger_names_the_adapter_and_takes_no_more_releases(path: Path) -> None:
+    filled(path, 2)
+    seal(path, "ab" * 32)
+    sealed = path.read_bytes()
+    seal(path, "ab" * 32)
+    assert path.read_bytes() == sealed
+    assert decode(sealed).sealed == "ab" * 32
+    with pytest.raises(LedgerError, match="sealed with another adapter"):
+        seal(path, "cd" * 32)
+    with opened(path) as ledger:
+        assert ledger.rounds == (0, 1)
+        with pytest.raises(LedgerError, match="is sealed"):
+            ledger.record(2, ROUND)
+    with path.open("ab") as file:
+        file.write(sealed.splitlines(keepends=True)[0])
+    with pytest.raises(LedgerError):
+        opened(path)
+
+
+def test_the_same_round_with_other_users_answers_is_another_release_and_must_not_be_made(path: Path) -> None:
+    with opened(path) as ledger:
+        ledger.record(1, ROUND, "everybody")
+        ledger.record(1, ROUND, "everybody")
+        with pytest.raises(ReleasedOtherwise, match="round 1 was released before, with other users' answers"):
+            ledger.record(1, ROUND, "all but one")
+        assert ledger.rounds == (1,)
 
 
 def test_torn_line_counts_as_one_more_of_each_kind(path: Path) -> None:
@@ -295,7 +348,7 @@ def test_budget_of_a_record_level_run_is_record_level(path: Path) -> None:
     [
         ({"delta": 0.0}, "delta must be in"),
         ({"budget_epsilon": -1.0}, "budget_epsilon must be in"),
-        ({"config_hash": ""}, "config_hash must be"),
+        ({"run": ""}, "run must be"),
         ({"noise_source": "numpy"}, "noise_source must be"),
     ],
 )
@@ -321,8 +374,8 @@ def test_epsilon_of_every_round_of_a_run_costs_under_50_ms_each(path: Path) -> N
 CHILD = """
 import sys
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.ledger import Ledger
-with Ledger.open(sys.argv[1], delta=1e-5, config_hash="c0") as ledger:
+from fedsim_userdp.privacy.ledger import Ledger, seal
+with Ledger.open(sys.argv[1], delta=1e-5, run="c0") as ledger:
     first = len(ledger.rounds)
     for number in range(first, 100_000):
         ledger.record(number, acc.UserWise(1.0, 0.05, 1))

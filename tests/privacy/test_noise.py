@@ -6,10 +6,12 @@ import torch
 from scipy import stats
 
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise, add_noise, noise_stddev
-from fedsim_userdp.privacy.streams import STREAMS, numpy_generator
+from fedsim_userdp.privacy.streams import STREAMS, RunKey
+
+SEEDED = SeededNoise(RunKey.seeded(0))
 
 SIZE = 40_000
-SOURCES = [SeededNoise(3), OperatingSystemNoise()]
+SOURCES = [SeededNoise(RunKey.seeded(3)), OperatingSystemNoise()]
 # Chance that a correct source fails one of the two-sided tests below.
 FAILURE_PROBABILITY = 1e-9
 
@@ -45,23 +47,26 @@ def test_noise_is_gaussian_and_uniform_noise_is_rejected(source: NoiseSource) ->
 
 def test_noise_is_added_to_the_sum_once() -> None:
     total = {"a": torch.full((SIZE,), 5.0)}
-    noisy = add_noise(total, 1.0, SeededNoise(0), 1)["a"].double().numpy()
+    noisy = add_noise(total, 1.0, SEEDED, 1)["a"].double().numpy()
     assert abs(noisy.mean() - 5.0) < 6 / math.sqrt(SIZE)
     assert is_plausible_stddev(noisy - 5.0, 1.0)
 
 
 def test_rounds_and_tensors_get_independent_noise() -> None:
-    first, second = drawn(SeededNoise(0), 1.0, round=1), drawn(SeededNoise(0), 1.0, round=2)
+    first, second = (
+        drawn(SEEDED, 1.0, round=1),
+        drawn(SEEDED, 1.0, round=2),
+    )
     bound = 6 / math.sqrt(SIZE)
     assert abs(np.corrcoef(first, second)[0, 1]) < bound
     assert abs(np.corrcoef(first[: SIZE // 2], first[SIZE // 2 :])[0, 1]) < bound * 2
-    assert np.array_equal(first, drawn(SeededNoise(0), 1.0, round=1))
+    assert np.array_equal(first, drawn(SEEDED, 1.0, round=1))
 
 
 @pytest.mark.parametrize("stream", sorted(STREAMS - {"noise"}))
 def test_numbers_of_another_stream_say_nothing_about_the_noise(stream: str) -> None:
-    noise = SeededNoise(0).standard_normal(SIZE, round=3)
-    other = numpy_generator(0, stream, round=3).standard_normal(SIZE)
+    noise = SEEDED.standard_normal(SIZE, round=3)
+    other = RunKey.seeded(0).generator(stream, round=3).standard_normal(SIZE)
     assert abs(np.corrcoef(noise, other)[0, 1]) < 6 / math.sqrt(SIZE)
 
 
@@ -71,7 +76,7 @@ def test_operating_system_noise_never_repeats() -> None:
 
 def test_zero_stddev_returns_the_sum_itself() -> None:
     total = {"a": torch.tensor([1.0, 2.0])}
-    assert torch.equal(add_noise(total, 0.0, SeededNoise(0), 1)["a"], total["a"])
+    assert torch.equal(add_noise(total, 0.0, SEEDED, 1)["a"], total["a"])
 
 
 def test_stddev_is_noise_multiplier_times_clip_norm() -> None:
@@ -90,4 +95,4 @@ def test_noise_that_protects_nobody_is_refused(noise_multiplier: float, clip_nor
 @pytest.mark.parametrize("stddev", [-1.0, math.nan, math.inf])
 def test_stddev_must_be_finite_and_not_negative(stddev: float) -> None:
     with pytest.raises(ValueError, match="stddev"):
-        add_noise({"a": torch.zeros(1)}, stddev, SeededNoise(0), 1)
+        add_noise({"a": torch.zeros(1)}, stddev, SEEDED, 1)

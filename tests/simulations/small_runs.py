@@ -1,11 +1,11 @@
 """Whole runs that take a fraction of a second: a model of 16 dimensions, a few users, the real mechanisms and files."""
 
-import dataclasses
 import io
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,31 @@ from fedsim_userdp.privacy.accounting import Description
 from fedsim_userdp.privacy.curve import Curve
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.noise import OperatingSystemNoise, SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
+from fedsim_userdp.training.users import in_order_of_ids
 from simulations.adaptive_clipping import UserWiseAdaptive
 from simulations.diary import Outcome
 from simulations.folder import RunFolder
+from simulations.keys import RunKeys, stored_keys
 from simulations.mechanisms import Mechanism, NonPrivate, RecordLevelDP, UserWise
 from simulations.task import Budget, Task
 
 VOCABULARY = 40
 ROUNDS = 3
 SEED = 0
+SMALL_KEY = RunKey.seeded(SEED, "a small run")
 
 
 class SmallModel:
     """Stands for `ModelSource`: loads a random GPT-2, always the same."""
+
+    def weights_digest(self) -> str:
+        return "small"
 
     def load(self) -> GPT2LMHeadModel:
         config = GPT2Config(
@@ -71,18 +78,20 @@ def small_task(folder: Path, store: TokenStore, **changes: Any) -> Task:
     split = split_users(store, heldout_users=2, validation_users=0, seed=0)
     settings: dict[str, Any] = {
         "name": "run",
-        "config_hash": "the settings",
+        "settings": "the settings",
         "seed": SEED,
+        "keys": RunKeys.of(SMALL_KEY),
         "budget": Budget(8.0, 0.05),
         "store": store,
-        "split": split,
+        "split": replace(split, train=in_order_of_ids(store, split.train)),
         "split_seed": 0,
+        "keep_places": False,
         "model": SmallModel(),
         "lora": LoraSettings(rank=2),
         "records": RandomRecords(),
         "selector": PoissonSelector(0.4),
         "optimizer_fn": torch.optim.Adam,
-        "noise": SeededNoise(SEED),
+        "noise": SeededNoise(SMALL_KEY),
         "engine": InProcessEngine(),
         "local": LocalTraining(max_tokens=256),
         "central_engine": "opacus",
@@ -110,7 +119,10 @@ MECHANISMS: dict[str, Callable[..., Mechanism]] = {
 
 def run_small(task: Task, mechanism: str = "user_wise", rounds: int = ROUNDS, write_results: bool = True) -> Outcome:
     """Runs a mechanism and writes its results, all but the plot, into the task's folder."""
-    task = dataclasses.replace(task, name=mechanism)
+    task = replace(task, name=mechanism)
+    if task.is_resumed:
+        stored = stored_keys(task.checkpoints.path, SMALL_KEY if task.noise.is_seeded else None)
+        task = replace(task, keys=stored or task.keys)
     console = Console(file=io.StringIO(), width=100)
     with RunProgress(console) as progress:
         outcome = MECHANISMS[mechanism](rounds=rounds, records_per_user=2).run(task, progress)
@@ -124,7 +136,7 @@ def what_a_run_left(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for file in sorted(folder.glob("adapters/*/adapter_model.safetensors")):
         found |= {f"{file.parent.name} {name}": tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
-    found |= {file.name: file.read_bytes() for file in sorted(folder.glob("ledger/*"))}
+    found |= {file.name: lines_without_secrets(file) for file in sorted(folder.glob("ledger/*"))}
     rows = json.loads((folder / "results.json").read_text())
     found["results"] = [{key: row[key] for key in row if key != "seconds"} for row in rows]
     lines = (folder / "not_private" / "rounds.csv").read_text().splitlines()
@@ -132,6 +144,12 @@ def what_a_run_left(folder: Path) -> dict[str, object]:
     found["rounds"] = [[cell for at, cell in enumerate(line.split(",")) if at != column] for line in lines]
     found["privacy"] = (folder / "privacy.json").read_bytes()
     return found
+
+
+def lines_without_secrets(ledger: Path) -> list[dict[str, object]]:
+    """The lines of a ledger without what a secret of their folder makes differ: digests and the chain over them."""
+    lines = [json.loads(line) for line in ledger.read_bytes().splitlines()]
+    return [{name: line[name] for name in line if name not in ("run", "answers", "hash", "previous")} for line in lines]
 
 
 class Killed(BaseException):
@@ -177,13 +195,14 @@ def dying_at_write(
 
 
 def resumed(task: Task, **changes: Any) -> Task:
-    """The task, to be gone on with."""
-    return dataclasses.replace(task, is_resumed=True, **changes)
+    """The task as another process would have it, to be gone on with."""
+    keys = RunKeys.of(SMALL_KEY if task.noise.is_seeded else RunKey.drawn())
+    return replace(task, is_resumed=True, **({"keys": keys} | changes))
 
 
 def os_noise(task: Task) -> Task:
-    """The task with noise of the operating system."""
-    return dataclasses.replace(task, noise=OperatingSystemNoise())
+    """The task with a secret run key and noise of the operating system."""
+    return replace(task, keys=RunKeys.of(RunKey.drawn()), noise=OperatingSystemNoise())
 
 
 def remember_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +238,9 @@ def dies_after_release(task: Task, round: int, monkeypatch: pytest.MonkeyPatch, 
 
 def releases_of(task: Task, mechanism: str = "user_wise") -> tuple[tuple[int, ...], float]:
     """The rounds in a run's ledger, and their epsilon."""
-    with Ledger.open(task.folder / "ledger" / f"{mechanism}-seed0.jsonl", delta=0.05, config_hash="any") as ledger:
+    with Ledger.open(
+        task.folder / "ledger" / f"{mechanism}-seed0.jsonl", delta=0.05, run="any", noise_source="os"
+    ) as ledger:
         return ledger.rounds, ledger.epsilon()
 
 

@@ -52,7 +52,7 @@ def test_update_and_count_together_cost_what_the_budget_allows(
     pair = (outcome.row.noise_multiplier**-2 + (2 * release.count_stddev) ** -2) ** -0.5
     assert pair == pytest.approx(plain.noise_multiplier)
     assert outcome.row.noise_multiplier > plain.noise_multiplier * 1.1
-    with Ledger.open(tmp_path / "ledger" / f"{NAME}-seed0.jsonl", delta=0.05, config_hash="any") as ledger:
+    with Ledger.open(tmp_path / "ledger" / f"{NAME}-seed0.jsonl", delta=0.05, run="any") as ledger:
         assert ledger.epsilon() == pytest.approx(outcome.row.epsilon)
         assert ledger.rounds == (1, 2, 3)
     line = json.loads((tmp_path / "ledger" / f"{NAME}-seed0.jsonl").read_text().splitlines()[0])

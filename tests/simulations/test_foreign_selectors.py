@@ -48,7 +48,6 @@ def test_schedules_this_packages_own_sampling_and_centralized_runs_need_no_such_
 ) -> None:
     run_small(small_task(tmp_path / "schedule", store, selector=EveryOtherUser()))
     run_small(small_task(tmp_path / "own", store))
-    run_small(small_task(tmp_path / "central", store, selector=SaysPoisson(0.4)), "group_privacy")
-    for name in ("schedule", "own", "central"):
+    for name in ("schedule", "own"):
         assert assumptions(tmp_path / name)
         assert believed(tmp_path / name) == []

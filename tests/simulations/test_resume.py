@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_and_tells_what_differs_when_it_may_not(
     corpus = Path(next(s for s in settings if s.startswith("data.path=")).partition("=")[2])
     text = corpus.read_text()
     corpus.write_text(text + '{"user_id": "user 1", "text": "one more record of some words"}\n')
-    assert "corpus was" in refused()
+    assert "data was" in refused()
     corpus.write_text(text)
     assert processes.run("run", f"output_dir={whole}", *settings).stderr.count("holds a run already") == 1
     assert go_on(processes, "run", broken, settings) == 0

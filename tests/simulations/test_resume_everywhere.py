@@ -1,5 +1,6 @@
 """A run that dies at any write and is resumed ends as if it had never died; in this process, with a small model."""
 
+import csv
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,13 +10,13 @@ import pytest
 
 from fedsim_userdp import __version__
 from fedsim_userdp.data.store import TokenStore
-from fedsim_userdp.privacy.errors import LedgerError
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, PoissonSelector, draw_cohort
 from fedsim_userdp.training.checkpoints import CheckpointError
 from fedsim_userdp.training.journal import Journal
 from simulations.errors import ConfigError
-from simulations.task import Budget
+from simulations.task import Budget, Task
 from simulations.versions import code_versions
 from tests.simulations.small_runs import (
     KINDS,
@@ -23,6 +24,7 @@ from tests.simulations.small_runs import (
     dies_after_release,
     dying_at_write,
     releases_of,
+    result_of,
     resumed,
     run_small,
     small_store,
@@ -83,9 +85,11 @@ def test_a_checkpoint_of_other_settings_data_or_code_is_refused_with_the_differe
     run_small(task)
     other = small_store(tmp_path / "other", seed=1)
     with pytest.raises(CheckpointError, match=r"settings was the settings and is others.*allow_changes=true"):
-        run_small(resumed(task, config_hash="others"))
-    with pytest.raises(CheckpointError, match="corpus was small 12 0 and is small 12 1"):
-        run_small(resumed(task, store=other))
+        run_small(resumed(task, settings="others"))
+    for allow_changes in (False, True):
+        changed = resumed(task, store=other, fingerprint={"data": "other"}, allow_changes=allow_changes)
+        with pytest.raises(CheckpointError, match=r"data was absent and is other.*data cannot change within a run"):
+            run_small(changed)
     with monkeypatch.context() as patch:
         patch.setattr("simulations.task.code_versions", lambda: {**code_versions(), "fedsim_userdp": "9.9"})
         with pytest.raises(CheckpointError, match=rf"fedsim_userdp was {__version__} and is 9.9"):
@@ -100,16 +104,20 @@ def test_changes_can_be_allowed_but_not_of_the_promise(
         patch.setattr(Journal, "append", stopping_after(2, Journal.append))
         with pytest.raises(Killed):
             run_small(task)
-    changed = resumed(task, config_hash="others", allow_changes=True)
+    changed = resumed(task, settings="others", allow_changes=True)
     for wrong in ({"budget": Budget(4.0, 0.05)}, {"noise": OperatingSystemNoise()}, {"selector": PoissonSelector(0.5)}):
-        with pytest.raises(CheckpointError, match="its ledger would be wrong"):
+        with pytest.raises(CheckpointError, match=r"its ledger would be wrong|another noise.source"):
             run_small(dataclasses.replace(changed, **wrong))
-    with pytest.raises(LedgerError, match="round 3 was recorded before, with another release, config"):
-        run_small(changed)
-    assert "settings was the settings and is others" in caplog.text
-    run_small(resumed(task))
     run_small(changed)
+    assert "settings was the settings and is others" in caplog.text
     assert releases_of(task)[0] == (1, 2, 3)
+    assert result_of(task)["rounds"] == 3
+    assert [row["round"] for row in rounds_of(task)] == ["0", "1", "2"], "the third was released with other settings"
+
+
+def rounds_of(task: Task) -> list[dict[str, str]]:
+    with (task.folder / "not_private" / "rounds.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def stopping_after(times: int, real: Callable[..., None]) -> Callable[..., None]:
@@ -160,10 +168,10 @@ def test_a_run_ends_with_the_same_cohorts_however_often_it_dies(
 ) -> None:
     drawn: dict[str, list[tuple[int, tuple[int, ...]]]] = {"whole": [], "broken": []}
 
-    def watch(name: str) -> Callable[..., list[int]]:
-        def cohort(selector: ClientSelector, num_users: int, round: int, generator: np.random.Generator) -> list[int]:
-            chosen = draw_cohort(selector, num_users, round, generator)
-            drawn[name].append((round, tuple(chosen)))
+    def watch(name: str) -> Callable[..., np.ndarray]:
+        def cohort(selector: ClientSelector, ids: np.ndarray, round: int, key: RunKey) -> np.ndarray:
+            chosen = draw_cohort(selector, ids, round, key)
+            drawn[name].append((round, tuple(chosen.tolist())))
             return chosen
 
         return cohort
@@ -171,7 +179,7 @@ def test_a_run_ends_with_the_same_cohorts_however_often_it_dies(
     for name in drawn:
         task = small_task(tmp_path / name, store)
         with monkeypatch.context() as patch:
-            patch.setattr("fedsim_userdp.selection.draw_cohort", watch(name))
+            patch.setattr("fedsim_userdp.participation.draw_cohort", watch(name))
             if name == "broken":
                 dies_after_release(task, 1, monkeypatch)
                 dies_after_release(resumed(task), 2, monkeypatch)

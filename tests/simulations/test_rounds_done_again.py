@@ -1,16 +1,23 @@
 """Rounds that were released before a run died, and what the ledger and the budget make of doing them again."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.federation.messages import read_request, to_arrays, write_reply
+from fedsim_userdp.federation.rounds import run_rounds
 from fedsim_userdp.privacy import accountants
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.errors import BudgetExceeded
+from fedsim_userdp.privacy.errors import BudgetExceeded, ReleasedOtherwise
 from fedsim_userdp.privacy.ledger import Ledger
-from fedsim_userdp.selection import CyclicSelector
+from fedsim_userdp.selection import CyclicSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.training.errors import CheckpointError
 from simulations.errors import ConfigError
 from simulations.task import Task
 from tests.simulations.small_runs import (
@@ -40,23 +47,39 @@ def test_a_seeded_round_done_again_is_the_same_release_and_counted_once(
 
 
 @pytest.mark.parametrize("mechanism", ["user_wise", "user_wise_adaptive", "group_privacy"])
-def test_a_round_of_the_operating_systems_noise_done_again_is_counted_twice_and_keeps_the_budget(
+def test_a_lost_round_of_a_release_is_paid_for_and_the_run_goes_on_with_the_next(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, mechanism: str
 ) -> None:
+    """Done again, the same cohort would be in two releases: two rounds of it cost more than two of Poisson sampling."""
     task = os_noise(small_task(tmp_path, store, checkpoint_every=3))
     dies_after_release(task, 2, monkeypatch, mechanism)
     before, spent_before = releases_of(task, mechanism)
     outcome = run_small(resumed(task), mechanism)
     rounds, spent = releases_of(task, mechanism)
     assert before == (1, 2)
-    assert rounds == (1, 2, 2)
+    assert rounds == (1, 2, 3)
     assert spent_before < spent <= 8.0
-    assert result_of(task)["rounds"] == 2
+    assert result_of(task)["rounds"] == 3
+    assert [record.round for record in outcome.rounds] == [0, 1, 3]
     assert result_of(task)["epsilon"] >= spent
     assert outcome.rounds[-1].epsilon == result_of(task)["epsilon"]
     before_again = what_a_run_left(tmp_path)
     run_small(resumed(task), mechanism)
     assert what_a_run_left(tmp_path) == before_again
+
+
+@pytest.mark.parametrize("mechanism", ["user_wise", "group_privacy"])
+def test_where_the_last_round_is_lost_the_adapter_that_is_kept_is_the_one_that_is_scored(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, mechanism: str
+) -> None:
+    task = os_noise(small_task(tmp_path, store))
+    dies_after_release(task, 3, monkeypatch, mechanism)
+    outcome = run_small(resumed(task), mechanism)
+    assert releases_of(task, mechanism)[0] == (1, 2, 3)
+    assert outcome.statement.rounds == result_of(task)["rounds"] == 3
+    assert [record.round for record in outcome.rounds] == [0, 1, 2]
+    assert result_of(task)["perplexity"] == pytest.approx(task.perplexity(outcome.model))
+    assert result_of(task)["perplexity"] != outcome.rounds[0].perplexity
 
 
 def test_with_the_operating_systems_noise_every_round_has_a_checkpoint(
@@ -80,14 +103,107 @@ def test_where_no_result_of_the_budgets_releases_is_left_nothing_more_is_release
     assert (tmp_path / "ledger" / "user_wise-seed0.jsonl").read_bytes() == ledger
 
 
-def test_a_capped_participation_is_not_exceeded_by_doing_a_round_again(
+def test_a_capped_participation_is_not_exceeded_by_going_on_after_a_lost_round(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = os_noise(small_task(tmp_path, store, selector=CyclicSelector(5)))
     dies_after_release(task, 2, monkeypatch)
     run_small(resumed(task))
+    rounds, spent = releases_of(task)
+    assert rounds == (1, 2, 3)
+    assert spent <= 8.0
+    assert result_of(task)["rounds"] == 3
+
+
+def test_a_released_runs_secret_is_readable_by_its_owner_only_and_gone_when_the_run_has_ended(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = os_noise(small_task(tmp_path, store))
+    dies_after_release(task, 2, monkeypatch)
+    (secret,) = tmp_path.rglob("secret.json")
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert secret.is_relative_to(tmp_path / "not_private")
+    key = task.keys.run.secret.hex()
+    assert key in secret.read_text()
+    assert [file for file in tmp_path.rglob("*") if file.is_file() and key.encode() in file.read_bytes()] == [secret]
+    run_small(resumed(task))
+    assert not list(tmp_path.rglob("secret.json*"))
+
+
+def test_a_seeded_runs_key_is_not_written_down(tmp_path: Path, store: TokenStore) -> None:
+    task = small_task(tmp_path, store)
+    run_small(task)
+    forms = (task.keys.run.secret, task.keys.run.secret.hex().encode())
+    found = [
+        file for file in tmp_path.rglob("*") if file.is_file() and any(form in file.read_bytes() for form in forms)
+    ]
+    assert found == []
+
+
+def test_a_release_whose_secret_is_lost_does_not_go_on(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = os_noise(small_task(tmp_path, store))
+    dies_after_release(task, 2, monkeypatch)
+    next(tmp_path.rglob("secret.json")).unlink()
+    with pytest.raises(CheckpointError, match=r"secret \(secret.json beside its checkpoints\) is gone"):
+        run_small(resumed(task))
     assert releases_of(task)[0] == (1, 2)
-    assert result_of(task)["rounds"] == 1
+
+
+def test_two_releases_of_one_seed_have_unrelated_cohorts_and_their_ledgers_tell_no_digest_of_the_data(
+    tmp_path: Path, store: TokenStore
+) -> None:
+    tasks = [os_noise(small_task(tmp_path / name, store)) for name in ("a", "b")]
+    cohorts = [
+        [tuple(draw_cohort(task.selector, task.population.id_hashes, round, task.keys.run)) for round in range(1, 9)]
+        for task in tasks
+    ]
+    assert cohorts[0] != cohorts[1]
+    for task in tasks:
+        run_small(task)
+    lines = [
+        json.loads((task.folder / "ledger" / "user_wise-seed0.jsonl").read_text().splitlines()[0]) for task in tasks
+    ]
+    assert lines[0]["run"] != lines[1]["run"], "the same data and settings: a guess cannot be tested against the digest"
+
+
+class FailsOnce:
+    """Nodes of which the first fails in one round of one part of a run."""
+
+    def __init__(self, round: int) -> None:
+        self.round, self.num_nodes = round, 3
+
+    def num_nodes_for(self, num_users: int) -> int:
+        return self.num_nodes
+
+    def deals_by_size(self, num_users: int) -> bool:
+        return False
+
+    def run(self, strategy, recipe, worker, state, rounds) -> None:  # type: ignore[no-untyped-def]
+        app, failing = ClientApp(), self.round
+
+        @app.train()
+        def train(message: Message, context: Context) -> Message:
+            request = read_request(message.content)
+            if request.round == failing and context.node_id == 1:
+                raise RuntimeError("this node is gone")
+            return Message(write_reply(worker.train(request)), reply_to=message)
+
+        run_rounds(strategy, InProcessGrid(app, self.num_nodes), to_arrays(state), rounds)
+
+
+def test_a_seeded_round_done_again_with_other_users_answers_is_lost_and_not_released_with_the_same_noise(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small_task(tmp_path, store, selector=PoissonSelector(1.0), engine=FailsOnce(2))
+    dies_after_release(task, 2, monkeypatch)
+    outcome = run_small(resumed(task, engine=FailsOnce(0)))
+    assert releases_of(task)[0] == (1, 2, 3)
+    assert [record.round for record in outcome.rounds] == [0, 1, 3]
+    again = small_task(tmp_path / "again", store, selector=PoissonSelector(1.0), engine=FailsOnce(2))
+    dies_after_release(again, 2, monkeypatch)
+    assert [record.round for record in run_small(resumed(again)).rounds] == [0, 1, 2, 3], "the same answers"
 
 
 @pytest.mark.parametrize("died_after", [1, 2])
@@ -115,7 +231,7 @@ def test_a_run_whose_selector_exceeds_what_it_declared_stops_before_that_release
 
 
 def test_a_capped_round_released_twice_is_one_participation_more_than_declared(tmp_path: Path) -> None:
-    with Ledger.open(tmp_path / "l", delta=0.05, config_hash="c", noise_source="os") as ledger:
+    with Ledger.open(tmp_path / "l", delta=0.05, run="c", noise_source="os") as ledger:
         for round in (1, 2, 3, 3):
             ledger.record(round, acc.NoAmplification(4.0, max_participations=2))
         assert ledger.epsilon() == acc.epsilon(acc.NoAmplification(4.0, 3), 0.05)
@@ -127,7 +243,7 @@ def test_the_operating_systems_noise_is_no_seeds(
     def refused(*arguments: object, **options: object) -> None:
         raise AssertionError("noise was drawn from a seed")
 
-    monkeypatch.setattr("fedsim_userdp.privacy.noise.numpy_generator", refused)
+    monkeypatch.setattr("fedsim_userdp.privacy.noise.SeededNoise.standard_normal", refused)
     with pytest.raises(AssertionError):
         run_small(small_task(tmp_path / "seeded", store))
     for mechanism in ("user_wise", "user_wise_adaptive", "group_privacy"):
@@ -145,22 +261,31 @@ def test_a_torn_line_of_the_ledger_is_completed_only_by_the_very_same_release(tm
     release = acc.UserWise(1.0, 0.4, 1)
 
     def opened(**changes: object) -> Ledger:
-        return Ledger.open(tmp_path / "l", **{"delta": 0.05, "config_hash": "c", "next_release": release} | changes)
+        return Ledger.open(tmp_path / "l", **{"delta": 0.05, "run": "c"} | changes)
 
     with opened() as ledger:
-        ledger.record(1, release)
-        ledger.record(2, release)
+        ledger.record(1, release, "everybody")
+        ledger.record(2, release, "everybody")
     whole = (tmp_path / "l").read_bytes()
     first = whole.index(b"\n") + 1
-    for size in range(first + 1, len(whole)):
+    for size in range(first + 1, len(whole) - 1):
         (tmp_path / "l").write_bytes(whole[:size])
         with opened() as ledger:
-            assert (ledger.rounds, ledger.num_torn) == ((1, 2), 0)
+            assert (ledger.rounds, ledger.num_torn, ledger.num_unfinished) == ((1,), 1, 1)
+            ledger.record(2, release, "everybody")
+            assert (ledger.rounds, ledger.num_torn, ledger.num_unfinished) == ((1, 2), 0, 0)
         assert (tmp_path / "l").read_bytes() == whole
-    for other in ({"next_release": acc.UserWise(1.1, 0.4, 1)}, {"config_hash": "d"}, {"noise_source": "os"}):
+    for changes, answers in (({}, "somebody"), ({"run": "d"}, "everybody")):
         (tmp_path / "l").write_bytes(whole[:-9])
-        with opened(**other) as ledger:
+        with opened(**changes) as ledger:
+            with pytest.raises(ReleasedOtherwise, match="may have been released before"):
+                ledger.record(2, release, answers)
             assert (ledger.rounds, ledger.num_torn) == ((1,), 1)
+            ledger.record(3, release, answers)
+            assert ledger.num_releases == 3
+    (tmp_path / "l").write_bytes(whole[:-9])
+    with opened(noise_source="os") as ledger:
+        assert (ledger.rounds, ledger.num_torn, ledger.num_unfinished) == ((1,), 1, 0)
 
 
 def test_what_is_expected_to_fit_needs_no_accounting_of_its_own_and_no_more_than_that(
@@ -168,7 +293,7 @@ def test_what_is_expected_to_fit_needs_no_accounting_of_its_own_and_no_more_than
 ) -> None:
     release = acc.UserWise(1.0, 0.4, 1)
     budget = acc.epsilon(acc.UserWise(1.0, 0.4, 5), 0.05)
-    with Ledger.open(tmp_path / "l", delta=0.05, config_hash="c", budget_epsilon=budget) as ledger:
+    with Ledger.open(tmp_path / "l", delta=0.05, run="c", budget_epsilon=budget) as ledger:
         ledger.expect(release, 6)
         ledger.expect(release, 5)
         with monkeypatch.context() as patch:

@@ -14,9 +14,11 @@ from fedsim_userdp.federation.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import TrainRequest, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds
+from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.training.cohort import CohortUpdate
 from fedsim_userdp.training.schedule import LearningRate
@@ -57,10 +59,10 @@ class Run:
         self.states: list[ServerState] = []
         start = {"a": torch.zeros(SIZE)} if state is None else state.adapter
         settings = UserLevelSettings(
-            NUM_USERS,
+            Population.numbered(NUM_USERS),
             clip_norm if state is None else state.clip_norm,
             noise_multiplier,
-            seed=0,
+            key=RunKey.seeded(0),
             num_nodes=num_nodes,
             adaptation=adaptation,
         )
@@ -68,8 +70,8 @@ class Run:
             settings,
             PoissonSelector(1.0),
             ServerOptimizer(start, torch.optim.SGD, LearningRate(1.0, 1, decays=False)),
-            SeededNoise(0),
-            lambda round: None,
+            SeededNoise(RunKey.seeded(0)),
+            lambda round, answers: None,
             self.remember,
         )
         grid = InProcessGrid(make_client_app(train_fn), num_nodes)  # type: ignore[arg-type]

@@ -14,8 +14,10 @@ from fedsim_userdp.federation.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import TrainRequest, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds
+from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import FixedSizeSelector, PoissonSelector
 from fedsim_userdp.training.cohort import CohortUpdate, zero_update
 from fedsim_userdp.training.schedule import LearningRate
@@ -52,13 +54,15 @@ class Run:
         self.events: list[str] = []
         self.replies: list[RoundReplies] = []
         self.start = {"a": torch.zeros(SIZE - 10), "b": torch.zeros(10)}
-        settings = UserLevelSettings(num_users, clip_norm, noise_multiplier, seed, num_nodes)
+        settings = UserLevelSettings(
+            Population.numbered(num_users), clip_norm, noise_multiplier, RunKey.seeded(seed), num_nodes
+        )
         self.strategy = UserLevelDP(
             settings,
             selector or PoissonSelector(1.0),
             ServerOptimizer(self.start, torch.optim.SGD, ONE),
-            SeededNoise(seed),
-            lambda round: self.events.append(f"ledger {round}"),
+            SeededNoise(RunKey.seeded(seed)),
+            lambda round, answers: self.events.append(f"ledger {round}"),
             self.remember,
         )
         grid = InProcessGrid(app or make_client_app(train_fn), num_nodes)
@@ -127,13 +131,13 @@ def test_a_ledger_that_refuses_stops_the_run_before_any_noise_is_drawn() -> None
             self.calls += 1
             return np.zeros(size)
 
-    def refuse(round: int) -> None:
+    def refuse(round: int, answers: str) -> None:
         raise RuntimeError("budget")
 
     source = Counting()
     start = {"a": torch.zeros(3)}
     strategy = UserLevelDP(
-        UserLevelSettings(3, 1.0, 1.0, 0),
+        UserLevelSettings(Population.numbered(3), 1.0, 1.0, RunKey.seeded(0)),
         PoissonSelector(1.0),
         ServerOptimizer(start, torch.optim.SGD, ONE),
         source,

@@ -11,8 +11,9 @@ from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.adapters import LoraSettings, load_trainable_state, trainable_state
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit, collate
-from fedsim_userdp.training.central import CentralSettings, StepReport, train_on_records
+from fedsim_userdp.training.central import CentralSettings, Pool, StepReport, train_on_records
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import StackedGradients
 from fedsim_userdp.training.opacus_step import OpacusStep
@@ -20,6 +21,7 @@ from fedsim_userdp.training.record_steps import PlainStep, StackedStep
 from fedsim_userdp.training.schedule import LearningRate
 from tests.conftest import ragged_units, small_gpt2
 
+KEY = RunKey.seeded(0)
 ONE = LearningRate(1.0, 1, decays=False)
 
 
@@ -29,12 +31,12 @@ def records(num: int = 6) -> list[Unit]:
 
 def opacus_step(model: PeftModel, **changes: float) -> OpacusStep:
     settings = {"clip_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "max_tokens": 40} | changes
-    return OpacusStep(model, torch.optim.SGD, ONE, noise=SeededNoise(0), **settings)
+    return OpacusStep(model, torch.optim.SGD, ONE, noise=SeededNoise(KEY), key=KEY, **settings)
 
 
 def stacked_step(model: PeftModel, **changes: float) -> StackedStep:
     settings = {"clip_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "max_tokens": 40} | changes
-    return StackedStep(StackedGradients(model), torch.optim.SGD, ONE, noise=SeededNoise(0), **settings)
+    return StackedStep(StackedGradients(model), torch.optim.SGD, ONE, noise=SeededNoise(KEY), key=KEY, **settings)
 
 
 StepFn = Callable[..., OpacusStep | StackedStep]
@@ -128,7 +130,8 @@ def test_plain_step_is_the_mean_gradient_without_clip() -> None:
 
 
 def test_records_are_sampled_independently_at_the_stated_rate_and_a_wrong_rate_is_rejected() -> None:
-    pool = [np.array([1, 2])] * 500
+    units = [Unit(i, [np.array([1, 2])]) for i in range(500)]
+    pool = Pool(units, np.arange(500, dtype=np.uint64) // 5, np.arange(500, dtype=np.uint64) % 5)
     counts = np.zeros(500)
     sizes = []
     order = []
@@ -140,7 +143,7 @@ def test_records_are_sampled_independently_at_the_stated_rate_and_a_wrong_rate_i
             counts[unit.index] += 1
         return StepReport(step, len(units), 0, 0, 0.0)
 
-    settings = CentralSettings(steps=200, sampling_prob=0.1, seed=5)
+    settings = CentralSettings(steps=200, sampling_prob=0.1, key=RunKey.seeded(5))
     list(train_on_records(remember, pool, settings, lambda step: order.append(f"ledger {step}")))
     assert order[:4] == ["ledger 1", "step 1", "ledger 2", "step 2"]
     assert stats.binomtest(int(counts.sum()), 500 * 200, 0.1).pvalue > 1e-9
@@ -148,6 +151,35 @@ def test_records_are_sampled_independently_at_the_stated_rate_and_a_wrong_rate_i
     # Independent records: the spread of the counts and that of the sizes are binomial too.
     assert 0.7 < counts.var() / (200 * 0.1 * 0.9) < 1.3
     assert 0.6 < np.var(sizes) / (500 * 0.1 * 0.9) < 1.5
+
+
+def test_whether_a_record_is_sampled_does_not_depend_on_the_others() -> None:
+    def pool(users: list[int]) -> Pool:
+        pairs = [(user, place) for user in users for place in range(3)]
+        units = [Unit(i, [np.array([1, 2])], f"user {u}", p) for i, (u, p) in enumerate(pairs)]
+        return Pool(units, np.array([u for u, _ in pairs], np.uint64), np.array([p for _, p in pairs], np.uint64))
+
+    def sampled(users: list[int], step: int) -> set[tuple[str, int]]:
+        return {(unit.owner, unit.place) for unit in pool(users).sample(0.4, step, RunKey.seeded(1))}
+
+    for step in range(1, 20):
+        without, more = sampled([5, 6, 7], step), sampled([9, 5, 6, 7], step)
+        assert {one for one in more if one[0] != "user 9"} == without
+
+
+def test_a_blank_record_is_sampled_and_adds_nothing() -> None:
+    taken: list[list[Unit]] = []
+    units = [Unit(0, [np.empty(0, np.int64)]), Unit(1, [np.array([1, 2])])]
+    pool = Pool(units, np.arange(2, dtype=np.uint64), np.zeros(2, np.uint64))
+    settings = CentralSettings(steps=1, sampling_prob=1.0, key=RunKey.seeded(0))
+
+    def take(step: int, records: list[Unit]) -> StepReport:
+        taken.append(list(records))
+        return StepReport(step, len(records), 0, 0, 0.0)
+
+    list(train_on_records(take, pool, settings, lambda step: None))
+    assert [[unit.index for unit in records] for records in taken] == [[1]]
+    assert len(pool.sample(1.0, 1, settings.key)) == 2
 
 
 def test_opacus_refuses_what_its_hooks_do_not_see() -> None:

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,8 @@ from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.records import LongestRecords, RandomRecords
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.tokens import TokenSettings
-from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.training.users import RecordChoiceError, TrainingUsers, TrainingUsersRecipe, in_order_of_ids
 from tests.data.sources import MemoryCorpus, WordTokenizer
 
 
@@ -23,7 +26,7 @@ def texts_of(num_users: int) -> dict[str, list[str]]:
 def opened(tmp_path: Path):
     def open_it(texts: dict[str, list[str]], selector: object, k: int = 2, seed: int = 0) -> TrainingUsers:
         store = open_store(corpus_of(texts), WordTokenizer(), TokenSettings(window=16, min_words=0), tmp_path)
-        return TrainingUsers(store, np.arange(store.num_users), selector, k, seed)
+        return TrainingUsers(store, np.arange(store.num_users), selector, k, RunKey.seeded(seed))
 
     return open_it
 
@@ -38,7 +41,7 @@ def by_id(users: TrainingUsers, round: int) -> dict[str, list[list[int]]]:
 def test_no_user_contributes_more_than_k_records(opened) -> None:
     users = opened(texts_of(20), RandomRecords(), k=3)
     assert all(len(unit.records) <= 3 for unit in users.units(range(20), round=4))
-    assert len(users.capped_records()) == sum(min(3, 1 + u % 7) for u in range(20))
+    assert len(users.pool()) == sum(min(3, 1 + u % 7) for u in range(20))
 
 
 def test_editing_one_user_changes_nobody_elses_records(opened) -> None:
@@ -58,8 +61,8 @@ def test_fresh_records_differ_between_rounds_and_repeat_for_the_same_seed(opened
 
 def test_the_centralized_pool_is_drawn_once(opened) -> None:
     users = opened(texts_of(30), RandomRecords(fresh=True), k=2)
-    first, second = users.capped_records(), users.capped_records()
-    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+    first, second = users.pool(), users.pool()
+    assert all((a.records[0] == b.records[0]).all() for a, b in zip(first.units, second.units, strict=True))
 
 
 def test_selectors_that_are_not_fresh_answer_the_same_in_every_round(opened) -> None:
@@ -69,10 +72,91 @@ def test_selectors_that_are_not_fresh_answer_the_same_in_every_round(opened) -> 
 
 def test_a_recipe_opens_the_same_users_elsewhere(opened, tmp_path: Path) -> None:
     store: TokenStore = opened(texts_of(20), RandomRecords()).store
-    recipe = TrainingUsersRecipe(store.path, 5, 3, 1, RandomRecords(), 2, 0)
+    recipe = TrainingUsersRecipe(store.path, 5, 3, 1, False, RandomRecords(), 2, RunKey.seeded(0))
     users = recipe.open()
     assert len(users) == 12
     assert (recipe.open().users == users.users).all()
+
+
+class Misbehaving:
+    """Answers with what it is told to."""
+
+    fresh = True
+
+    def __init__(self, answer_fn: Callable[[list[np.ndarray], int], object]) -> None:
+        self.answer_fn = answer_fn
+
+    def select(self, records: list[np.ndarray], k: int, generator: np.random.Generator) -> object:
+        return self.answer_fn(records, k)
+
+
+@pytest.mark.parametrize(
+    ("answer_fn", "said"),
+    [
+        (lambda records, k: records[: k + 1], r"returned 3 records of a user, more than k = 2"),
+        (lambda records, k: [records[0], records[0]], "more often than the user has it"),
+        (lambda records, k: [records[0][1:], records[0][1:]], "more often than the user has it"),
+        (lambda records, k: [records[0] + 1], "one that is not the user's"),
+        (lambda records, k: [records[0][::-1]], "one that is not the user's"),
+        (lambda records, k: [records[0][:0]], "no list of token ids"),
+        (lambda records, k: [records[0].astype(float)], "no list of token ids"),
+        (lambda records, k: np.array([1, 2]), "must return a list"),
+    ],
+)
+def test_a_choice_of_records_that_breaks_its_rules_is_refused_by_name(
+    opened, answer_fn: Callable[[list[np.ndarray], int], object], said: str
+) -> None:
+    users = opened({"user 0": ["one two three", "four five six", "seven eight nine ten"]}, Misbehaving(answer_fn))
+    for chosen in (lambda: users.units([0], round=1), users.pool):
+        with pytest.raises(RecordChoiceError, match=f"records=Misbehaving .*{said}"):
+            chosen()
+
+
+def test_records_remembered_from_another_user_are_refused(opened) -> None:
+    seen: list[np.ndarray] = []
+
+    def leak(records: list[np.ndarray], k: int) -> object:
+        seen.extend(records)
+        return seen[:1]
+
+    users = opened({"a": ["one two three"], "b": ["four five six"]}, Misbehaving(leak))
+    with pytest.raises(RecordChoiceError, match="one that is not the user's"):
+        users.units([0, 1], round=1)
+
+
+def test_pieces_of_a_users_own_text_and_records_that_the_user_has_twice_are_accepted(opened) -> None:
+    texts = {"a": ["one two three four", "one two three four", "five six"]}
+    for answer_fn in (
+        lambda records, k: records[:2],
+        lambda records, k: [records[0][1:3]],
+        lambda records, k: [np.concatenate(records)[2:6], records[2]],
+    ):
+        assert len(opened(texts, Misbehaving(answer_fn), k=2).units([0], round=1)) == 1
+
+
+def test_a_selection_that_changes_what_it_is_given_changes_nothing_in_the_store(opened) -> None:
+    def overwrite(records: list[np.ndarray], k: int) -> object:
+        for record in records:
+            record[:] = 1
+        return records[:1]
+
+    users = opened({"a": ["one two three"]}, Misbehaving(overwrite))
+    with pytest.raises(RecordChoiceError, match="not the user's"):
+        users.units([0], round=1)
+
+
+def test_a_users_number_and_records_do_not_depend_on_the_place_in_the_corpus(opened) -> None:
+    def units(texts: dict[str, list[str]]) -> dict[str, tuple[int, list[list[int]]]]:
+        users = opened(texts, RandomRecords(), k=2)
+        users = replace(users, users=in_order_of_ids(users.store, users.users))
+        return {u.owner: (u.index, [list(r) for r in u.records]) for u in users.units(range(len(users)), round=3)}
+
+    texts = texts_of(15)
+    backwards = dict(reversed(texts.items()))
+    assert list(texts) != list(backwards)
+    assert {k: v[0] for k, v in units(texts).items()} == {k: v[0] for k, v in units(backwards).items()}
+    more = units({"in front": ["some text here"]} | texts)
+    assert {k: len(v[1]) for k, v in more.items() if k != "in front"} == {k: len(v[1]) for k, v in units(texts).items()}
 
 
 def test_k_must_be_at_least_one(opened) -> None:

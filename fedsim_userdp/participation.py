@@ -1,0 +1,189 @@
+"""A run's cohorts, and what its selector declared held against what it draws (docs/design.md, rules 6 and 11)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, draw_cohort, foreign_name
+
+# Probability, over a whole run, that a selector which draws as it declares is stopped all the same.
+FALSE_ALARM = 1e-9
+UserLevel = acc.UserWise | acc.FixedSize | acc.NoAmplification
+
+
+@dataclass(frozen=True)
+class Population:
+    """The training users as a selector may know them: public.
+
+    Attributes:
+        id_hashes: a 64-bit hash of each user's id, shape [num_users]; user i is the i-th in the order of these.
+    """
+
+    id_hashes: NDArray[np.uint64]
+
+    @classmethod
+    def numbered(cls, num_users: int) -> "Population":
+        """Returns a population whose users have their numbers as ids."""
+        return cls(np.arange(num_users, dtype=np.uint64))
+
+    def __len__(self) -> int:
+        return len(self.id_hashes)
+
+
+def declared_release(selector: ClientSelector, noise_multiplier: float, num_users: int, rounds: int) -> UserLevel:
+    """Returns what a selector declares a run of user-level releases to be, after checking that it is of this run.
+
+    Raises:
+        AccountingError: a ValueError, when it declares something else than a user-level run, or a run of another
+            population, number of rounds or noise.
+    """
+    name, release = type(selector).__name__, selector.release(noise_multiplier, num_users, rounds)
+    if not isinstance(release, acc.UserWise | acc.FixedSize | acc.NoAmplification):
+        raise acc.AccountingError(
+            f"{name}.release() returned {release!r}: a selector of users declares acc.UserWise, acc.FixedSize or "
+            "acc.Unamplified"
+        )
+    told = {"noise_multiplier": noise_multiplier, "rounds": rounds, "num_users": num_users}
+    for what, actual in told.items():
+        declared = getattr(release, what, actual)
+        if declared != actual:
+            raise acc.AccountingError(f"{name}.release() declared {what}={declared} for a run with {actual}")
+    return release
+
+
+class Cohorts:
+    """Draws a run's cohorts and holds the selector to what it declared.
+
+    Guarantee: every cohort is a set of users of the population; no user is in more of them than declared; cohorts of a
+    declared size have it; a stated probability is at most the declared one.  Where a class that chooses by itself
+    declares a sampling probability q, the users it draws in each round, over the run, and each user's rounds are held
+    against Binomial laws: one that keeps to q is stopped with a probability of at most 1e-9.  The rounds before the
+    first that is asked for are drawn as well where the count, or a memory of the selector's own, needs them, so that a
+    resumed run is where one that was never stopped would be.
+
+    Args:
+        selector: chooses the users.
+        population: the users.
+        key: the run's.
+        declared: what the selector declared; None where the run makes no claim.
+
+    Raises:
+        ValueError: when the declaration contradicts itself.
+    """
+
+    def __init__(
+        self, selector: ClientSelector, population: Population, key: RunKey, declared: UserLevel | None
+    ) -> None:
+        self._selector, self._population, self._key, self._declared = selector, population, key, declared
+        self._counts = np.zeros(len(population), dtype=np.int64)
+        self._num_drawn = self._last = 0
+        self._name = type(selector).__name__
+        is_foreign = foreign_name(selector) is not None
+        self._has_memory = isinstance(selector, Choosing) and is_foreign
+        if is_foreign and isinstance(declared, acc.UserWise | acc.FixedSize):
+            self._check_expected_size(declared)
+
+    def draw(self, round: int) -> list[int]:
+        """Returns the cohort of a round, from 1.
+
+        Raises:
+            ValueError: when the selector does not keep to what it declared; nothing of the round was released.
+        """
+        if self._has_memory or isinstance(self._declared, acc.NoAmplification):
+            for earlier in range(self._last + 1, round):
+                self._drawn(earlier)
+        self._last = round
+        return [int(user) for user in self._drawn(round)]
+
+    def _drawn(self, round: int) -> NDArray[np.int64]:
+        """The cohort, counted and checked."""
+        cohort = draw_cohort(self._selector, self._population.id_hashes, round, self._key)
+        self._counts[cohort] += 1
+        self._num_drawn += len(cohort)
+        match self._declared:
+            case acc.NoAmplification(max_participations=most):
+                self._check_cap(most, cohort, round)
+            case acc.FixedSize(cohort_size=size):
+                if len(cohort) != size:
+                    raise ValueError(
+                        f"{self._name} declared cohorts of {size} users and chose {len(cohort)} in round {round}"
+                    )
+                self._check_rate(size / len(self._population), [], round)
+            case acc.UserWise(sampling_prob=prob):
+                self._check_probability(prob, round)
+                drawn = (len(cohort), len(self._population)), (self._num_drawn, len(self._population) * round)
+                self._check_rate(prob, list(drawn), round)
+        return cohort
+
+    def _check_expected_size(self, declared: acc.UserWise | acc.FixedSize) -> None:
+        """Raises unless the denominator is the size that the declaration implies."""
+        num_users = len(self._population)
+        implied = declared.sampling_prob * num_users if isinstance(declared, acc.UserWise) else declared.cohort_size
+        stated = self._selector.expected_cohort_size(num_users)
+        if not math.isclose(stated, implied, rel_tol=1e-6):
+            raise ValueError(
+                f"{self._name} expects cohorts of {stated:g} users and declared a release of cohorts of {implied:g}"
+            )
+
+    def _check_cap(self, most: int, cohort: NDArray[np.int64], round: int) -> None:
+        """Raises where a user takes part in more rounds than declared."""
+        if len(cohort) and self._counts[cohort].max() > most:
+            raise ValueError(
+                f"{self._name} declared at most {most} rounds for each user and chose one once more in round "
+                f"{round}: what it declared would not hold"
+            )
+
+    def _check_probability(self, declared: float, round: int) -> None:
+        """Raises where the probability of the coins that this package draws is above the declared one."""
+        if isinstance(self._selector, Choosing) or not isinstance(self._selector, Sampling):
+            return
+        if (stated := self._selector.probability(round)) > declared:
+            raise ValueError(
+                f"{self._name} declared the sampling probability {declared:g} and states {stated:g} in round {round}"
+            )
+
+    def _check_rate(self, prob: float, drawn: list[tuple[int, int]], round: int) -> None:
+        """Raises where a class that chooses by itself draws what is too unlikely under its declaration.
+
+        Args:
+            prob: probability with which a user takes part in a round.
+            drawn: participations and the number of chances for them, each a Binomial(chances, prob).
+            round: the last round drawn; those before were drawn as well.
+        """
+        if not self._has_memory:
+            return
+        num_users, most = len(self._population), int(self._counts.max())
+        alarm = FALSE_ALARM / (8 * round * (round + 1))  # at most 8 such tests a round: over all rounds below 1e-9
+        found = [
+            f"{successes} of {chances} times in {round} round{'s' * (round > 1)}"
+            for successes, chances in drawn
+            if is_unlikely(successes, chances, prob, alarm)
+        ]
+        if is_unlikely(most, round, prob, alarm / num_users, below=False):
+            found.append(f"one user in {most} of {round} rounds")
+        if found:
+            raise ValueError(
+                f"{self._name} declared that each user takes part with probability {prob:g} and chose users "
+                f"{found[0]}: who draws as declared does so with a probability below {alarm:.0e}"
+            )
+
+
+def is_unlikely(successes: int, chances: int, prob: float, alarm: float, *, below: bool = True) -> bool:
+    """Returns whether Binomial(chances, prob) gives at least (with `below` also at most) `successes` too rarely.
+
+    Args:
+        successes: what was seen.
+        chances: independent trials, at least 1.
+        prob: of each, in [0, 1].
+        alarm: probability of each side under which it is too rare.
+        below: whether too few count as well.
+    """
+    from scipy.stats import binom
+
+    return bool(
+        binom.sf(successes - 1, chances, prob) < alarm or (below and binom.cdf(successes, chances, prob) < alarm)
+    )

@@ -1,0 +1,85 @@
+"""The secret of a run on disk while the run can be resumed: its run key, and the key of its ledger's digests."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsim_userdp.data.layout import sync_folder
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.training.errors import CheckpointError, naming
+
+FILE = "secret.json"
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """What of a run nobody else may know.
+
+    Attributes:
+        run: all random numbers derive from it; from the operating system for a release, else from the seed.
+        marks: digests in the ledger are made with it, so that they are no test of a guess of somebody's data; always
+            from the operating system.
+        is_stored: whether they are those of an earlier part of the run.
+    """
+
+    run: RunKey
+    marks: RunKey
+    is_stored: bool = False
+
+    @classmethod
+    def of(cls, run: RunKey) -> "RunKeys":
+        """Returns the keys of a new run."""
+        return cls(run, RunKey.drawn())
+
+    def write(self, folder: Path) -> None:
+        """Writes the keys to a folder, readable by this user only; a run key that follows from the seed is left out.
+
+        Raises:
+            OSError: when they cannot be written.
+        """
+        content = {"run": None if self.run.is_seeded else self.run.secret.hex(), "marks": self.marks.secret.hex()}
+        with naming(folder / FILE):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / f".{FILE}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(folder / f".{FILE}.new", folder / FILE)
+            sync_folder(folder)
+
+
+def stored_keys(folder: Path, seeded: RunKey | None) -> RunKeys | None:
+    """Returns the keys of the run that is to be gone on with; None where it has ended or never begun.
+
+    Args:
+        folder: where `RunKeys.write` wrote them.
+        seeded: the key that follows from the seed; None for a run whose key is the operating system's.
+
+    Raises:
+        CheckpointError: when the file is damaged, or of a run with another source of randomness.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_bytes())
+        run, marks = _key(content, "run"), _key(content, "marks")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged: the run cannot be continued") from error
+    if (run is None) == (seeded is None) or marks is None:
+        raise CheckpointError(f"{file} is of a run with another noise.source, which cannot change within a run")
+    return RunKeys(run or seeded or marks, marks, is_stored=True)
+
+
+def remove_keys(folder: Path) -> None:
+    """Removes the keys of a run that has ended."""
+    (folder / FILE).unlink(missing_ok=True)
+
+
+def _key(content: Mapping[str, str | None], name: str) -> RunKey | None:
+    """A key of the file, or None where there is none."""
+    value = content[name]
+    return None if value is None else RunKey(bytes.fromhex(value), is_seeded=False)
