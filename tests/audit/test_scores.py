@@ -12,7 +12,7 @@ def noise(seed: int = 0) -> np.ndarray:
 
 
 def scores_of(releases: np.ndarray, canary: int, sampling_prob: float = 0.1) -> np.ndarray:
-    directions = Directions(SIZE, 4096, seed=8)
+    directions = Directions(SIZE, 4096, seed=3)
     return Scorer.of(releases, sampling_prob).log_bayes_factors(directions.inner_products(canary, releases))
 
 
@@ -20,7 +20,7 @@ def planted(rounds: list[int], amplitude: float = 1.0, releases: np.ndarray | No
     """Releases in some of which direction 9 of canary 2 took part."""
     found = noise() if releases is None else releases
     found = found.copy()
-    found[rounds] += amplitude * Directions(SIZE, 4096, seed=8).direction(2, 9)
+    found[rounds] += amplitude * Directions(SIZE, 4096, seed=3).direction(2, 9)
     return found
 
 
@@ -36,7 +36,7 @@ def test_directions_that_nobody_used_seldom_score_high(common: float) -> None:
 
 def test_a_wrong_covariance_would_be_noticed() -> None:
     """The same with the precision of half the noise: scores are too high too often."""
-    directions, releases = Directions(SIZE, 4096, seed=8), noise()
+    directions, releases = Directions(SIZE, 4096, seed=3), noise()
     scorer = Scorer(4 * Scorer.of(releases, 0.1).precision, 0.1)
     scores = scorer.log_bayes_factors(directions.inner_products(0, releases))
     assert (scores > np.log(20)).sum() > len(scores) / 20 + 6 * (len(scores) / 20) ** 0.5
