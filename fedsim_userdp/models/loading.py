@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from fedsim_userdp.models.activations import checkpoint_activations
+from fedsim_userdp.models.digest import files_digest, model_files
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
-from fedsim_userdp.models.gguf import converted, packaged_gguf
+from fedsim_userdp.models.gguf import converted, gguf_digest, packaged_gguf
 from fedsim_userdp.models.output_layer import answer_with_losses
 from fedsim_userdp.models.precision import autocast_forward
 from fedsim_userdp.privacy.cache import directory
@@ -65,6 +66,14 @@ class ModelSource:
         Raises:
             ModelError: when `path` looks like a folder or file but is none, or a GGUF file cannot be converted.
         """
+        file = Path(self._origin)
+        if file.is_file():
+            return str(converted(file, Path(self.cache_dir) if self.cache_dir else directory()))
+        return self._origin
+
+    @property
+    def _origin(self) -> str:
+        """The folder, GGUF file or Hub name that is meant."""
         if self.path is None and self.package is None:
             return str(TINY_MODEL)
         path = str(packaged_gguf(self.package) if self.path is None and self.package else self.path)
@@ -72,9 +81,20 @@ class ModelSource:
         found = Path(path).expanduser()
         if looks_local and not found.exists():
             raise ModelError(f"model.path={path} does not exist: give a model folder, a GGUF file or a Hub name")
-        if found.is_file():
-            return str(converted(found, Path(self.cache_dir) if self.cache_dir else directory()))
-        return str(found) if found.is_dir() else path
+        return str(found) if found.exists() else path
+
+    def weights_digest(self) -> str:
+        """Returns a hex digest of the whole files that decide the model's weights and shape.
+
+        It is the same for a copy elsewhere and another for other weights.  Of a GGUF file it is the file's own, whatever
+        version converts it; a Hub model's files are fetched where they are not in the local cache.
+
+        Raises:
+            ModelError: when there is no whole model, or a file cannot be read.
+        """
+        if Path(self._origin).is_file():
+            return gguf_digest(Path(self._origin))
+        return files_digest(model_files(self._origin))
 
     @property
     def product_dtype(self) -> str:

@@ -103,7 +103,8 @@ def _gives_the_logits(layer: nn.Linear, model: nn.Module) -> bool:
     handle = layer.register_forward_hook(replace_output)
     try:
         with torch.no_grad():
-            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=layer.weight.device)).logits
+            tokens = torch.zeros(1, 2, dtype=torch.int64, device=layer.weight.device)
+            logits = model(input_ids=tokens, use_cache=False).logits
     finally:
         handle.remove()
     return len(made) == 1 and torch.equal(made[0].float(), logits.float())

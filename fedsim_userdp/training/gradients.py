@@ -17,6 +17,7 @@ from fedsim_userdp.training.probe import (
     FAILURES,
     Probe,
     check_alone,
+    layer_of,
     probe_for,
     why_different,
     why_rows_mix,
@@ -135,11 +136,13 @@ def _why_stacked_differs(model: nn.Module, alone: UnitGradients, probe: Probe) -
     """Which layer's gradients are others when units are stacked, each with an adapter of its own."""
     for units in (probe.units, probe.records, probe.changed):
         batch, adapters = collate(units, probe.device), probe.adapters(len(units))
+        expected, _ = alone(adapters, batch, StepAddress())
+        if unused := [name for name, gradient in expected.items() if not gradient.any()]:
+            return f"{layer_of(unused[0])} takes no part in reading some records"
         try:
             found, _ = StackedGradients(model)(adapters, batch, StepAddress())
         except FAILURES as error:
             return f"the model's layers do not keep the rows of a batch apart ({error})"
-        expected, _ = alone(adapters, batch, StepAddress())
         if reason := why_different(model, found, expected):
             return reason
     return None
