@@ -47,7 +47,9 @@ def model_files(location: str) -> dict[str, Path]:
     folder = Path(location)
     files = _files_of_folder(folder) if folder.is_dir() else _files_of_hub(location)
     if _CONFIG not in files:
-        place = "a folder with a whole model" if folder.is_dir() else "a name whose files are on the Hub or in its cache"
+        place = (
+            "a folder with a whole model" if folder.is_dir() else "a name whose files are on the Hub or in its cache"
+        )
         raise ModelError(f"model.path={location} holds no {_CONFIG}: give {place}")
     shards = _shards(location, files[_INDEX]) if _INDEX in files and _WEIGHTS not in files else []
     if not shards and not any(name.endswith(".safetensors") for name in files):

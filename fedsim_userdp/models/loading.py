@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from fedsim_userdp.models.activations import checkpoint_activations
@@ -86,8 +93,8 @@ class ModelSource:
     def weights_digest(self) -> str:
         """Returns a hex digest of the whole files that decide the model's weights and shape.
 
-        It is the same for a copy elsewhere and another for other weights.  Of a GGUF file it is the file's own, whatever
-        version converts it; a Hub model's files are fetched where they are not in the local cache.
+        It is the same for a copy elsewhere and another for other weights.  Of a GGUF file it is that of the file itself;
+        a Hub model's files are fetched where they are not in the local cache.
 
         Raises:
             ModelError: when there is no whole model, or a file cannot be read.
@@ -122,8 +129,13 @@ class ModelSource:
             raise ModelError(f"model.path={self.location}: no tokenizer to load ({_first_line(error)})") from error
 
     def context_length(self) -> int | None:
-        """Returns the most tokens that the model reads at once; None where no configuration says it."""
-        return self._configured("max_position_embeddings")
+        """Returns the most tokens that the model reads at once; None where no configuration says it.
+
+        Positions that are scaled when a batch is longer than some length (longrope) end at that length: beyond it a
+        record's gradient would depend on the longest record beside it.
+        """
+        found = [self._configured("max_position_embeddings"), _fixed_positions(self._config())]
+        return min((number for number in found if number), default=None)
 
     def vocabulary_size(self) -> int | None:
         """Returns how many different tokens the model knows; None where no configuration says it."""
@@ -131,12 +143,15 @@ class ModelSource:
 
     def _configured(self, name: str) -> int | None:
         """A positive number of the model's configuration; None where there is none."""
+        number = getattr(self._config(), name, None)
+        return number if isinstance(number, int) and number > 0 else None
+
+    def _config(self) -> PretrainedConfig | None:
+        """The model's configuration, where there is one that can be read."""
         try:
-            config = AutoConfig.from_pretrained(self.location, trust_remote_code=False)
+            return AutoConfig.from_pretrained(self.location, trust_remote_code=False)
         except Exception:  # noqa: BLE001 - whatever readers of foreign files raise; `load` says what is wrong
             return None
-        number = getattr(config, name, None)
-        return number if isinstance(number, int) and number > 0 else None
 
     def load(self) -> PreTrainedModel:
         """Returns the frozen model in eval mode on its device: no dropout, so that results repeat.
@@ -186,6 +201,14 @@ def choose_device(name: str) -> torch.device:
         there = [kind for kind, is_there in available.items() if is_there]
         raise ModelError(f"model.device={name} is not available here; expected auto or one of {', '.join(there)}")
     return torch.device(name)
+
+
+def _fixed_positions(config: PretrainedConfig | None) -> int | None:
+    """Up to how many tokens every rotary position is what it is in a shorter batch; None for no such bound."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]
+    bounds = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
 
 
 def _first_line(error: BaseException) -> str:

@@ -97,9 +97,7 @@ class OneByOneGradients:
         with dropping_in(self._dropouts, alone, at):
             losses = unit_losses(lambda **inputs: functional_call(self._model, own, kwargs=inputs), alone)
             # A layer that a unit's tokens do not reach, an expert for instance, has gradient 0.
-            gradients = torch.autograd.grad(
-                losses.sum(), list(own.values()), allow_unused=True, materialize_grads=True
-            )
+            gradients = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(own, gradients, strict=True)), losses.detach()
 
 

@@ -137,6 +137,8 @@ class OpacusStep:
     def close(self) -> None:
         """Takes Opacus' hooks off the model, and what they left there."""
         model = self.module.to_standard_module()
+        for parameter in self.optimizer.params:
+            parameter.__dict__.pop("summed_grad", None)
         for module in model.modules():
             for attribute in ("activations", "max_batch_len"):
                 module.__dict__.pop(attribute, None)
