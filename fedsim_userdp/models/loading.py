@@ -93,7 +93,7 @@ class ModelSource:
     def weights_digest(self) -> str:
         """Returns a hex digest of the whole files that decide the model's weights and shape.
 
-        It is the same for a copy elsewhere and another for other weights.  Of a GGUF file it is that of the file itself;
+        It is the same for a copy elsewhere and another for other weights.  A GGUF file has one of its own;
         a Hub model's files are fetched where they are not in the local cache.
 
         Raises:

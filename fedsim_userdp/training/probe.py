@@ -228,7 +228,7 @@ def _leak(model: nn.Module, probe: Probe, *, between_rows: bool) -> bool:
 
     def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
+        return embedded[-1].clone()  # which the model may change in place
 
     handle = model.get_input_embeddings().register_forward_hook(keep)  # type: ignore[operator]
     try:

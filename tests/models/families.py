@@ -32,20 +32,19 @@ _ATTENTION = ("attn", "attention", "mixer", "mamba", "conv", "recurrent", "tempo
 # Those that the sizes below make small.
 FAMILIES = (
     "apertus", "apertus1p5_text", "arcee", "aria_text", "bailing_hybrid", "bart", "beam", "bert",
-    "bert-generation", "big_bird", "biogpt", "bitnet", "blenderbot-small", "bloom", "camembert", "codegen",
-    "cohere", "cohere2", "cohere2_moe", "ctrl", "cwm", "data2vec-text", "deepseek_v3", "diffllama", "doge",
-    "dory", "electra", "ernie", "ernie4_5", "ernie4_5_moe", "exaone", "exaone4", "falcon", "falcon_h1",
-    "falcon_mamba", "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "gemma4_unified_text", "glm",
-    "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj",
-    "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hrm_text",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jamba",
-    "jetmoe", "lfm2", "lfm3", "llama", "llama4_text", "mamba", "mamba2", "megatron-bert", "minimax",
-    "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder",
-    "mpt", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "openai-gpt", "opt",
-    "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe",
-    "qwen3_next", "recurrent_gemma", "rembert", "roberta", "roberta-prelayernorm", "roformer", "rwkv",
-    "seed_oss", "smollm3", "stablelm", "starcoder2", "trocr", "vaultgemma", "xglm", "xlm", "xlm-roberta",
-    "xlm-roberta-xl", "xlnet", "xlstm",
+    "bert-generation", "big_bird", "biogpt", "bitnet", "blenderbot-small", "bloom", "camembert", "cohere",
+    "cohere2", "cohere2_moe", "ctrl", "cwm", "data2vec-text", "deepseek_v3", "diffllama", "doge", "dory",
+    "electra", "ernie", "ernie4_5", "ernie4_5_moe", "exaone", "exaone4", "falcon", "flex_olmo", "flint",
+    "gemma", "gemma2", "gemma3_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode",
+    "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe",
+    "granitemoe_swa", "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe",
+    "hyperclovax", "internlm3", "iquestcoder", "jais2", "jamba", "jetmoe", "lfm2", "lfm3", "llama",
+    "llama4_text", "mamba", "mamba2", "megatron-bert", "minimax", "minimax_m2", "minimax_m3_vl_text",
+    "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "mpt", "nanochat", "nemotron",
+    "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "recurrent_gemma",
+    "rembert", "roberta", "roberta-prelayernorm", "roformer", "rwkv", "seed_oss", "smollm3", "stablelm",
+    "starcoder2", "trocr", "vaultgemma", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xlstm",
 )  # fmt: skip
 
 _SIZES = {
@@ -61,7 +60,10 @@ _EXPERTS = {
 _ODD = {
     "falcon": {"head_dim": None},
     "gptj": {"rotary_dim": 8},
-    "codegen": {"rotary_dim": 8, "n_head": 4, "num_attention_heads": 4},
+    "deepseek_v3": {
+        "head_dim": None, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8,
+        "q_lora_rank": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 2,
+    },
     "gpt_neo": {"attention_types": [[["global"], 2]]},
     "opt": {"ffn_dim": 24, "word_embed_proj_dim": 16},
     "xlnet": {"max_position_embeddings": None, "d_inner": 24, "d_head": 8, "head_dim": None},
