@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim_userdp.models.dropout import AddressedDropout, dropout_layers, dropping
+from fedsim_userdp.models.errors import FAILURES
 from fedsim_userdp.models.precision import without_autocast
 from fedsim_userdp.models.stacked import StackedAdapters, unsupported_layers
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, collate
 from fedsim_userdp.training.losses import unit_losses
 from fedsim_userdp.training.probe import (
-    FAILURES,
     Probe,
     check_alone,
     layer_of,
@@ -136,7 +136,7 @@ def _why_stacked_differs(model: nn.Module, alone: UnitGradients, probe: Probe) -
         batch, adapters = collate(units, probe.device), probe.adapters(len(units))
         expected, _ = alone(adapters, batch, StepAddress())
         if unused := [name for name, gradient in expected.items() if not gradient.any()]:
-            return f"{layer_of(unused[0])} takes no part in reading some records"
+            return f"{layer_of(unused[0])} takes no part in reading short records"
         try:
             found, _ = StackedGradients(model)(adapters, batch, StepAddress())
         except FAILURES as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsim_userdp.models.activations import is_checkpointed
 from fedsim_userdp.models.dropout import dropout_layers
-from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.models.errors import FAILURES, ModelError
 from fedsim_userdp.models.precision import without_autocast
 from fedsim_userdp.models.stacked import unsupported_layers
 from fedsim_userdp.privacy.clipping import clip_and_sum, unit_norms
@@ -24,7 +24,6 @@ from fedsim_userdp.training.central import StepReport
 from fedsim_userdp.training.gradients import OneByOneGradients, dropping_in
 from fedsim_userdp.training.losses import record_losses
 from fedsim_userdp.training.probe import (
-    FAILURES,
     Probe,
     check_alone,
     layer_of,

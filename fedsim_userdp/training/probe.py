@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim_userdp.models.adapters import lora_layers, trainable_state
-from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.models.errors import FAILURES, ModelError
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
 from fedsim_userdp.training.losses import record_losses, token_losses
 
@@ -29,8 +29,6 @@ _REPEATED = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 _LEAK = 1e-6
 # Tokens of the records: ragged, and rows and lengths of the batch differ from each other in every way.
 _LENGTHS = (6, 8, 3)
-# What a model's own code raises where it cannot do what it is asked for.
-FAILURES = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,9 @@ def _check_signal(model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
     """Raises ModelError where the gradients could not show anything."""
     norms = torch.stack([_squares(tensor) for tensor in gradients.values()]).sum(0)
     if not bool(torch.isfinite(norms).all()):
-        raise ModelError(f"{_kind(model)} has gradients that are not finite: are its weights whole?")
+        raise ModelError(
+            f"{_kind(model)} has gradients that are not finite: are its weights whole, and is lora.alpha moderate?"
+        )
     if not bool((norms > 0).any()):
         raise ModelError(f"lora.target_modules: no adapted layer has a say in what {type(model).__name__} predicts")
 

@@ -212,9 +212,9 @@ def _biting(model: PeftModel, units: list[Unit]) -> float:
 
 
 def _check(found: Tensor, expected: Tensor) -> None:
-    """Raises AssertionError where two sums are further apart than rounding explains."""
+    """Raises AssertionError where two sums are further apart than rounding explains, turning a ReLU over included."""
     distance = float((found - expected).norm() / expected.norm())
-    assert distance <= 1e-3, f"{distance:.2g} from the records' own gradients"
+    assert distance <= 5e-3, f"{distance:.2g} from the records' own gradients"
 
 
 if __name__ == "__main__":
