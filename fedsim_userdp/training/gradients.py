@@ -16,7 +16,6 @@ from fedsim_userdp.training.batches import MicroBatch, StepAddress, collate
 from fedsim_userdp.training.losses import unit_losses
 from fedsim_userdp.training.probe import (
     Probe,
-    check_alone,
     layer_of,
     probe_for,
     why_different,
@@ -124,15 +123,15 @@ def why_not_stacked(model: nn.Module) -> str | None:
     probe = probe_for(model)
     with without_autocast():
         alone = OneByOneGradients(model)
-        check_alone(model, alone, probe)
+        reason = why_rows_mix(model, alone, probe)
         if layers := unsupported_layers(model):
             return f"lora.target_modules has layers that cannot be stacked: {', '.join(layers[:3])}"
-        return why_rows_mix(model, probe) or _why_stacked_differs(model, alone, probe)
+        return reason or _why_stacked_differs(model, alone, probe)
 
 
 def _why_stacked_differs(model: nn.Module, alone: UnitGradients, probe: Probe) -> str | None:
     """Which layer's gradients are others when units are stacked, each with an adapter of its own."""
-    for units in (probe.units, probe.records, probe.changed):
+    for units in (probe.units, probe.records):  # ragged, and even
         batch, adapters = collate(units, probe.device), probe.adapters(len(units))
         expected, _ = alone(adapters, batch, StepAddress())
         if unused := [name for name, gradient in expected.items() if not gradient.any()]:

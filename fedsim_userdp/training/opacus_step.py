@@ -25,7 +25,6 @@ from fedsim_userdp.training.gradients import OneByOneGradients, dropping_in
 from fedsim_userdp.training.losses import record_losses
 from fedsim_userdp.training.probe import (
     Probe,
-    check_alone,
     layer_of,
     probe_for,
     why_different,
@@ -223,8 +222,7 @@ def _gradients_alone(model: nn.Module, probe: Probe) -> list[dict[str, Tensor]]:
     """
     alone, adapters = OneByOneGradients(model), probe.equal_adapters(len(probe.records))
     with without_autocast():
-        check_alone(model, alone, probe)
-        if reason := why_rows_mix(model, probe):
+        if reason := why_rows_mix(model, alone, probe):
             raise ModelError(f"central.engine=opacus: {reason}: {_FIX}")
         batches = [collate(records, probe.device) for records in (probe.records, probe.changed)]
         return [alone(adapters, batch, StepAddress())[0] for batch in batches]

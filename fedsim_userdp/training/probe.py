@@ -17,7 +17,7 @@ from torch.func import functional_call
 from fedsim_userdp.models.adapters import lora_layers, trainable_state
 from fedsim_userdp.models.errors import FAILURES, ModelError
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
-from fedsim_userdp.training.losses import record_losses, token_losses
+from fedsim_userdp.training.losses import token_losses
 
 GradientsFn = Callable[[Mapping[str, Tensor], MicroBatch, StepAddress], tuple[dict[str, Tensor], Tensor]]
 
@@ -88,8 +88,8 @@ def vocabulary_size(model: nn.Module) -> int:
     return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
 
-def check_alone(model: nn.Module, alone: GradientsFn, probe: Probe) -> dict[str, Tensor]:
-    """Returns the gradients of the probe's records, each from a forward pass of its own.
+def why_rows_mix(model: nn.Module, alone: GradientsFn, probe: Probe) -> str | None:
+    """Returns which layer lets a record's loss depend on the records beside it, or None where none does.
 
     Args:
         model: a PEFT model; left as it was.
@@ -97,38 +97,32 @@ def check_alone(model: nn.Module, alone: GradientsFn, probe: Probe) -> dict[str,
         probe: what it is tried on.
 
     Raises:
-        ModelError: where even that is no gradient of the unit alone: the model remembers, draws random numbers, or
-            looks at what comes after a token.
+        ModelError: where even a gradient computed alone is not the unit's own: the model remembers, draws random
+            numbers, or looks at what comes after a token.
     """
-    stacked, batch = probe.adapters(len(probe.records)), collate(probe.records, probe.device)
+    stacked = probe.adapters(len(probe.records))
     try:
         with _watched(model):
-            found, _ = alone(stacked, batch, StepAddress())
-            alone(stacked, collate(probe.changed, probe.device), StepAddress())
-            again, _ = alone(stacked, batch, StepAddress())
-        leaks_on = _leak(model, probe, between_rows=False)
+            found, _ = alone(stacked, collate(probe.records, probe.device), StepAddress())
+            again, _ = alone(probe.adapters(1), collate(probe.records[:1], probe.device), StepAddress())
+        sees_rows, sees_later = _what_is_seen(model, probe)
     except ModelError:
         raise
     except FAILURES as error:
         raise ModelError(f"{_kind(model)} cannot be trained on records of {max(_LENGTHS)} tokens: {error}") from error
     _check_signal(model, found)
-    if not distance(again, found) <= _rounding(_REPEATED, model):
+    if not distance(again, {name: tensor[:1] for name, tensor in found.items()}) <= _rounding(_REPEATED, model):
         raise ModelError(
-            f"{_kind(model)} gives a record another gradient after another one: it keeps something between forward "
+            f"{_kind(model)} gives a record another gradient after other ones: it keeps something between forward "
             "passes, so that a user's update would depend on other users; set model.path to another model"
         )
-    if leaks_on:
+    if sees_later:
         layer = _first_to_differ(model, probe, collate(probe.records[:1]).input_ids, _padded(probe.records[0]))
         raise ModelError(
             f"{_kind(model)} is not causal: {layer} looks at tokens after the one that is read, padding included; set "
             "model.path to a causal language model"
         )
-    return found
-
-
-def why_rows_mix(model: nn.Module, probe: Probe) -> str | None:
-    """Returns which layer lets a record's loss depend on the records beside it, or None where none does."""
-    if not _leak(model, probe, between_rows=True):
+    if not sees_rows:
         return None
     batches = [collate(units, probe.device).input_ids for units in (probe.records, probe.changed)]
     return f"the model's layers mix the rows of a batch, first {_first_to_differ(model, probe, *batches)}"
@@ -218,8 +212,8 @@ def _same(buffer: Tensor, before: Tensor | None) -> bool:
     return before is not None and buffer.shape == before.shape and bool(((buffer == before) | (buffer != buffer)).all())
 
 
-def _leak(model: nn.Module, probe: Probe, *, between_rows: bool) -> bool:
-    """Whether a record's loss depends on other rows, or else on what stands after its tokens.
+def _what_is_seen(model: nn.Module, probe: Probe) -> tuple[bool, bool]:
+    """Whether a record's loss depends on other rows, and whether on what stands after its tokens.
 
     Seen in the gradient with respect to the embedded tokens, in which whatever is not looked at is exactly 0.
     """
@@ -232,21 +226,19 @@ def _leak(model: nn.Module, probe: Probe, *, between_rows: bool) -> bool:
 
     handle = model.get_input_embeddings().register_forward_hook(keep)  # type: ignore[operator]
     try:
-        model_fn = _with(model, probe.one_adapter())
-        losses = record_losses(model_fn, batch)
-        early = token_losses(model_fn, batch)[1, 2]
+        losses = token_losses(_with(model, probe.one_adapter()), batch)
     finally:
         handle.remove()
-    if len(embedded) != 2:
-        raise ModelError(f"{_kind(model)} reads its input embedding {len(embedded) / 2:g} times instead of once")
+    if len(embedded) != 1:
+        raise ModelError(f"{_kind(model)} reads its input embedding {len(embedded)} times instead of once")
+    sees_rows = sees_later = False
     for row, record in enumerate(probe.records):
-        (gradient,) = torch.autograd.grad(losses[row], embedded[0], retain_graph=True)
-        own = len(record.records[0]) - 1
-        others = torch.cat([gradient[:row], gradient[row + 1 :]]) if between_rows else gradient[row, own:]
-        if _is_seen(others, gradient):
-            return True
-    (gradient,) = torch.autograd.grad(early, embedded[1])
-    return not between_rows and _is_seen(gradient[1, 3:], gradient)
+        # All of a record's tokens, then the first ones of it, after which its own tokens come too.
+        for end in (len(record.records[0]) - 1, 2):
+            (gradient,) = torch.autograd.grad(losses[row, :end].sum(), embedded[0], retain_graph=True)
+            sees_rows |= _is_seen(torch.cat([gradient[:row], gradient[row + 1 :]]), gradient)
+            sees_later |= _is_seen(gradient[row, end:], gradient)
+    return sees_rows, sees_later
 
 
 def _is_seen(part: Tensor, gradient: Tensor) -> bool:
