@@ -82,7 +82,10 @@ def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> Pef
         model = get_peft_model(base, config)
     except ValueError as error:
         raise ModelError(f"lora.target_modules={targets}: {error}") from error
-    answer_with_losses(base)
+    try:
+        answer_with_losses(base)
+    except ModelError as error:  # it could before: a router, for instance, whose output is not one tensor
+        raise ModelError(f"lora.target_modules={targets}: with adapters there, {error}") from error
     for name, layer in lora_layers(model).items():
         drawn, zero = factors(layer)
         _initialise(drawn, zero, seed, name)

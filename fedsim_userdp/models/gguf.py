@@ -1,9 +1,9 @@
 """GGUF files (quantised weights in one file), converted once to a folder in Hugging Face's format.
 
-A GGUF file is slow to load, since every tensor is dequantised; the copy holds the same numbers in float32.
+A GGUF file is slow to load, since every tensor is dequantised; the copy holds the same numbers in float32.  A digest of
+the whole file names the copy, and one of what was written tells whether the copy is whole.
 """
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -14,10 +14,11 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from fedsim_userdp.models.digest import files_digest
 from fedsim_userdp.models.errors import ModelError
 
-_FORMAT = 1  # to be raised whenever the conversion changes
-_ENDS = 1 << 20
+_FORMAT = 2  # to be raised whenever the conversion changes
+_SEAL = "digest.txt"
 
 
 def packaged_gguf(package: str) -> Path:
@@ -42,22 +43,25 @@ def packaged_gguf(package: str) -> Path:
 def converted(file: Path, cache_dir: Path) -> Path:
     """Returns the folder with the model and tokenizer of a GGUF file, made at the first call and kept in the cache.
 
-    Safe under several processes at once, and after one was killed half-way.
+    Safe under several processes at once, and after one was killed half-way; a copy that is not what was written is made
+    again.
 
     Raises:
         ModelError: when the file cannot be read as a causal language model, or the `gguf` package is missing.
     """
-    final = cache_dir / "models" / f"{file.stem}-{_fingerprint(file)}"
-    if final.is_dir():
+    final = cache_dir / "models" / f"{file.stem}-{gguf_digest(file)[:16]}"
+    if _is_whole(final):
         return final
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{file} needs the gguf package to be read: pip install gguf")
     final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(f"{final}.lock"):
-        if not final.is_dir():
+        if not _is_whole(final):
             temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             _convert(file, temporary)
+            (temporary / _SEAL).write_text(_written(temporary), encoding="utf-8")
+            shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
     return final
 
@@ -82,12 +86,23 @@ def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _fingerprint(file: Path) -> str:
-    """A digest of size and both ends of a file: its header and its last tensors."""
-    size = file.stat().st_size
-    digest = hashlib.blake2b(f"{_FORMAT} {size}".encode(), digest_size=8)
-    with file.open("rb") as opened:
-        digest.update(opened.read(_ENDS))
-        opened.seek(max(size - _ENDS, 0))
-        digest.update(opened.read())
-    return digest.hexdigest()
+def gguf_digest(file: Path) -> str:
+    """Returns a hex digest of a whole GGUF file and of the way it is converted.
+
+    Raises:
+        ModelError: when the file cannot be read.
+    """
+    return files_digest({"gguf": file}, _FORMAT)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a copy is there and is what was written."""
+    try:
+        return (folder / _SEAL).read_text(encoding="utf-8") == _written(folder)
+    except (OSError, ValueError, ModelError):
+        return False
+
+
+def _written(folder: Path) -> str:
+    """The digest of every file of a copy but the one that holds the digest."""
+    return files_digest({file.name: file for file in folder.iterdir() if file.name != _SEAL}, _FORMAT)

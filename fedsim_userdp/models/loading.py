@@ -6,13 +6,21 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from fedsim_userdp.models.activations import checkpoint_activations
+from fedsim_userdp.models.digest import files_digest, model_files
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
-from fedsim_userdp.models.gguf import converted, packaged_gguf
+from fedsim_userdp.models.gguf import converted, gguf_digest, packaged_gguf
 from fedsim_userdp.models.output_layer import answer_with_losses
 from fedsim_userdp.models.precision import autocast_forward
 from fedsim_userdp.privacy.cache import directory
@@ -65,6 +73,14 @@ class ModelSource:
         Raises:
             ModelError: when `path` looks like a folder or file but is none, or a GGUF file cannot be converted.
         """
+        file = Path(self._origin)
+        if file.is_file():
+            return str(converted(file, Path(self.cache_dir) if self.cache_dir else directory()))
+        return self._origin
+
+    @property
+    def _origin(self) -> str:
+        """The folder, GGUF file or Hub name that is meant."""
         if self.path is None and self.package is None:
             return str(TINY_MODEL)
         path = str(packaged_gguf(self.package) if self.path is None and self.package else self.path)
@@ -72,9 +88,20 @@ class ModelSource:
         found = Path(path).expanduser()
         if looks_local and not found.exists():
             raise ModelError(f"model.path={path} does not exist: give a model folder, a GGUF file or a Hub name")
-        if found.is_file():
-            return str(converted(found, Path(self.cache_dir) if self.cache_dir else directory()))
-        return str(found) if found.is_dir() else path
+        return str(found) if found.exists() else path
+
+    def weights_digest(self) -> str:
+        """Returns a hex digest of the whole files that decide the model's weights and shape.
+
+        It is the same for a copy elsewhere and another for other weights.  A GGUF file has one of its own;
+        a Hub model's files are fetched where they are not in the local cache.
+
+        Raises:
+            ModelError: when there is no whole model, or a file cannot be read.
+        """
+        if Path(self._origin).is_file():
+            return gguf_digest(Path(self._origin))
+        return files_digest(model_files(self._origin))
 
     @property
     def product_dtype(self) -> str:
@@ -90,13 +117,6 @@ class ModelSource:
         """
         return choose_device(self.device)
 
-    def weights_digest(self) -> str:
-        """Returns a hex digest of the files that decide the model."""
-        import hashlib
-
-        files = sorted(Path(self.location).glob("*.safetensors"))
-        return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
-
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Returns the tokenizer.
 
@@ -109,8 +129,13 @@ class ModelSource:
             raise ModelError(f"model.path={self.location}: no tokenizer to load ({_first_line(error)})") from error
 
     def context_length(self) -> int | None:
-        """Returns the most tokens that the model reads at once; None where no configuration says it."""
-        return self._configured("max_position_embeddings")
+        """Returns the most tokens that the model reads at once; None where no configuration says it.
+
+        Positions that are scaled when a batch is longer than some length (longrope) end at that length: beyond it a
+        record's gradient would depend on the longest record beside it.
+        """
+        found = [self._configured("max_position_embeddings"), _fixed_positions(self._config())]
+        return min((number for number in found if number), default=None)
 
     def vocabulary_size(self) -> int | None:
         """Returns how many different tokens the model knows; None where no configuration says it."""
@@ -118,12 +143,15 @@ class ModelSource:
 
     def _configured(self, name: str) -> int | None:
         """A positive number of the model's configuration; None where there is none."""
+        number = getattr(self._config(), name, None)
+        return number if isinstance(number, int) and number > 0 else None
+
+    def _config(self) -> PretrainedConfig | None:
+        """The model's configuration, where there is one that can be read."""
         try:
-            config = AutoConfig.from_pretrained(self.location, trust_remote_code=False)
+            return AutoConfig.from_pretrained(self.location, trust_remote_code=False)
         except Exception:  # noqa: BLE001 - whatever readers of foreign files raise; `load` says what is wrong
             return None
-        number = getattr(config, name, None)
-        return number if isinstance(number, int) and number > 0 else None
 
     def load(self) -> PreTrainedModel:
         """Returns the frozen model in eval mode on its device: no dropout, so that results repeat.
@@ -173,6 +201,14 @@ def choose_device(name: str) -> torch.device:
         there = [kind for kind, is_there in available.items() if is_there]
         raise ModelError(f"model.device={name} is not available here; expected auto or one of {', '.join(there)}")
     return torch.device(name)
+
+
+def _fixed_positions(config: PretrainedConfig | None) -> int | None:
+    """Up to how many tokens every rotary position is what it is in a shorter batch; None for no such bound."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]
+    bounds = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsim_userdp.models.errors import FAILURES, ModelError
 from fedsim_userdp.models.frozen_layers import FrozenLinear
 
 _NUMBERS = 2**26  # logits that are held at once, 256 MB in float32, unless that is fewer tokens than
@@ -63,6 +64,9 @@ def answer_with_losses(model: nn.Module) -> None:
 
     Nothing happens to a model whose logits are more than what a plain, frozen output layer says (soft caps, scales,
     an adapter): it is run once, on two tokens, with other numbers in the layer's place, to see what becomes of them.
+
+    Raises:
+        ModelError: when the model cannot read two tokens.
     """
     layer = _output_layer(model)
     if layer is not None and not is_prepared(layer) and _gives_the_logits(layer, model):
@@ -103,7 +107,10 @@ def _gives_the_logits(layer: nn.Linear, model: nn.Module) -> bool:
     handle = layer.register_forward_hook(replace_output)
     try:
         with torch.no_grad():
-            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=layer.weight.device)).logits
+            tokens = torch.zeros(1, 2, dtype=torch.int64, device=layer.weight.device)
+            logits = model(input_ids=tokens, use_cache=False).logits
+    except FAILURES as error:
+        raise ModelError(f"model.path: {type(model).__name__} cannot read two tokens ({error})") from error
     finally:
         handle.remove()
     return len(made) == 1 and torch.equal(made[0].float(), logits.float())

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 import torch
 from torch import nn
 
+_MARK = "autocast_dtype"  # of a model whose forward pass is in mixed precision
 _IS_SUSPENDED: ContextVar[bool] = ContextVar("is_suspended", default=False)
 
 
@@ -29,6 +30,17 @@ def autocast_forward(model: nn.Module, dtype: torch.dtype) -> None:
             return forward(*args, **kwargs)
 
     model.__dict__["forward"] = under_autocast
+    model.__dict__[_MARK] = dtype
+
+
+def is_reduced(model: nn.Module) -> bool:
+    """Returns whether some of a model's products are done in less than float32, autocast included.
+
+    Then what a unit adds depends, by up to 0.02 clip norms, on the shape of the micro-batch that it shares with others
+    (docs/decisions/0012): private training computes such units one after the other.
+    """
+    frozen = (parameter.dtype for parameter in model.parameters())
+    return any(dtype.itemsize < 4 for dtype in frozen) or any(_MARK in module.__dict__ for module in model.modules())
 
 
 @contextmanager

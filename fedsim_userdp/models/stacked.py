@@ -81,13 +81,13 @@ class StackedAdapters:
                 a = self._factor(stacked, f"{name}.lora_A.{ADAPTER}.weight", layer.lora_A[ADAPTER].weight)
                 b = self._factor(stacked, f"{name}.lora_B.{ADAPTER}.weight", layer.lora_B[ADAPTER].weight)
                 # Past `__setattr__`, which would make the layer's own frozen factor one more parameter.
-                layer.__dict__ |= {"stacked_a": a, "stacked_b": b, "stacked_rows": rows}
+                layer.__dict__ |= {"stacked_a": a, "stacked_b": b, "stacked_rows": rows, "stacked_name": name}
                 layer.__class__ = StackedLinear
             yield self.model
         finally:
             for name, layer in self._layers.items():
                 layer.__class__ = own[name]
-                for attribute in ("stacked_a", "stacked_b", "stacked_rows"):
+                for attribute in ("stacked_a", "stacked_b", "stacked_rows", "stacked_name"):
                     layer.__dict__.pop(attribute, None)
 
     def _factor(self, stacked: Mapping[str, Tensor], name: str, own: Tensor) -> Tensor:
@@ -110,12 +110,14 @@ class StackedLinear(Linear):
     stacked_a: Tensor
     stacked_b: Tensor
     stacked_rows: RowsOfUnits
+    stacked_name: str
 
     def forward(self, x: Tensor, *args: object) -> Tensor:
         """Returns base(x) + (scaling * x A_u^T) B_u^T with u the unit of each row; x is [rows, ..., in]."""
         a, b, rows = self.stacked_a, self.stacked_b, self.stacked_rows
         if len(x) != len(rows.unit_of_row):
-            raise ValueError(f"an adapted layer sees {len(x)} rows of the batch's {len(rows.unit_of_row)}")
+            name = self.stacked_name.removeprefix("base_model.model.")
+            raise ValueError(f"{name} sees {len(x)} rows of the batch's {len(rows.unit_of_row)}")
         base: Tensor = self.base_layer(x, *args)
         dropped = self.lora_dropout[ADAPTER](x.to(b.dtype))
         low_rank = _per_unit_product(dropped, a, rows) * self.scaling[ADAPTER]  # here it is narrowest

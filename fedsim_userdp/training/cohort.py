@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fedsim_userdp.models.precision import is_reduced
 from fedsim_userdp.models.stacked import stack
 from fedsim_userdp.privacy.clipping import ClippedSum, clip_and_sum
 from fedsim_userdp.privacy.streams import RunKey
@@ -73,8 +74,9 @@ def clipped_update_sum(
     """Returns the sum over the units of their clipped updates.
 
     A unit's update is (start - end) / local.learning_rate over all its local steps: the gradient of its mean
-    loss when there is one step.  It is clipped once, as a whole.  Units with several local steps are computed one after
-    the other: beside others, rounding would depend on who they are, and steps that diverge make any difference large.
+    loss when there is one step.  It is clipped once, as a whole.  With several local steps, or in bfloat16, units are
+    computed one after the other: beside others, rounding would depend on who they are, which steps that diverge, or
+    products of 8 bits, make large (docs/decisions/0012).
 
     Guarantee: adding or removing one unit changes `clipped.total` by at most `clip_norm` in L2 norm, up to what the
     rounding of sums (and, with one step, of products in a shared micro-batch) amounts to.
@@ -90,7 +92,8 @@ def clipped_update_sum(
     """
     device = next(gradients.model.parameters()).device
     state = {name: tensor.to(device) for name, tensor in state.items()}
-    max_units = units_in_memory(state, device, copies=_COPIES) if local.steps == 1 else 1
+    is_alone = local.steps > 1 or is_reduced(gradients.model)
+    max_units = 1 if is_alone else units_in_memory(state, device, copies=_COPIES)
     total, at = zero_update(state), StepAddress(round, key=key)
     for batch in micro_batches(units, local.max_tokens, device, max_units=max_units):
         total = add(total, _clipped_sum_of(gradients, state, batch, local, clip_norm, at))
@@ -112,7 +115,11 @@ def _clipped_sum_of(
 
 
 def local_updates(
-    gradients: UnitGradients, state: Mapping[str, Tensor], batch: MicroBatch, local: LocalTraining, at: StepAddress = _FIRST
+    gradients: UnitGradients,
+    state: Mapping[str, Tensor],
+    batch: MicroBatch,
+    local: LocalTraining,
+    at: StepAddress = _FIRST,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Returns each unit's unclipped update (name to [units, ...]) and its loss before training, shape [units].
 

@@ -4,21 +4,24 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.dropout import AddressedDropout, dropout_layers, dropping
+from fedsim_userdp.models.errors import FAILURES
 from fedsim_userdp.models.precision import without_autocast
-from fedsim_userdp.models.stacked import StackedAdapters, stack, unsupported_layers
-from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
+from fedsim_userdp.models.stacked import StackedAdapters, unsupported_layers
+from fedsim_userdp.training.batches import MicroBatch, StepAddress, collate
 from fedsim_userdp.training.losses import unit_losses
-
-# Largest relative difference between both ways that rounding explains, by the dtype of the base model.
-_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+from fedsim_userdp.training.probe import (
+    PROBE_STEP,
+    Probe,
+    layer_of,
+    probe_for,
+    why_different,
+    why_rows_mix,
+)
 
 
 class UnitGradients(Protocol):
@@ -93,7 +96,8 @@ class OneByOneGradients:
         alone = batch.of_unit(position)
         with dropping_in(self._dropouts, alone, at):
             losses = unit_losses(lambda **inputs: functional_call(self._model, own, kwargs=inputs), alone)
-            gradients = torch.autograd.grad(losses.sum(), list(own.values()))
+            # A layer that a unit's tokens do not reach, an expert for instance, has gradient 0.
+            gradients = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(own, gradients, strict=True)), losses.detach()
 
 
@@ -110,39 +114,33 @@ def unit_gradients(model: nn.Module) -> UnitGradients:
 def why_not_stacked(model: nn.Module) -> str | None:
     """Returns why a PEFT model's units cannot be stacked, or None where they can.
 
-    Structure first; then both ways are tried on two units of a few tokens, which shows whatever else mixes rows, such
-    as experts that see the batch's tokens in one list.  Mixed precision is left out of that.
+    Structure first; then both ways are tried on a few records of random tokens and adapters of which no factor is 0,
+    which shows whatever mixes rows, such as experts that see the batch's tokens in one list.  Mixed precision is left
+    out of that.  The model stays as it was.
+
+    Raises:
+        ModelError: where the units' gradients are not their own even one by one, naming the layer where it can.
     """
-    if layers := unsupported_layers(model):
-        return f"lora.target_modules has layers that cannot be stacked: {', '.join(layers[:3])}"
-    parameters = next(iter(model.parameters()))
-    batch = collate(_probe_units(model), parameters.device)
-    stacked = stack(trainable_state(model), batch.rows.num_units, parameters.device)
+    probe = probe_for(model)
     with without_autocast():
+        alone = OneByOneGradients(model)
+        reason = why_rows_mix(model, alone, probe)
+        if layers := unsupported_layers(model):
+            return f"lora.target_modules has layers that cannot be stacked: {', '.join(layers[:3])}"
+        return reason or _why_stacked_differs(model, alone, probe)
+
+
+def _why_stacked_differs(model: nn.Module, alone: UnitGradients, probe: Probe) -> str | None:
+    """Which layer's gradients are others when units are stacked, each with an adapter of its own."""
+    for units in (probe.units, probe.records):  # ragged, and even
+        batch, adapters = collate(units, probe.device), probe.adapters(len(units))
+        expected, _ = alone(adapters, batch, PROBE_STEP)
+        if unused := [name for name, gradient in expected.items() if not gradient.any()]:
+            return f"{layer_of(unused[0])} takes no part in reading short records"
         try:
-            found, _ = StackedGradients(model)(stacked, batch, StepAddress(key=RunKey.seeded(0)))
-        except (ValueError, RuntimeError) as error:
+            found, _ = StackedGradients(model)(adapters, batch, PROBE_STEP)
+        except FAILURES as error:
             return f"the model's layers do not keep the rows of a batch apart ({error})"
-        expected, _ = OneByOneGradients(model)(stacked, batch, StepAddress(key=RunKey.seeded(0)))
-    allowed = _ROUNDING.get(parameters.dtype, _ROUNDING[torch.bfloat16])
-    if _distance(found, expected) > allowed:
-        return "the model's layers mix the rows of a batch"
+        if reason := why_different(model, found, expected):
+            return reason
     return None
-
-
-def vocabulary_size(model: nn.Module) -> int:
-    """Returns the number of tokens that the model knows."""
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-
-
-def _probe_units(model: nn.Module) -> list[Unit]:
-    """Two units of three short records in all, of tokens that every vocabulary has."""
-    tokens = np.random.default_rng(0).integers(0, vocabulary_size(model), size=(3, 5))
-    return [Unit(0, [tokens[0]]), Unit(1, [tokens[1], tokens[2, :3]])]
-
-
-def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """The L2 distance of two sets of tensors, relative to the norm of `b`."""
-    squares = [(float((a[n] - b[n]).double().square().sum()), float(b[n].double().square().sum())) for n in b]
-    difference, norm = (sum(column) ** 0.5 for column in zip(*squares, strict=True))
-    return difference / norm if norm else difference

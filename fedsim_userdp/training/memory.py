@@ -14,7 +14,8 @@ from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.stacked import stack
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import StepAddress, Unit, collate
-from fedsim_userdp.training.gradients import UnitGradients, vocabulary_size
+from fedsim_userdp.training.gradients import UnitGradients
+from fedsim_userdp.training.probe import vocabulary_size
 
 # Part of the device's memory that activations may take; the rest is for the model, the corpus and other processes.
 _SHARE = {"cpu": 0.2, "cuda": 0.5, "mps": 0.3}

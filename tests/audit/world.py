@@ -87,7 +87,9 @@ def plant(store: TokenStore, seed: int, counts: Mapping[str, int] = CANARIES) ->
 
 
 def trace_of(store: TokenStore, canaries: Canaries, planted: Planted, epsilon: float, seed: int) -> Trace:
-    users = UsersWithCanaries(store, np.arange(store.num_users), RandomRecords(), RECORDS, RunKey.seeded(seed), canaries)
+    users = UsersWithCanaries(
+        store, np.arange(store.num_users), RandomRecords(), RECORDS, RunKey.seeded(seed), canaries
+    )
     worker = planted.worker_fn(
         GradientsWithCanaries(FakeGradients(), canaries, CLIP_NORM), users, LocalTraining(max_tokens=512)
     )

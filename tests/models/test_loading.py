@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.errors import ModelError
@@ -143,3 +143,15 @@ def test_smollm2_is_a_language_model_and_a_repeat_loads_quickly(tmp_path: Path) 
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
     written = source.load().generate(prompt, max_new_tokens=2, do_sample=False)
     assert "Paris" in tokenizer.decode(written[0])
+
+
+def test_a_model_whose_positions_change_with_the_batch_reads_no_longer_windows(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    for rope, most in (
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 16, **factors}, 16),
+    ):
+        LlamaConfig(
+            head_dim=8, max_position_embeddings=64, rope_parameters={"rope_theta": 1e4, **rope}
+        ).save_pretrained(tmp_path)
+        assert ModelSource(path=str(tmp_path)).context_length() == most

@@ -1,0 +1,198 @@
+"""Models whose code lets records see each other are found before training, whatever they are called."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from fedsim_userdp.models.adapters import LoraSettings, trainable_state
+from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.training.batches import StepAddress, collate
+from fedsim_userdp.training.gradients import OneByOneGradients, unit_gradients, why_not_stacked
+from fedsim_userdp.training.probe import probe_for
+from tests.conftest import small_gpt2
+from tests.training.test_central import opacus_step, records
+from tests.training.test_gradients import _Flattening
+
+
+class Changed(nn.Module):
+    """A layer with something done to its output."""
+
+    def __init__(self, inner: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.inner, self.change = inner, change
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.change(self.inner(x))
+
+
+def changed_gpt2(change: Callable[[torch.Tensor], torch.Tensor], lora: LoraSettings | None = None) -> PeftModel:
+    model = small_gpt2(lora)
+    block = model.get_base_model().transformer.h[1]
+    block.mlp = Changed(block.mlp, change)
+    return model
+
+
+MIXING = {
+    "a thousandth of the mean of the rows": lambda x: x + 1e-3 * x.mean(0, keepdim=True),
+    "the largest row": lambda x: x + x.amax(0, keepdim=True),
+    "a mean that takes no gradient": lambda x: x + x.detach().mean(0, keepdim=True),
+    "the number of rows": lambda x: x * (1 + 0.1 * len(x)),
+    "the length of the batch": lambda x: x * (1 + 0.1 * x.shape[1]),
+    "the next row": lambda x: x + x.roll(1, 0),
+}
+mixing = pytest.mark.parametrize("change", MIXING.values(), ids=MIXING.keys())
+
+
+@mixing
+def test_units_of_a_model_that_mixes_rows_are_trained_one_by_one_with_their_own_gradients(change: Callable) -> None:
+    model = changed_gpt2(change)
+    assert why_not_stacked(model) is not None
+    gradients = unit_gradients(model)
+    assert isinstance(gradients, OneByOneGradients)
+    probe = probe_for(model)
+    both, _ = gradients(probe.adapters(2), collate(probe.units), StepAddress())
+    alone, _ = gradients(probe.adapters(1), collate(probe.units[:1]), StepAddress())
+    assert all(torch.equal(both[name][0], alone[name][0]) for name in alone)
+
+
+@mixing
+def test_opacus_refuses_a_model_that_mixes_rows_and_leaves_no_trace(change: Callable) -> None:
+    model = changed_gpt2(change)
+    with pytest.raises(ModelError, match=r"central\.engine=opacus: .*: set central.engine=stacked"):
+        opacus_step(model)
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+    assert not any(hasattr(parameter, "grad_sample") for parameter in model.parameters())
+
+
+def test_the_layer_that_mixes_rows_is_named() -> None:
+    model = changed_gpt2(MIXING["a thousandth of the mean of the rows"])
+    assert "mix the rows of a batch, first transformer.h.1.mlp" in str(why_not_stacked(model))
+    with pytest.raises(ModelError, match=r"first transformer\.h\.1\.mlp"):
+        opacus_step(model)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x + x.mean(1, keepdim=True), lambda x: x + 1e-3 * x.roll(-1, 1)], ids=["mean", "next"]
+)
+def test_a_model_that_looks_ahead_is_refused_by_every_engine_naming_the_layer(change: Callable) -> None:
+    for engine in (why_not_stacked, unit_gradients, opacus_step):
+        with pytest.raises(ModelError, match=r"is not causal: transformer\.h\.1\.mlp looks at tokens after"):
+            engine(changed_gpt2(change))
+
+
+class Remembering:
+    """Adds what the layer gave to the record before."""
+
+    last = torch.zeros(())
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        before, self.last = self.last, x.detach().mean((0, 1))
+        return x + before
+
+
+def test_a_model_that_remembers_the_record_before_is_refused_by_every_engine() -> None:
+    for engine in (unit_gradients, opacus_step):
+        with pytest.raises(ModelError, match="keeps something between forward passes"):
+            engine(changed_gpt2(Remembering()))
+
+
+def test_a_model_whose_buffers_change_is_refused_by_name_and_gets_them_back() -> None:
+    for engine in (unit_gradients, opacus_step):
+        model = small_gpt2()
+        block = model.get_base_model().transformer.h[1]
+
+        def count(x: torch.Tensor, block: nn.Module = block) -> torch.Tensor:
+            block.mlp.seen = block.mlp.seen + x.shape[0]
+            return x
+
+        block.mlp = Changed(block.mlp, count)
+        with pytest.raises(ModelError, match=r"changes transformer\.h\.1\.mlp\.seen in a forward pass"):
+            engine(model)
+        assert float(block.mlp.seen) == 0
+
+
+def test_a_model_that_draws_random_numbers_is_refused_and_draws_none_of_the_programs() -> None:
+    model = changed_gpt2(lambda x: nn.functional.dropout(x, 0.1, training=True))
+    before = torch.random.get_rng_state()
+    for engine in (unit_gradients, opacus_step):
+        with pytest.raises(ModelError, match="draws random numbers"):
+            engine(model)
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    for engine in (unit_gradients, opacus_step):
+        with pytest.raises(ModelError, match="not finite"):
+            engine(changed_gpt2(lambda x: x * float("nan")))
+
+
+@pytest.mark.parametrize("settings", [LoraSettings(rank=2), LoraSettings(rank=2, freeze_a=False, dropout=0.2)])
+def test_the_model_is_exactly_as_it_was_after_the_probe(settings: LoraSettings) -> None:
+    model = small_gpt2(settings)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    random, numbers = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+
+    def everything() -> dict[str, object]:
+        return {
+            **{f"{n} data": (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()},
+            **{f"{n} grad": (0, p.grad) for n, p in model.named_parameters() if p.grad is not None},
+            **{f"{n} buffer": (0, b.clone()) for n, b in model.named_buffers()},
+            **{f"{n} mode": (m.training, torch.zeros(())) for n, m in model.named_modules()},
+            **{f"{n} attributes": (sorted(vars(m)), torch.zeros(())) for n, m in model.named_modules()},
+            **{f"{n} marks": (sorted(vars(p)), torch.zeros(())) for n, p in model.named_parameters()},
+            **{f"{n} hooks": (len(m._forward_hooks), torch.zeros(())) for n, m in model.named_modules()},
+        }
+
+    before = everything()
+    assert why_not_stacked(model) is None
+    opacus_step(model).close()
+    after = everything()
+    assert before.keys() == after.keys()
+    for name, (mark, tensor) in before.items():
+        assert mark == after[name][0], name
+        assert torch.equal(tensor, after[name][1]), name
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert np.array_equal(np.random.get_state()[1], numbers)  # noqa: NPY002
+
+
+def test_the_probe_hides_nothing_behind_a_factor_of_zero(model: PeftModel) -> None:
+    assert all(bool((tensor != 0).all()) for tensor in probe_for(model).stacked.values())
+    assert probe_for(model).stacked.keys() == trainable_state(model).keys()
+
+
+def test_every_micro_batch_has_one_gradient_a_record_and_layer_or_the_run_stops() -> None:
+    model = small_gpt2(LoraSettings(rank=2, freeze_a=False, target_modules=("c_fc",)))
+    step = opacus_step(model)
+    block = model.get_base_model().transformer.h[0]
+    block.mlp = _Flattening(block.mlp)  # after the probe: what it could not know
+    step.optimizer.begin(1)
+    with pytest.raises(ModelError, match=r"h\.0\.mlp\S*c_fc has \d+ gradients for 3 records in Opacus.*target_modules"):
+        step.accumulate(collate(records(3)))
+
+
+def test_a_layer_that_some_records_do_not_reach_stops_opacus_and_is_zero_one_by_one() -> None:
+    model = small_gpt2(LoraSettings(rank=2, freeze_a=False, target_modules=("c_fc",)))
+    del model.get_base_model().transformer.h[1].mlp.c_proj  # whatever is never called
+    block = model.get_base_model().transformer.h[1]
+    unused, block.mlp = block.mlp, nn.Identity()
+    block.spare = unused
+    assert "takes no part" in str(why_not_stacked(model))
+    found, _ = unit_gradients(model)(probe_for(model).adapters(2), collate(probe_for(model).units), StepAddress())
+    assert {bool(gradient.any()) for name, gradient in found.items() if "spare" in name} == {False}
+    with pytest.raises(ModelError, match=r"h\.1\.spare\.c_fc has 0 gradients for 3 records"):
+        opacus_step(model)
+
+
+def test_a_failure_of_opacus_own_is_a_sentence() -> None:
+    model = small_gpt2(LoraSettings(rank=2, freeze_a=False, target_modules=("c_fc",)))
+    block = model.get_base_model().transformer.h[0]
+    for module in block.mlp.modules():
+        module.eval()  # Opacus keeps no activations of such layers
+    with pytest.raises(ModelError, match=r"lora\.target_modules: .*central\.engine=stacked"):
+        opacus_step(model)
