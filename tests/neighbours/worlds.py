@@ -1,7 +1,7 @@
 """Two worlds that differ in one user, built from files on disk through the whole pipeline, and their sums before noise.
 
 The same run key in both, so that whatever draws at random does so alike for everybody else; and in place of noisy sums
-both release the same numbers, so that every round starts from the same adapter.
+both release zeros, so that every round starts from the same adapter, of which no factor is zero.
 """
 
 import io
@@ -152,15 +152,17 @@ def seen(overrides: Sequence[str], folder: Path, dead_node: int | None = None) -
 
 @contextmanager
 def watched(world: World) -> Iterator[None]:
-    """Within the block, sums go to the world, and the same numbers are released whatever they are."""
+    """Within the block, sums go to the world, and zeros are released whatever they are."""
 
     def add_noise(total: Mapping[str, torch.Tensor], stddev: float, source: object, round: int) -> dict[str, Any]:
         world.sums[round] = {name: tensor.detach().double().clone() for name, tensor in total.items()}
-        generator = np.random.default_rng(round)
-        return {
-            name: torch.from_numpy(0.2 * CLIP_NORM * generator.standard_normal(tuple(total[name].shape))).float()
-            for name in sorted(total)
-        }
+        return {name: torch.zeros_like(total[name], dtype=torch.float32) for name in sorted(total)}
+
+    def initialise(drawn: torch.Tensor, zero: torch.Tensor, seed: int, name: str) -> None:
+        generator = RunKey.seeded(seed).generator("init", user=name)
+        with torch.no_grad():
+            for factor in (drawn, zero):
+                factor.copy_(torch.from_numpy(generator.uniform(-0.3, 0.3, size=tuple(factor.shape))))
 
     def unclipped_share(clipped: Any, expected: float, stddev: float, source: object, round: int) -> float:
         world.balances[round] = (clipped.num_units - clipped.num_nonfinite) / 2 - clipped.num_clipped
@@ -171,6 +173,7 @@ def watched(world: World) -> Iterator[None]:
             patch.setattr(f"{module}.add_noise", add_noise)
         patch.setattr("fedsim_userdp.training.opacus_step.add_noise", add_noise)
         patch.setattr("strategies.user_level_dp.unclipped_share", unclipped_share)
+        patch.setattr("fedsim_userdp.models.adapters._initialise", initialise)
         yield
 
 
