@@ -34,14 +34,14 @@ def test_what_is_certain_is_read(cell, owners):
 
 UNCERTAIN_TEXTS = [
     "['u7', 'boss']", "('u7', 'boss')", "{'u7', 'boss'}", "(u7; boss)", "{u7;boss}", "[u7, boss]", "[u7; boss]",
-    "frozenset({'u7', 'boss'})", "'u7', 'boss'", '"u7"; "boss"', "\u201cu7\u201d; boss", "`u7`", "u7; 'boss'", "u7,boss", "u7|boss",
-    "u7\tboss", "u7\nboss", "u7; boss\u200b", "u7;;boss", ";boss", ";", '[{"id": "boss"}]', '[["boss"]]', '["u7", null]',
-    "[true]", "[1.5]", "[NaN]", '["u7", ""]', '["u7;boss"]', "[\"['u7', 'boss']\"]", '["u7"] boss', '{"id": "boss"}', "7.0",
-    "1e3", "nan", "Boss <boss@x.com>", "[deleted]", "[" * 100_000,
+    "frozenset({'u7', 'boss'})", "'u7', 'boss'", '"u7"; "boss"', "\u201cu7\u201d; boss", "`u7`", "u7; 'boss'",
+    "u7,boss", "u7|boss", "u7\tboss", "u7\nboss", "u7; boss\u200b", "u7;;boss", ";boss", ";", '[{"id": "boss"}]',
+    '[["boss"]]', '["u7", null]', "[true]", "[1.5]", "[NaN]", '["u7", ""]', '["u7;boss"]', "[\"['u7', 'boss']\"]",
+    '["u7"] boss', '{"id": "boss"}', "7.0", "1e3", "nan", "Boss <boss@x.com>", "[deleted]", "[" * 100_000,
 ]  # fmt: skip
 UNCERTAIN_VALUES = [
-    ["u7", None], ["u7", ""], ["u7", " "], [["boss"]], [{"id": "boss"}], {"id": "boss"}, [True], True, [1.5], 1.5, [b"boss"],
-    float("nan"), float("inf"), 1e300, [("u7", 1)], ["u7;boss"], ["'boss'"],
+    ["u7", None], ["u7", ""], ["u7", " "], [["boss"]], [{"id": "boss"}], {"id": "boss"}, [True], True, [1.5], 1.5,
+    [b"boss"], float("nan"), float("inf"), 1e300, [("u7", 1)], ["u7;boss"], ["'boss'"],
 ]  # fmt: skip
 
 
