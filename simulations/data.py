@@ -35,7 +35,8 @@ def main(config: DictConfig) -> None:
     name, split = configured_corpus(config).name, split_in_words(store, config)
     report.write_data_json(folder, statistics, corpus=name, split=split)
     report.write_data_csv(folder, statistics)
-    plot_data(folder / NOT_PRIVATE / "data.png", statistics, store.records_per_user, store.tokens_per_user, own)
+    records, tokens = store.records_per_user[store.has_records], store.tokens_per_user[store.has_records]
+    plot_data(folder / NOT_PRIVATE / "data.png", statistics, records, tokens, own)
     console.print(f"{name}: {split}", highlight=False, markup=False, soft_wrap=True)
     for table in (report.distribution_table(statistics), report.bound_table(statistics, own)):
         console.print(table)
@@ -67,14 +68,18 @@ def bounds_of(config: DictConfig) -> tuple[int | None, Sequence[int]]:
 
 def split_in_words(store: TokenStore, config: DictConfig) -> str:
     """Returns how many users a run would train on and hold out, or why it would refuse."""
+    users = f"{store.num_users:,} users"
+    if store.declares_owners and store.num_places > store.num_users:
+        users = f"{store.num_places:,} users, {store.num_places - store.num_users:,} of them without a usable record"
     try:
         split = split_users(
             store,
             heldout_users=config.split.heldout_users,
             validation_users=config.split.validation_users,
             seed=config.split.seed,
+            keep_places=store.declares_owners,
         )
     except DataError as error:
-        return f"{store.num_users:,} users; a run would refuse: {error}"
+        return f"{users}; a run would refuse: {error}"
     parts = {"to train on": split.train, "held out": split.heldout, "for validation": split.validation}
-    return f"{store.num_users:,} users: " + ", ".join(f"{len(users):,} {name}" for name, users in parts.items())
+    return f"{users}: " + ", ".join(f"{len(part):,} {name}" for name, part in parts.items())

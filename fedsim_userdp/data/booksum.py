@@ -9,7 +9,7 @@ from pathlib import Path
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
 from fedsim_userdp.data.rows import Row, RowReader, read_csv, read_jsonl
 from fedsim_userdp.data.source import files_in, fingerprint_files, require_path
-from fedsim_userdp.data.table import column, id_of, text_of
+from fedsim_userdp.data.table import column, id_of, one_user, text_of
 
 GET_IT = (
     "download the chapter-level CSV files of kmfoda/booksum from huggingface.co, or make the JSONL files with "
@@ -33,7 +33,8 @@ class BooksumCorpus:
             overlap with single ones of the same book.
 
     Attributes:
-        dropped: What the last pass left out: repeated chapters, aggregates, rows without book or text.
+        dropped: What the last pass left out: repeated chapters, aggregates, rows without a book; and rows without
+            text, each of which is a blank record of its book.
     """
 
     name = "booksum"
@@ -64,7 +65,7 @@ class BooksumCorpus:
                 if record is None:
                     continue
                 key = hashlib.blake2b(repr((record.user_id, record.text.split())).encode("utf-8", "replace")).digest()
-                if key in seen:
+                if key in seen and not record.is_missing:
                     self.dropped.add("repeated chapter", at=at)
                     continue
                 seen.add(key)
@@ -84,7 +85,7 @@ class BooksumCorpus:
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""
-        book = id_of(column(row, self.user_column, "data.user_column", at))
+        book = id_of(one_user(column(row, self.user_column, "data.user_column", at), at))
         text = text_of(self._text(row, at), self.dropped, at)
         if not self.keep_aggregates and str(row.get("is_aggregate")).lower() == "true":
             self.dropped.add("aggregate of several chapters", at=at)
@@ -92,6 +93,7 @@ class BooksumCorpus:
             self.dropped.add("row without a book", at=at)
         elif text is None:
             self.dropped.add("row without text", at=at)
+            return Record(book, "", at=at, is_missing=True)
         else:
             return Record(book, text, at=at)
         return None

@@ -17,7 +17,7 @@ class ChitchatCorpus:
     """Chit-chat users: a user is a sender, a record is what that one person typed in one conversation.
 
     A record joins the sender's messages of the conversation with line breaks. A partner's turns never enter it,
-    so that every record has exactly one owner.
+    so that every record has exactly one owner. A sender of messages without text has a blank record.
 
     Args:
         path: `dataset.json` or a folder holding it; None finds the installed package without importing it.
@@ -56,12 +56,14 @@ class ChitchatCorpus:
         for sender, text in messages:
             if not isinstance(sender, str) or not sender:
                 self.dropped.add("message without a sender", at=at)
-            elif isinstance(text, str):
-                typed.setdefault(sender, []).append(text)
+                continue
+            own = typed.setdefault(sender, [])
+            if isinstance(text, str):
+                own.append(text)
             else:
                 self.dropped.add("message without text", at=at)
         for sender, texts in typed.items():
-            yield Record(sender, "\n".join(texts), at=at)
+            yield Record(sender, "\n".join(texts), at=at, is_missing=not texts)
 
     def _file(self) -> Path:
         """Finds `dataset.json`."""

@@ -17,17 +17,20 @@ class Record:
 
     Attributes:
         user_id: The user in whose data set the record is trained on; not empty.
-        text: The text itself, any length.
+        text: The text itself, any length; empty for a row or message that names a user and has no text. Such a
+            record is to be given all the same: its user keeps a place, and its owners are owners.
         owners: Everybody whom the record is about, for records with several owners (an e-mail belongs to its
             sender and its recipients). Empty means that `user_id` is the only owner; `user_id` counts as an
             owner whether named here or not.
         at: Where it stands, such as file and line; told when something is wrong with the record.
+        is_missing: True where the source has no text at all, which the corpus has counted itself.
     """
 
     user_id: str
     text: str
     owners: tuple[str, ...] = ()
     at: str = field(default="", compare=False)
+    is_missing: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -75,7 +78,11 @@ class Corpus(Protocol):
     def records(self) -> Iterator[Record]:
         """Yields every record in an order that depends on the source files and settings only.
 
-        The records of one user may come apart. Each call starts a new pass and resets `dropped`.
+        The records of one user may come apart. Each call starts a new pass and resets `dropped`. Whoever is named
+        as a user gets at least one record, if only one without text.
+
+        Assumes: where records have several owners, which records are given, in which order and who owns them does
+            not follow from anybody's text, as the privacy claim takes that as public.
 
         Raises:
             DataError: a file is missing, unreadable or not in the expected form.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from email import message_from_bytes
 from email.message import Message
-from email.utils import getaddresses
 
 from fedsim_userdp.data.corpus import DropCounts
 from fedsim_userdp.data.rows import decode_text
@@ -45,12 +44,6 @@ def body_of(message: Message, dropped: DropCounts, at: str) -> str:
             except (UnicodeDecodeError, LookupError):
                 return decode_text(raw, dropped, at)
     return ""
-
-
-def addresses_of(message: Message, *headers: str) -> list[str]:
-    """Returns the addresses in the named headers, in lower case, each once."""
-    values = [str(value) for header in headers for value in message.get_all(header, [])]
-    return list(dict.fromkeys(address.lower() for _, address in getaddresses(values) if address))
 
 
 def own_text(body: str) -> str:

@@ -10,8 +10,9 @@ from email.message import Message
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from fedsim_userdp.data.addresses import addresses_of, people_of
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
-from fedsim_userdp.data.email_text import addresses_of, body_of, own_text, parse_email
+from fedsim_userdp.data.email_text import body_of, own_text, parse_email
 from fedsim_userdp.data.rows import read_csv
 from fedsim_userdp.data.source import fingerprint_files, require_path
 from fedsim_userdp.data.table import column
@@ -22,23 +23,27 @@ GET_IT = (
 )
 SENT_FOLDERS = ("_sent", "_sent_mail", "sent", "sent_items", "sent_mail")
 OTHER_FOLDER = "message in another folder than sent mail"
-RECIPIENTS = ("To", "Cc", "Bcc")
+UNTOLD = "message whose sender and recipients cannot all be told from its headers, counted as blank"
 
 
 class EnronCorpus:
     """Enron users: a user is a mailbox, a record is the text of one message that its owner sent.
 
-    Only folders of sent mail are read, so that the mailbox is the author. Quoted and forwarded text is cut. A
-    text that stands in the same mailbox before, white space aside, is dropped: sent mail is filed several times.
+    Only folders of sent mail are read, so that the mailbox is the author. Quoted and forwarded text is cut. With
+    `owners="sender"` a text that stands in the same mailbox before, white space aside, is dropped: sent mail is filed
+    several times. With `owners="all"` every message is given, since one message's text must not decide whether another
+    one, which others own too, is used; and one whose people cannot all be told from its headers is blank.
 
     Args:
         path: The unpacked `maildir` (or the folder that holds it), or `emails.csv`.
         sent_folders: Names of folders of sent mail, directly in the mailbox; case, spaces and hyphens do not matter.
-        owners: "sender" when the mailbox is the only owner of a message; "all" when those who received it own
-            it as well. Recipients with a mailbox of their own are known by it, others by their address.
+        owners: "sender" when the mailbox is the only owner of a message; "all" when those own it as well whom its
+            headers name as sender or recipient. People with a mailbox of their own are known by it (the one from
+            which their address sent most), others by their address.
 
     Attributes:
-        dropped: What the last pass left out: other folders, repeated texts, links; and how many messages were cut.
+        dropped: What the last pass left out: other folders, repeated texts, links; how many messages were cut, and
+            how many are blank as their people could not be told.
 
     Raises:
         DataError: an unknown value of `owners`.
@@ -72,17 +77,20 @@ class EnronCorpus:
             text = own_text(body)
             if len(text.split()) < len(body.split()):
                 self.dropped.add("message from which quoted or forwarded text was cut", at=at)
+            if self.owners == "all":
+                yield self._owned(mailbox, text, message, mailboxes, at)
+                continue
             key = hashlib.blake2b(repr((mailbox, text.split())).encode("utf-8", "replace"), digest_size=16).digest()
             if text and key in seen:
                 self.dropped.add("repeated message of a mailbox", at=at)
                 continue
             seen.add(key)
-            yield Record(mailbox, text, self._owners(message, mailboxes), at)
+            yield Record(mailbox, text, at=at)
 
     def fingerprint(self) -> str:
         """Returns a digest of the CSV file, or of the names, sizes and times of the sent messages."""
         root = self._root()
-        settings: dict[str, object] = {"sent_folders": sorted(self.sent_folders), "owners": self.owners, "form": 1}
+        settings: dict[str, object] = {"sent_folders": sorted(self.sent_folders), "owners": self.owners, "form": 2}
         if root.is_file():
             return fingerprint_files([root], settings)
         messages = (file for _, file in self._sent_files(root) if not file.is_symlink())
@@ -160,11 +168,14 @@ class EnronCorpus:
                 sent.setdefault(address, Counter())[mailbox] += 1
         return {address: max(sorted(boxes), key=boxes.__getitem__) for address, boxes in sent.items()}
 
-    def _owners(self, message: Message, mailboxes: dict[str, str]) -> tuple[str, ...]:
-        """Recipients, where they count as owners."""
-        if self.owners == "sender":
-            return ()
-        return tuple(dict.fromkeys(mailboxes.get(address, address) for address in addresses_of(message, *RECIPIENTS)))
+    def _owned(self, mailbox: str, text: str, message: Message, mailboxes: dict[str, str], at: str) -> Record:
+        """A message with everybody whom its headers name; blank if there may be others, which is counted."""
+        people = people_of(message)
+        owners = dict.fromkeys(mailboxes.get(address, address) for address in people.found)
+        owners.pop(mailbox, None)
+        if not people.is_complete:
+            self.dropped.add(UNTOLD, at=at)
+        return Record(mailbox, text if people.is_complete else "", tuple(owners), at, is_missing=not people.is_complete)
 
 
 def _refuse(error: OSError) -> None:

@@ -9,9 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim_userdp.data.corpus import Corpus, DataError, Record
 from fedsim_userdp.data.layout import FORMAT
+from fedsim_userdp.data.source import short
 from fedsim_userdp.data.tokens import (
     Tokenizer,
     TokenSettings,
@@ -50,7 +52,7 @@ def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, f
 
 
 def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
-    """Passes on records that have a user and text, counting words and what is wrong with the others."""
+    """Passes on records that have a user, blank ones included, counting words and what is wrong with each."""
     for number, record in enumerate(corpus.records(), start=1):
         at = record.at or f"{corpus.name}, record {number}"
         if not isinstance(record.user_id, str) or not record.user_id:
@@ -58,14 +60,20 @@ def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
             continue
         if not isinstance(record.text, str):
             raise DataError(f"{at}: text must be a str, got {type(record.text).__name__}")
+        _check_owners(record.owners, at)
         writer.add_words(record.user_id, count_words(record.text))
-        if not record.text.strip():
+        text = replace_lone_surrogates(record.text) if record.text.strip() else ""
+        if not text and not record.is_missing:
             writer.dropped.add("empty record", at=at)
-            continue
-        text = replace_lone_surrogates(record.text)
-        if text != record.text:
+        if text and text != record.text:
             writer.dropped.add("record with code points that UTF-8 cannot hold, replaced", at=at)
         yield Record(record.user_id, text, record.owners, at)
+
+
+def _check_owners(owners: object, at: str) -> None:
+    """Raises DataError unless the owners that a corpus names are a tuple of ids; a text would be read by letters."""
+    if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
+        raise DataError(f"{at}: owners must be a tuple of ids (str, not empty), got {short(owners)}")
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -83,16 +91,24 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 
 def _add_batch(writer: StoreWriter, batch: list[Record], tokenizer: Tokenizer, settings: TokenSettings) -> None:
-    """Tokenises, cuts and stores a batch of records."""
+    """Tokenises, cuts and stores a batch of records; a blank one has no windows."""
+    with_text = [record for record in batch if record.text]
+    encoded = iter(encode_texts(tokenizer, [record.text for record in with_text], settings))
+    for record in batch:
+        windows = _usable_windows(writer, next(encoded), record.at, tokenizer, settings) if record.text else []
+        writer.add_source(record.user_id, windows, record.owners)
+
+
+def _usable_windows(
+    writer: StoreWriter, ids: NDArray[np.int64], at: str, tokenizer: Tokenizer, settings: TokenSettings
+) -> list[NDArray[np.int64]]:
+    """The windows of one record that are long enough; counts what is cut or too short."""
     eos = np.array(eos_of(tokenizer, settings), np.int64)
-    encoded = encode_texts(tokenizer, [record.text for record in batch], settings)
-    for record, ids in zip(batch, encoded, strict=True):
-        windows = cut_windows(np.concatenate([ids, eos]), settings.window)
-        if settings.long_records == "truncate" and len(windows) > 1:
-            writer.dropped.add(f"record cut to its first {settings.window} tokens", at=record.at)
-            windows = windows[:1]
-        long_enough = [window for window in windows if len(window) >= settings.min_tokens]
-        too_short = f"record or window of fewer than {settings.min_tokens} tokens"
-        writer.dropped.add(too_short, at=record.at, num=len(windows) - len(long_enough))
-        for window in long_enough:
-            writer.add(record.user_id, window, record.owners)
+    windows = cut_windows(np.concatenate([ids, eos]), settings.window)
+    if settings.long_records == "truncate" and len(windows) > 1:
+        writer.dropped.add(f"record cut to its first {settings.window} tokens", at=at)
+        windows = windows[:1]
+    long_enough = [window for window in windows if len(window) >= settings.min_tokens]
+    too_short = f"record or window of fewer than {settings.min_tokens} tokens"
+    writer.dropped.add(too_short, at=at, num=len(windows) - len(long_enough))
+    return long_enough

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
-import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 
 from fedsim_userdp.data.corpus import DataError
 
-FORMAT = 2
+FORMAT = 3
 META = "store.json"
-CHUNK_BYTES = 1 << 22
 
 INDEX_DTYPES = {
     "record_offsets": "<i8",  # [num_records + 1] position of each record's first token in `tokens`
-    "user_offsets": "<i8",  # [num_users + 1] position of each user's first record in `record_offsets`
+    "user_offsets": "<i8",  # [num_places + 1] position of each user's first record in `record_offsets`
     "id_bytes": "|u1",  # user ids in UTF-8, one after the other
-    "id_offsets": "<i8",  # [num_users + 1] position of each user id in `id_bytes`
-    "id_hashes": "<u8",  # [num_users] unkeyed 64-bit hash of each user id
+    "id_offsets": "<i8",  # [num_places + 1] position of each user id in `id_bytes`
+    "id_hashes": "<u8",  # [num_places] unkeyed 64-bit hash of each user id
 }
+# Only where some record names further owners. A source record is what the corpus gave, blank or not, in its order.
 OWNER_DTYPES = {
-    "owner_offsets": "<i8",  # [num_records + 1] position of each record's first owner in `owners`
-    "owners": "<i8",  # index of an owner; owner i < num_users is user i, further ones own no record themselves
+    "owner_offsets": "<i8",  # [num_sources + 1] position of each source record's first owner in `owners`
+    "owners": "<i8",  # index of an owner; owner i < num_places is user i, further ones have no record filed under them
+    "source_users": "<i8",  # [num_sources] user that the source record is filed under
+    "source_records": "<i8",  # [num_sources] number of its first stored record (window); 0 where it has none
+    "source_windows": "<i8",  # [num_sources] how many stored records it has, 0 where it is blank
 }
 
 
@@ -37,11 +40,14 @@ class TokenStats:
     """What a store holds and what was left out on the way into it.
 
     Attributes:
-        num_users: Users in the store.
+        num_users: Users who have a record in the store.
         num_records: Records in the store; a window of a split record counts as one.
         num_tokens: Tokens in the store, end marks included.
-        num_words: Whitespace-separated words of the stored users' text, before tokenisation and dropping.
-        num_owners: Distinct owners of records; equals `num_users` unless records have several owners.
+        num_words: Whitespace-separated words of these users' text, before tokenisation and dropping.
+        num_owners: Distinct owners of source records, blank ones included, where records have several owners; else
+            `num_users`.
+        num_places: Users whom the corpus names, those without a record included; at least `num_users`.
+        num_sources: Records as the corpus gave them, blank ones included.
         dropped: Number of things left out or repaired, by reason, from the corpus and from tokenisation.
         first_at: File and line where a reason first applied, where known.
     """
@@ -51,17 +57,19 @@ class TokenStats:
     num_tokens: int
     num_words: int = 0
     num_owners: int = 0
+    num_places: int = 0
+    num_sources: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     first_at: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ArraySeal:
-    """Type, length and CRC-32 of one array file."""
+    """Type, length and SHA-256 of one array file."""
 
     dtype: str
     length: int
-    crc32: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ def seal_array(folder: Path, name: str, dtype: str, length: int) -> ArraySeal:
     """Flushes a written array file to the disk and returns its seal."""
     with array_path(folder, name).open("rb+") as file:
         os.fsync(file.fileno())
-    return ArraySeal(dtype, length, _crc32(array_path(folder, name)))
+    return ArraySeal(dtype, length, _sha256(array_path(folder, name)))
 
 
 def write_meta(folder: Path, meta: StoreMeta) -> None:
@@ -128,8 +136,14 @@ def check_content(folder: Path, meta: StoreMeta) -> None:
         DataError: a file's content has changed since it was written.
     """
     for name, seal in meta.arrays.items():
-        if _crc32(array_path(folder, name)) != seal.crc32:
-            raise DataError(f"{array_path(folder, name)}: corrupt (CRC-32 differs); delete the store's folder")
+        if _sha256(array_path(folder, name)) != seal.sha256:
+            raise DataError(f"{array_path(folder, name)}: corrupt (SHA-256 differs); delete the store's folder")
+
+
+def content_digest(meta: StoreMeta) -> str:
+    """Returns a hex digest of all arrays of a store, taken from their seals."""
+    seals = {name: asdict(seal) for name, seal in meta.arrays.items()}
+    return hashlib.sha256(json.dumps([meta.format, seals], sort_keys=True).encode()).hexdigest()
 
 
 def map_array(folder: Path, name: str, meta: StoreMeta) -> NDArray[Any]:
@@ -167,10 +181,7 @@ def _check_size(path: Path, seal: ArraySeal) -> None:
         raise DataError(f"{path}: {max(found, 0)} bytes, expected {expected}: corrupt; delete the store's folder")
 
 
-def _crc32(path: Path) -> int:
-    """CRC-32 of a file, read in chunks so that it never sits in memory."""
-    crc = 0
+def _sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex, read in chunks so that it never sits in memory."""
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            crc = zlib.crc32(chunk, crc)
-    return crc
+        return hashlib.file_digest(file, "sha256").hexdigest()

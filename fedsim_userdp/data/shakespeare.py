@@ -94,7 +94,7 @@ def speeches_of(play: str) -> list[tuple[str, str]]:
 
     A speech starts with a label on the first line of a paragraph ("HAMLET." or "Ham.", whichever form the play
     uses) and runs, over paragraphs, to the next label or heading. What stands before the first act is no speech.
-    Roles are in capitals without the full stop.
+    Roles are in capitals without the full stop. A label with nothing spoken is an empty speech.
     """
     paragraphs = [block.split("\n") for block in re.split(r"\n[ \t]*\n", play.replace("\r\n", "\n"))]
     label = _label_form(paragraphs)
@@ -110,8 +110,7 @@ def speeches_of(play: str) -> list[tuple[str, str]]:
             speaking = True
         elif speaking:
             speeches[-1][1].extend(lines)
-    spoken = ((role, DIRECTION.sub("", "\n".join(lines))) for role, lines in speeches)
-    return [(role, cleaned) for role, text in spoken if (cleaned := _clean(text))]
+    return [(role, _clean(DIRECTION.sub("", "\n".join(lines)))) for role, lines in speeches]
 
 
 def _label_form(paragraphs: list[list[str]]) -> re.Pattern[str]:

@@ -14,7 +14,7 @@ from fedsim_userdp.data.store import TokenStore
 
 @dataclass(frozen=True)
 class UserSplit:
-    """Disjoint sets of users that together are all users of a store; each ascending, int64.
+    """Disjoint sets of users that together are all that were split; each ascending, int64.
 
     Attributes:
         train: Users that training may sample.
@@ -32,29 +32,50 @@ def split_users(
 ) -> UserSplit:
     """Returns which users train, which are held out and which serve validation.
 
-    Users are ranked by a keyed hash of their id; the smallest are held out, the next ones serve validation.
-    The result depends on the ids and the seed only, not on the order of users or on anybody's text.
+    Users are ranked by a keyed hash of their id, those of equal hash by the id; the smallest are held out, the next
+    ones serve validation. The rank depends on the id and the seed only.
+
+    Who is ranked follows what is claimed. For a claim on adding or removing a user, those who have records: without
+    records one is not there. For every other claim (a user's records are emptied or replaced, declared owners), all
+    whom the corpus names: `keep_places` makes the split, and the number of training users, follow from ids alone.
+
+    Guarantee: with `keep_places`, nobody's text changes the split. Without, a user who joins with records changes the
+        training users by one at most, be it by moving another one there or away.
 
     Args:
         store: The users.
         heldout_users: Number of held-out users, >= 0.
         validation_users: Number of validation users, >= 0.
         seed: Key of the hash; any integer.
+        keep_places: Whether users without records are split as well; in training they add zero.
 
     Raises:
         DataError: a negative number, or no user left to train on.
     """
     if heldout_users < 0 or validation_users < 0:
         raise DataError(f"heldout_users and validation_users must be >= 0, got {heldout_users}, {validation_users}")
+    users = np.arange(store.num_places) if keep_places else np.flatnonzero(store.has_records)
     away = heldout_users + validation_users
-    if away >= store.num_users:
+    if away >= len(users):
         raise DataError(
             f"split.heldout_users={heldout_users} and split.validation_users={validation_users} leave nobody to train "
-            f"on: the corpus has {store.num_users} users after dropping; hold out fewer or lower tokens.min_words"
+            f"on: the corpus has {len(users)} users{'' if keep_places else ' after dropping'}; hold out fewer"
+            f"{'' if keep_places else ' or lower tokens.min_words'}"
         )
-    order = np.argsort(_keyed(np.asarray(store.id_hashes), seed), kind="stable").astype(np.int64)
+    order = _ranked(store, users, seed)
     parts = (order[away:], order[:heldout_users], order[heldout_users:away])
     return UserSplit(*(np.sort(part) for part in parts))
+
+
+def _ranked(store: TokenStore, users: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The users by keyed hash of their id; those of equal hash, whom somebody may have sought out, by the id."""
+    keyed = _keyed(np.asarray(store.id_hashes)[users], seed)
+    order = np.argsort(keyed, kind="stable")
+    ranked, keyed = users[order].astype(np.int64), keyed[order]
+    for value in np.unique(keyed[1:][keyed[1:] == keyed[:-1]]):
+        same = np.flatnonzero(keyed == value)
+        ranked[same] = sorted(ranked[same], key=lambda user: store.user_id(int(user)))
+    return ranked
 
 
 def _keyed(hashes: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:

@@ -44,11 +44,12 @@ class BoundEffect:
     """What using at most k records of each user keeps and drops.
 
     Attributes:
-        k: Bound on records per user; with declared owners, on the records that anybody owns.
-        users_capped: Users (with declared owners: owners) with more than k records.
-        records_kept: Records used.
-        records_dropped: Records not used.
+        k: Bound on records per user; with declared owners, on the source records that anybody owns, blank or not.
+        users_capped: Users with more than k records; with declared owners, owners with more than k source records.
+        records_kept: Records used; with declared owners, used source records that have text.
+        records_dropped: Records not used; with declared owners, source records that have text and are not used.
         tokens_kept: Tokens used; without declared owners those expected when the k records are drawn at random.
+            With them, one window of each used source record counts.
         tokens_dropped: Tokens not used in that case.
     """
 
@@ -65,19 +66,23 @@ class CorpusStatistics:
     """Users, records and tokens of a store, and what was left out on the way into it.
 
     Attributes:
-        num_users: Users in the store.
-        num_owners: Distinct owners of records, users included; `num_users` unless owners are declared.
+        num_users: Users who have a record in the store.
+        num_places: Users whom the corpus names, those without a usable record included.
+        num_sources: Records as the corpus gave them, blank ones included.
+        num_owners: Distinct owners of source records, users included; `num_users` unless owners are declared.
         num_words: Words of these users' text, before tokenisation and dropping.
-        records_per_user: Distribution of records over users.
-        tokens_per_user: Distribution of tokens over users.
+        records_per_user: Distribution of records over the users who have any.
+        tokens_per_user: Distribution of tokens over these.
         ownership: "declared" where records have several declared owners, else "assigned".
-        records_per_owner: Distribution of records over declared owners; None without them.
+        records_per_owner: Distribution of source records over declared owners; None without them.
         bounds: Effect of each bound asked for.
         dropped: Number of things left out or repaired while reading and tokenising, by reason.
         is_private: Always False; written next to the figures so that nobody publishes them as private.
     """
 
     num_users: int
+    num_places: int
+    num_sources: int
     num_owners: int
     num_words: int
     records_per_user: Distribution
@@ -101,7 +106,7 @@ def corpus_statistics(store: TokenStore, bounds: Sequence[int] = (), seed: int =
     Args:
         store: The tokenised corpus.
         bounds: Values of k, each >= 1, whose effect to work out.
-        seed: Order in which records with several owners are considered, as in a run of that seed.
+        seed: Decides the order in which records with several owners are considered; a run draws its own.
 
     Raises:
         ValueError: a bound below 1.
@@ -109,10 +114,12 @@ def corpus_statistics(store: TokenStore, bounds: Sequence[int] = (), seed: int =
     effect = _owner_bound_effect if store.declares_owners else _user_bound_effect
     return CorpusStatistics(
         num_users=store.num_users,
+        num_places=store.num_places,
+        num_sources=store.stats.num_sources,
         num_owners=store.stats.num_owners,
         num_words=store.stats.num_words,
-        records_per_user=distribution(store.records_per_user),
-        tokens_per_user=distribution(store.tokens_per_user),
+        records_per_user=distribution(store.records_per_user[store.has_records]),
+        tokens_per_user=distribution(store.tokens_per_user[store.has_records]),
         ownership="declared" if store.declares_owners else "assigned",
         records_per_owner=distribution(_records_per_owner(store)) if store.declares_owners else None,
         bounds=tuple(effect(store, k, seed) for k in bounds),
@@ -169,13 +176,13 @@ def _user_bound_effect(store: TokenStore, k: int, seed: int) -> BoundEffect:
 
 def _owner_bound_effect(store: TokenStore, k: int, seed: int) -> BoundEffect:
     """What a bound keeps where records have several owners."""
-    bounded = OwnerBoundedStore(store.path, k, seed)
-    records, tokens = int(bounded.used.sum()), int(bounded.tokens_per_user.sum())
+    bounded = OwnerBoundedStore(store.path, k, f"statistics {seed}".encode())
+    records, tokens = int(bounded.records_per_user.sum()), int(bounded.tokens_per_user.sum())
     return BoundEffect(
         k=k,
         users_capped=int((_records_per_owner(store) > k).sum()),
         records_kept=records,
-        records_dropped=store.stats.num_records - records,
+        records_dropped=int((store.source_windows()[1] > 0).sum()) - records,
         tokens_kept=tokens,
         tokens_dropped=store.stats.num_tokens - tokens,
     )

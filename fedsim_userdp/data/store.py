@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from fedsim_userdp.data.cache import default_cache_dir, require_writable
 from fedsim_userdp.data.corpus import Corpus, DataError
 from fedsim_userdp.data.ingestion import build_store, store_fingerprint
-from fedsim_userdp.data.layout import META, TokenStats, check_content, map_array, read_meta, release_pages, sync_folder
+from fedsim_userdp.data.layout import (
+    META,
+    TokenStats,
+    check_content,
+    content_digest,
+    map_array,
+    read_meta,
+    release_pages,
+    sync_folder,
+)
 from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, eos_of
 
 CHECKED_IN_FULL_BYTES = 64 << 20
@@ -25,7 +34,8 @@ log = logging.getLogger(__name__)
 class TokenStore:
     """Users' records as token ids, read-only. Opening reads no tokens; pickling carries the path only.
 
-    Users are numbered 0 to num_users - 1 in order of first appearance in the corpus.
+    Users are numbered 0 to num_places - 1 in order of first appearance in the corpus. Everybody whom the corpus names
+    as a user has a number, also those without a record here, so that nobody's text decides who is there.
 
     Args:
         path: The store's folder.
@@ -51,18 +61,33 @@ class TokenStore:
             self.verify()
 
     @property
-    def content_digest(self) -> str:
-        """Hex digest of what is stored."""
-        return self.fingerprint
-
-    @property
     def num_users(self) -> int:
-        """Number of users."""
+        """Number of users who have a record."""
         return self.stats.num_users
 
     @property
+    def num_places(self) -> int:
+        """Number of users whom the corpus names, with or without a record: they are numbered 0 to num_places - 1."""
+        return len(self.user_offsets) - 1
+
+    @property
+    def has_records(self) -> NDArray[np.bool_]:
+        """[num_places] whether each user has a record."""
+        return self.records_per_user > 0
+
+    @property
+    def content_digest(self) -> str:
+        """Hex digest of what is stored: user ids, tokens of each record, and owners where they are declared.
+
+        Two stores have the same one only if whoever trains on them trains on the same. It is made of the checksums
+        in `store.json`, so that a large store is not read for it; `verify` holds the content against these. What
+        the corpus' files are called, and when they were changed, is no part of it.
+        """
+        return content_digest(self._meta)
+
+    @property
     def user_offsets(self) -> NDArray[np.int64]:
-        """[num_users + 1] number of each user's first record, read-only."""
+        """[num_places + 1] number of each user's first record, read-only."""
         return self._arrays["user_offsets"]
 
     @property
@@ -72,17 +97,17 @@ class TokenStore:
 
     @property
     def id_hashes(self) -> NDArray[np.uint64]:
-        """[num_users] 64-bit hash of each user's id, read-only."""
+        """[num_places] 64-bit hash of each user's id, read-only."""
         return self._arrays["id_hashes"]
 
     @property
     def records_per_user(self) -> NDArray[np.int64]:
-        """[num_users] number of records of each user."""
+        """[num_places] number of records of each user, >= 0."""
         return np.diff(self.user_offsets)
 
     @property
     def tokens_per_user(self) -> NDArray[np.int64]:
-        """[num_users] number of tokens of each user."""
+        """[num_places] number of tokens of each user, >= 0."""
         return np.diff(self.record_offsets[self.user_offsets])
 
     def user_id(self, user: int) -> str:
@@ -91,18 +116,20 @@ class TokenStore:
         return bytes(self._arrays["id_bytes"][start:end]).decode("utf-8")
 
     def num_records(self, user: int) -> int:
-        """Returns how many records `user` has, at least 1."""
+        """Returns how many records `user` has, possibly 0."""
         start, end = self._range("user_offsets", user)
         return end - start
 
     def num_tokens(self, user: int) -> int:
-        """Returns how many tokens `user` has in all records, at least 1."""
+        """Returns how many tokens `user` has in all records, possibly 0."""
         start, end = self._range("user_offsets", user)
         return int(self.record_offsets[end] - self.record_offsets[start])
 
     def records(self, user: int) -> list[NDArray[np.int64]]:
         """Returns the token ids of each record of `user`, in the order of the corpus, as writable copies."""
         start, end = self._range("user_offsets", user)
+        if start == end:
+            return []
         offsets = np.array(self.record_offsets[start : end + 1])
         tokens = self._arrays["tokens"][offsets[0] : offsets[-1]].astype(np.int64)
         # Else a long run would hold every page of tokens it has ever touched.
@@ -115,16 +142,34 @@ class TokenStore:
         return "owners" in self._arrays
 
     def owner_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns who owns each record, as (offsets, owners).
+        """Returns who owns each source record, as (offsets, owners); see `source_users` for what these are.
 
-        The owners of record number r are `owners[offsets[r]:offsets[r + 1]]`. Indices below `num_users` are users
-        of this store; others stand for people who have no record of their own here. In a corpus without
-        multi-owner records each record has its user as the only owner.
+        The owners of source record s are `owners[offsets[s]:offsets[s + 1]]`. Indices below `num_places` are users
+        of this store; others stand for people under whom no record is filed.
+
+        Raises:
+            ValueError: the corpus declared no owners.
         """
-        if self.declares_owners:
-            return self._arrays["owner_offsets"], self._arrays["owners"]
-        owners = np.repeat(np.arange(self.num_users), np.diff(self.user_offsets))
-        return np.arange(len(owners) + 1), owners
+        return self._declared("owner_offsets"), self._declared("owners")
+
+    def source_users(self) -> NDArray[np.int64]:
+        """Returns the user under whom each source record is filed, shape [stats.num_sources].
+
+        A source record is what the corpus gave, with text or without, in its order. Which there are and who owns them
+        depends on nobody's text.
+
+        Raises:
+            ValueError: the corpus declared no owners.
+        """
+        return self._declared("source_users")
+
+    def source_windows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns, for each source record, the number of its first stored record and how many it has (0: blank).
+
+        Raises:
+            ValueError: the corpus declared no owners.
+        """
+        return self._declared("source_records"), self._declared("source_windows")
 
     def verify(self) -> None:
         """Compares every file's content with its checksum; takes about a second a GiB.
@@ -134,11 +179,15 @@ class TokenStore:
         """
         check_content(self.path, self._meta)
 
-    def __len__(self) -> int:
-        return self.num_users
-
     def __reduce__(self) -> tuple[type[TokenStore], tuple[str]]:
         return TokenStore, (str(self.path),)
+
+    def _declared(self, name: str) -> NDArray[np.int64]:
+        """An array that only stores with declared owners have."""
+        if not self.declares_owners:
+            raise ValueError(f"{self.path}: the corpus declared no owners, so that there is no {name}")
+        array: NDArray[np.int64] = self._arrays[name]
+        return array
 
     def _range(self, offsets: str, index: int) -> tuple[int, int]:
         """Start and end of item `index` in an offsets array."""

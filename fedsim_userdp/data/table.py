@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.owner_cells import check_owner, owners_of
 from fedsim_userdp.data.rows import (
     Row,
     RowReader,
@@ -29,22 +30,24 @@ SUFFIXES = {"jsonl": (".jsonl", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": 
 class TableCorpus:
     """A user's own table: JSONL, CSV, Parquet, or a folder saved by Hugging Face `datasets`.
 
-    The same user id in several files is one user, white space around it aside. Numbers serve as ids; a row without an
-    id or without text is left out and counted; a missing column is refused.
+    The same user id in several files is one user, white space around it aside. Whole numbers serve as ids. A row
+    without an id is left out and counted, one without text is blank and counted; a missing column is refused, and so
+    are several users in a row, and owners that cannot be read for certain.
 
     Args:
         path: A file, or a folder of such files, which are read in alphabetical order.
         form: "jsonl", "csv", "parquet", or "datasets" for a `save_to_disk` folder.
         user_column: Column with the user's id.
         text_column: Column with the text.
-        owners_column: Column with further owners of the record: a list, or ids separated by `owners_separator`.
-        owners_separator: Separates owners in a text column.
+        owners_column: Column with further owners of the record: a list, or ids separated by `owners_separator`; see
+            `owner_cells.owners_of`.
+        owners_separator: Separates owners in a text column; not empty.
         delimiter: Separates fields of a CSV file.
         name: What to call the corpus in tables; None for its form.
         license: Licence of the text, for the model card.
 
     Raises:
-        DataError: an unknown form or a delimiter that is not one character.
+        DataError: an unknown form, a delimiter that is not one character, or an empty separator.
     """
 
     source = "local files"
@@ -66,6 +69,8 @@ class TableCorpus:
             raise DataError(f"form must be jsonl, csv, parquet or datasets, got {form!r}")
         if len(delimiter) != 1:
             raise DataError(f"delimiter must be one character, got {delimiter!r}")
+        if not isinstance(owners_separator, str) or not owners_separator:
+            raise DataError(f"owners_separator must be text that is not empty, got {owners_separator!r}")
         self.path = path
         self.form = form
         self.user_column = user_column
@@ -113,28 +118,24 @@ class TableCorpus:
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""
-        user_id = id_of(column(row, self.user_column, "data.user_column", at))
+        user_id = id_of(one_user(column(row, self.user_column, "data.user_column", at), at))
         if user_id is None:
             self.dropped.add("row without a user id", at=at)
             return None
+        owners = self._owners(user_id, row, at)
         text = text_of(column(row, self.text_column, "data.text_column", at), self.dropped, at)
         if text is None:
             self.dropped.add("row without text", at=at)
-            return None
-        return Record(user_id, text, self._owners(row, at), at)
+            return Record(user_id, "", owners, at, is_missing=True)
+        return Record(user_id, text, owners, at)
 
-    def _owners(self, row: Row, at: str) -> tuple[str, ...]:
-        """Further owners that a row names."""
+    def _owners(self, user_id: str, row: Row, at: str) -> tuple[str, ...]:
+        """Further owners that a row names; the user is an owner too, and must be one."""
         if self.owners_column is None:
             return ()
+        check_owner(user_id, self.owners_separator, at)
         value = column(row, self.owners_column, "data.owners_column", at)
-        named = value.split(self.owners_separator) if isinstance(value, str) else value
-        if named is None:
-            return ()
-        if not isinstance(named, list):
-            raise DataError(f"{at}: owners must be a list or a text, found {type(named).__name__}")
-        owners = (id_of(owner) for owner in named)
-        return tuple(owner for owner in owners if owner is not None)
+        return owners_of(value, self.owners_separator, at)
 
 
 def column(row: Row, name: str, key: str, at: str) -> object:
@@ -147,6 +148,20 @@ def column(row: Row, name: str, key: str, at: str) -> object:
         there = [short(other, 40) for other in list(row)[:SHOWN_COLUMNS]] + ["..."] * (len(row) > SHOWN_COLUMNS)
         raise DataError(f"{at}: no column {name!r}; it has {', '.join(there) or 'none'}; set {key}=NAME")
     return row[name]
+
+
+def one_user(value: object, at: str) -> object:
+    """Returns the value of a user column.
+
+    Raises:
+        DataError: it is a list or an object: a record is filed under one user.
+    """
+    if isinstance(value, list | dict | tuple | set):
+        raise DataError(
+            f"{at}: a record is filed under one user, found {short(value)}; name one in data.user_column and the "
+            "others in data.owners_column"
+        )
+    return value
 
 
 def id_of(value: object) -> str | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +24,7 @@ from fedsim_userdp.data.layout import (
     write_array,
     write_meta,
 )
+from fedsim_userdp.data.source import short
 
 GATHER_TOKENS = 1 << 22
 ARRIVAL = "arrival"
@@ -30,13 +33,17 @@ ARRIVAL = "arrival"
 class StoreWriter:
     """Builds a store in a new folder; memory grows with the number of records, not with their tokens.
 
-    Tokens go to the disk as they come. `finish` leaves out users below `min_words`, groups the records by user
-    in order of the users' first appearance and writes `store.json` last, so that a folder without it is no store.
+    Tokens go to the disk as they come. `finish` leaves out the records of users below `min_words`, groups the others
+    by user in order of the users' first appearance and writes `store.json` last, so that a folder without it is no
+    store. Every user keeps a place, with or without records.
+
+    Where some record names further owners, nothing is left out for a user's number of words, and each source record
+    is kept with its owners, blank or not.
 
     Args:
         folder: A new or empty folder.
         vocab_size: Tokens are in [0, vocab_size); decides between 16 and 32 bits a token.
-        min_words: Users with fewer words than this in total are left out; 0 keeps all.
+        min_words: The records of users with fewer words than this in total are left out; 0 keeps all.
 
     Raises:
         ValueError: vocab_size < 1 or min_words < 0.
@@ -57,7 +64,8 @@ class StoreWriter:
         self._people: dict[str, int] = {}
         self._words = array("q")
         self._is_user = bytearray()
-        self._record_users = array("q")
+        self._source_users = array("q")
+        self._source_windows = array("q")
         self._record_lengths = array("q")
         self._owner_counts = array("q")
         self._owners = array("q")
@@ -70,47 +78,54 @@ class StoreWriter:
 
     def add_words(self, user_id: str, num_words: int) -> None:
         """Counts `num_words` (>= 0) more words for the user, who need not have a record yet."""
-        user = self._person(user_id)
-        self._words[user] += num_words
-        self._is_user[user] = 1
+        self._words[self._user(user_id)] += num_words
 
     def add(self, user_id: str, tokens: ArrayLike, owners: Sequence[str] = ()) -> None:
-        """Adds one record.
+        """Adds one source record that is one record; see `add_source`."""
+        self.add_source(user_id, [tokens], owners)
+
+    def add_source(self, user_id: str, windows: Sequence[ArrayLike], owners: Sequence[str] = ()) -> None:
+        """Adds one source record, in pieces that are records of their own.
 
         Args:
-            user_id: The record's user; not empty.
-            tokens: Token ids, 1-d, at least one, each in [0, vocab_size).
-            owners: Further owners of the record; the user is one whether named or not.
+            user_id: The user it is filed under; not empty.
+            windows: Token ids of each piece, 1-d, at least one, each in [0, vocab_size); none for a blank record.
+            owners: Further owners; the user is one whether named or not.
 
         Raises:
-            ValueError: no tokens, or an id outside the range.
+            ValueError: a piece without tokens, or an id outside the range.
         """
-        self.add_users([user_id], [1], [np.size(tokens)], tokens)
+        lengths = np.fromiter(map(np.size, windows), np.int64, len(windows))
+        tokens = np.concatenate([np.asarray(window) for window in windows]) if len(windows) else np.empty(0, np.int64)
+        self._add_tokens(lengths, tokens)
+        self._source_users.append(self._user(user_id))
+        self._source_windows.append(len(windows))
         if owners:
             self._add_owners(user_id, owners)
 
     def add_users(
         self, user_ids: Sequence[str], num_records: ArrayLike, record_lengths: ArrayLike, tokens: ArrayLike
     ) -> None:
-        """Adds many users' records at once.
+        """Adds many users' records at once, each a source record of its own.
 
         Args:
             user_ids: [n] ids, not empty.
-            num_records: [n] records of each user, >= 1.
+            num_records: [n] records of each user, >= 0.
             record_lengths: [sum(num_records)] tokens of each record, >= 1, user after user.
             tokens: [sum(record_lengths)] token ids, each in [0, vocab_size).
 
         Raises:
             ValueError: lengths that do not add up, an empty record, or an id outside the range.
         """
-        users = np.fromiter((self._person(user_id) for user_id in user_ids), np.int64, len(user_ids))
-        counts = np.asarray(num_records, np.int64)
-        lengths = np.asarray(record_lengths, np.int64)
-        values = np.asarray(tokens)
-        _check_block(counts, lengths, values, self.vocab_size)
-        values.astype(self._dtype).tofile(self._file)
-        self._record_users.frombytes(np.repeat(users, counts).tobytes())
-        self._record_lengths.frombytes(lengths.tobytes())
+        counts, lengths = np.asarray(num_records, np.int64), np.asarray(record_lengths, np.int64)
+        if len(user_ids) != len(counts) or len(lengths) != counts.sum():
+            raise ValueError(
+                f"num_records add up to {counts.sum()} for {len(user_ids)} user_ids and {len(lengths)} record_lengths"
+            )
+        self._add_tokens(lengths, np.asarray(tokens))
+        users = np.fromiter(map(self._user, user_ids), np.int64, len(user_ids))
+        self._source_users.frombytes(np.repeat(users, counts).tobytes())
+        self._source_windows.frombytes(np.ones(len(lengths), np.int64).tobytes())
 
     def finish(self, *, fingerprint: str, dropped: DropCounts | None = None) -> Path:
         """Writes the store and returns its folder.
@@ -120,28 +135,37 @@ class StoreWriter:
             dropped: What was left out before the records came here.
 
         Raises:
-            DataError: no user is left.
+            DataError: no user is left with a record, or two ids that UTF-8 cannot hold read the same.
         """
         self._file.close()
-        users = np.frombuffer(self._record_users, np.int64)
-        kept = self._kept_people(users)
+        sources, windows = np.frombuffer(self._source_users, np.int64), np.frombuffer(self._source_windows, np.int64)
+        users = np.repeat(sources, windows)
+        places = np.flatnonzero(np.frombuffer(self._is_user, np.uint8))
+        order = self._order(users)
         self.dropped.merge(dropped or DropCounts())
-        if not len(kept):
+        if not len(order):
             raise DataError(f"no user is left: {self._why_none()}")
-        order = self._order(users, kept)
         lengths = np.frombuffer(self._record_lengths, np.int64)[order]
+        num_records = np.bincount(users[order], minlength=len(self._people))[places]
         arrays = {"tokens": self._write_tokens(order, lengths)}
-        num_records = np.bincount(users, minlength=len(self._people))[kept]
-        index = {"record_offsets": _offsets(lengths), "user_offsets": _offsets(num_records), **self._ids(kept)}
-        num_owners = len(kept)
+        index = {"record_offsets": _offsets(lengths), "user_offsets": _offsets(num_records), **self._ids(places)}
         if self._owners:
-            owned = self._owned(order, kept)
-            num_owners = int(max(num_owners, owned["owners"].max() + 1))
-            index |= owned
+            index |= self._owned(sources, places) | self._located(windows, order)
         arrays |= {name: write_array(self.folder, name, values) for name, values in index.items()}
-        stats = self._stats(kept, lengths, num_owners)
-        write_meta(self.folder, StoreMeta(fingerprint, stats, arrays))
+        write_meta(self.folder, StoreMeta(fingerprint, self._stats(places, num_records, index), arrays))
         return self.folder
+
+    def _add_tokens(self, lengths: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
+        """Writes records' tokens to the disk and notes their lengths."""
+        _check_block(lengths, tokens, self.vocab_size)
+        tokens.astype(self._dtype).tofile(self._file)
+        self._record_lengths.frombytes(lengths.tobytes())
+
+    def _user(self, user_id: str) -> int:
+        """Index of a user, who gets a place."""
+        index = self._person(user_id)
+        self._is_user[index] = 1
+        return index
 
     def _person(self, user_id: str) -> int:
         """Index of a user or owner, by first appearance."""
@@ -152,22 +176,31 @@ class StoreWriter:
         return index
 
     def _add_owners(self, user_id: str, owners: Sequence[str]) -> None:
-        """Notes who owns the latest record."""
-        self._owner_counts.extend([0] * (len(self._record_users) - len(self._owner_counts)))
+        """Notes who owns the latest source record."""
+        self._owner_counts.extend([0] * (len(self._source_users) - len(self._owner_counts)))
         people = dict.fromkeys(self._person(owner) for owner in (user_id, *owners))
         self._owner_counts[-1] = len(people)
         self._owners.extend(people)
 
-    def _kept_people(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
-        """People who stay as users, in order of appearance; counts those who do not."""
+    def _order(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Records in the order of the store: grouped by user, within a user as they came; counts those left out."""
+        is_few = self._with_few_words(users)
+        records = np.arange(len(users)) if self._owners else np.flatnonzero(~is_few[users])
+        return records[np.argsort(users[records], kind="stable")]
+
+    def _with_few_words(self, users: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which people have records and too few words; counts them and those without a record."""
         has_record = np.bincount(users, minlength=len(self._people)) > 0
         is_user = np.frombuffer(self._is_user, np.uint8).astype(bool)
         self.dropped.add("user without a usable record", num=int((is_user & ~has_record).sum()))
-        enough = np.frombuffer(self._words, np.int64) >= self.min_words
-        few = has_record & ~enough
-        self.dropped.add(f"user with fewer than {self.min_words} words", num=int(few.sum()))
-        self.dropped.add(f"record of a user with fewer than {self.min_words} words", num=int(few[users].sum()))
-        return np.flatnonzero(has_record & enough)
+        few: NDArray[np.bool_] = has_record & (np.frombuffer(self._words, np.int64) < self.min_words)
+        reason = f"user with fewer than {self.min_words} words"
+        if self._owners:
+            self.dropped.add(f"{reason}, used all the same as others own these records too", num=int(few.sum()))
+        else:
+            self.dropped.add(reason, num=int(few.sum()))
+            self.dropped.add(f"record of a {reason}", num=int(few[users].sum()))
+        return few
 
     def _why_none(self) -> str:
         """The counts of what was left out, in words."""
@@ -177,13 +210,6 @@ class StoreWriter:
             for reason, num in self.dropped.counts.items()
         ]
         return "; ".join(counts) or "the corpus has no records"
-
-    def _order(self, users: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Records in the order of the store: grouped by kept user, within a user as they came."""
-        is_kept = np.zeros(len(self._people), bool)
-        is_kept[kept] = True
-        records = np.flatnonzero(is_kept[users])
-        return records[np.argsort(users[records], kind="stable")]
 
     def _write_tokens(self, order: NDArray[np.int64], lengths: NDArray[np.int64]) -> ArraySeal:
         """Copies the tokens from arrival order into the store's order, a few MiB at a time."""
@@ -201,35 +227,57 @@ class StoreWriter:
         array_path(self.folder, ARRIVAL).unlink()
         return seal_array(self.folder, "tokens", self._dtype.str, int(ends[-1]))
 
-    def _ids(self, kept: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+    def _ids(self, places: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """User ids as bytes, their positions, and their hashes."""
         people = list(self._people)
-        ids = [people[index].encode("utf-8", "backslashreplace") for index in kept]
+        ids = [people[index].encode("utf-8", "backslashreplace") for index in places]
+        if len(set(ids)) < len(ids):
+            twice = next(user_id for user_id, num in Counter(ids).items() if num > 1)
+            raise DataError(
+                f"two user ids read {short(twice.decode())} when what UTF-8 cannot hold is written out: rename one"
+            )
         return {
             "id_bytes": np.frombuffer(b"".join(ids), INDEX_DTYPES["id_bytes"]),
             "id_offsets": _offsets(np.fromiter(map(len, ids), np.int64, len(ids))),
             "id_hashes": np.frombuffer(b"".join(map(hash_id, ids)), INDEX_DTYPES["id_hashes"]),
         }
 
-    def _owned(self, order: NDArray[np.int64], kept: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        """Owners of each record in the store's order, kept users first in the numbering."""
-        counts = np.zeros(len(self._record_users), np.int64)
+    def _owned(self, sources: NDArray[np.int64], places: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """User and owners of each source record, in the order in which they came."""
+        counts = np.zeros(len(sources), np.int64)
         counts[: len(self._owner_counts)] = np.frombuffer(self._owner_counts, np.int64)
-        named = np.frombuffer(self._owners, np.int64)
         alone = counts == 0
-        people = np.empty(int(counts.sum() + alone.sum()), np.int64)
-        starts = _offsets(counts + alone)[:-1]
-        people[starts[alone]] = np.frombuffer(self._record_users, np.int64)[alone]
-        people[_ranges(starts[~alone], counts[~alone])] = named
-        lengths = (counts + alone)[order]
-        owners = people[_ranges(starts[order], lengths)]
-        return {"owner_offsets": _offsets(lengths), "owners": _renumbered(owners, kept, len(self._people))}
+        offsets = _offsets(counts + alone)
+        owners = np.empty(offsets[-1], np.int64)
+        owners[offsets[:-1][alone]] = sources[alone]
+        owners[_ranges(offsets[:-1][~alone], counts[~alone])] = np.frombuffer(self._owners, np.int64)
+        number = _numbers(owners, places, len(self._people))
+        return {"owner_offsets": offsets, "owners": number[owners], "source_users": number[sources]}
 
-    def _stats(self, kept: NDArray[np.int64], lengths: NDArray[np.int64], num_owners: int) -> TokenStats:
+    def _located(self, windows: NDArray[np.int64], order: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Where the records of each source record are in the store's order; they stand side by side there."""
+        position = np.empty(len(order), np.int64)
+        position[order] = np.arange(len(order))
+        records = np.zeros(len(windows), np.int64)
+        records[windows > 0] = position[_offsets(windows)[:-1][windows > 0]]
+        return {"source_records": records, "source_windows": windows}
+
+    def _stats(
+        self, places: NDArray[np.int64], num_records: NDArray[np.int64], index: dict[str, NDArray[Any]]
+    ) -> TokenStats:
         """Counts of what the store holds and of what was left out."""
-        words = int(np.frombuffer(self._words, np.int64)[kept].sum())
-        counts, first_at = self.dropped.counts, self.dropped.first_at
-        return TokenStats(len(kept), len(lengths), int(lengths.sum()), words, num_owners, counts, first_at)
+        num_users = int((num_records > 0).sum())
+        return TokenStats(
+            num_users=num_users,
+            num_records=int(num_records.sum()),
+            num_tokens=int(index["record_offsets"][-1]),
+            num_words=int(np.frombuffer(self._words, np.int64)[places[num_records > 0]].sum()),
+            num_owners=int(max(len(places), index["owners"].max() + 1)) if self._owners else num_users,
+            num_places=len(places),
+            num_sources=len(self._source_users),
+            dropped=self.dropped.counts,
+            first_at=self.dropped.first_at,
+        )
 
 
 def hash_id(user_id: bytes) -> bytes:
@@ -237,15 +285,10 @@ def hash_id(user_id: bytes) -> bytes:
     return hashlib.blake2b(user_id, digest_size=8, person=b"fedsim user").digest()
 
 
-def _check_block(
-    num_records: NDArray[np.int64], lengths: NDArray[np.int64], tokens: NDArray[np.int64], vocab_size: int
-) -> None:
-    """Raises ValueError unless a block of users, records and tokens fits together."""
-    if len(lengths) != num_records.sum() or tokens.ndim != 1 or len(tokens) != lengths.sum():
-        raise ValueError(
-            f"num_records add up to {num_records.sum()} for {len(lengths)} record_lengths, which add up to "
-            f"{lengths.sum()} for tokens of shape {tokens.shape}"
-        )
+def _check_block(lengths: NDArray[np.int64], tokens: NDArray[np.int64], vocab_size: int) -> None:
+    """Raises ValueError unless records and tokens fit together."""
+    if tokens.ndim != 1 or len(tokens) != lengths.sum():
+        raise ValueError(f"record_lengths add up to {lengths.sum()} for tokens of shape {tokens.shape}")
     if len(lengths) and lengths.min() < 1:
         raise ValueError("record_lengths must be at least 1, got an empty record")
     if len(tokens) and (tokens.min() < 0 or tokens.max() >= vocab_size):
@@ -265,10 +308,10 @@ def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np
     return positions
 
 
-def _renumbered(people: NDArray[np.int64], kept: NDArray[np.int64], num_people: int) -> NDArray[np.int64]:
-    """Numbers the kept users 0 to n - 1 and all others after them, in order of appearance."""
+def _numbers(owners: NDArray[np.int64], places: NDArray[np.int64], num_people: int) -> NDArray[np.int64]:
+    """[num_people] number of each person: users 0 to n - 1 and other owners after them, in order of appearance."""
     number = np.full(num_people, -1, np.int64)
-    number[kept] = np.arange(len(kept))
-    others = np.setdiff1d(people, kept)
-    number[others] = len(kept) + np.arange(len(others))
-    return number[people]
+    number[places] = np.arange(len(places))
+    others = np.setdiff1d(owners, places)
+    number[others] = len(places) + np.arange(len(others))
+    return number

@@ -8,8 +8,8 @@ Guarantee: after any crash, the epsilon that a ledger gives is at least that of 
     before its release, so a crash can only leave a line too many. A last line that was cut off while being written
     belongs to a release that was not made, if the file system kept its word; it is counted nevertheless, as one more
     of each kind of release in the ledger (several, where its length has room for several lines), because a disk that
-    lost half a line may have lost it later. With seeded noise, where the piece is the beginning of the very line that is
-    recorded next, that round is the same release again: its line is completed, and counted once.
+    lost half a line may have lost it later. With seeded noise, where the piece is the beginning of the very line that
+    is recorded next, that round is the same release again: its line is completed, and counted once.
 Assumes: every release is recorded first, by `record`, and the caller waits for it to return.
 """
 
@@ -288,7 +288,7 @@ class Ledger:
         return False
 
     def _settle(self, entry: Entry, line: bytes, head: str) -> None:
-        """Completes the unfinished last line where it is the beginning of this one; else marks it as torn and raises."""
+        """Completes the unfinished last line where it is the beginning of this one; else marks it torn and raises."""
         if self._descriptor < 0:
             raise LedgerError(f"{self.path} is closed")
         piece, self._pending = self._pending, b""

@@ -54,9 +54,10 @@ def in_words(statistics: CorpusStatistics) -> list[str]:
         words.append("tokens kept: expected where a user's k records are drawn at random.")
         words.append("Ownership: each record counts for one user.")
     else:
-        words.append(f"Ownership: declared; {owners.total / statistics.records_per_user.total:.2f} owners a record.")
+        words.append(f"Ownership: declared; {owners.total / statistics.num_sources:.2f} owners a record.")
         words.append(
-            "k bounds the used records that anybody owns, alone or with others, with all users in the pool. "
+            "k bounds the used records that anybody owns, alone or with others, with all users in the pool; blank "
+            "ones count, and a long one gives one of its windows. "
             "user_wise can claim nothing for all owners: it is refused on this data."
         )
     return [*words, f"All figures are {NOTE}."]
@@ -83,6 +84,8 @@ def _distributions(statistics: CorpusStatistics) -> list[tuple[str, Distribution
 def _rows(statistics: CorpusStatistics) -> Iterator[dict[str, object]]:
     """The rows of the CSV file."""
     yield _row("corpus", "", "users", statistics.num_users)
+    yield _row("corpus", "", "places", statistics.num_places)
+    yield _row("corpus", "", "source records", statistics.num_sources)
     yield _row("corpus", "", "owners", statistics.num_owners)
     yield _row("corpus", "", "words", statistics.num_words)
     yield _row("corpus", "", "ownership", statistics.ownership)

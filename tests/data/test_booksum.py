@@ -41,15 +41,20 @@ def test_aggregates_can_be_left_out_and_are_counted(corpus, mark):
     assert books.dropped.counts == {"aggregate of several chapters": 1}
 
 
-def test_rows_without_book_or_text_are_counted(corpus):
+def test_rows_without_a_book_are_left_out_and_those_without_text_blank_and_both_are_counted(corpus):
     books = corpus({"bid": None, "text": "a"}, {"bid": "1", "text": None}, {"bid": "1", "text": "a"})
-    assert len(list(books.records())) == 1
+    assert [(r.user_id, r.text) for r in books.records()] == [("1", ""), ("1", "a")]
     assert books.dropped.counts == {"row without a book": 1, "row without text": 1}
 
 
 def test_the_alignment_file_without_text_is_told_from_the_gathered_one(corpus):
     with pytest.raises(DataError, match=r"train\.jsonl:1: no column 'chapter' or 'text'.*run gather_data\.py first"):
         list(corpus({"bid": "1", "chapter_path": "x"}).records())
+
+
+def test_several_books_in_a_row_are_refused_by_line(corpus):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: a record is filed under one user, found"):
+        list(corpus({"bid": ["1", "2"], "text": "x"}).records())
 
 
 def test_a_missing_book_column_is_refused_by_line(corpus):

@@ -1,12 +1,20 @@
+import hashlib
+
 import numpy as np
 import pytest
 
+from fedsim_userdp.data import writer as writer_module
+from fedsim_userdp.data.chitchat import ChitchatCorpus
 from fedsim_userdp.data.corpus import DataError, Record
 from fedsim_userdp.data.split import split_users
+from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.data.writer import StoreWriter
 
 from .sources import MemoryCorpus
 
 IDS = [f"user {number}" for number in range(60)]
+# SHA-256 of the ids in train and heldout of the installed corpus at seed 0, as README's runs had them.
+DIGESTS = ["e3e0b090cf9d9fe7", "20c959e8ee98674f"]
 
 
 @pytest.fixture
@@ -82,3 +90,52 @@ def test_one_user_cannot_be_split_but_can_be_trained_on(population):
 def test_negative_numbers_are_refused(population):
     with pytest.raises(DataError, match=">= 0, got -1"):
         split_users(population(IDS), heldout_users=-1, seed=0)
+
+
+def with_blanks(blank):
+    return MemoryCorpus([Record(user, "" if user in blank else "one two") for user in IDS], key=repr(sorted(blank)))
+
+
+def test_with_places_kept_nobodys_text_changes_the_split(store_of):
+    split = {"heldout_users": 10, "validation_users": 5, "seed": 0, "keep_places": True}
+    before = split_users(store_of(with_blanks(set())), **split)
+    for blank in ({IDS[0]}, set(IDS[7:30])):
+        store = store_of(with_blanks(blank))
+        assert store.num_users == 60 - len(blank)
+        after = split_users(store, **split)
+        for part in ("train", "heldout", "validation"):
+            assert getattr(after, part).tolist() == getattr(before, part).tolist()
+
+
+def test_without_places_only_users_with_records_are_split_as_if_the_others_were_not_there(store_of, population):
+    blank = set(IDS[::3])
+    split = split_users(store := store_of(with_blanks(blank)), heldout_users=10, validation_users=5, seed=0)
+    alone = population([user for user in IDS if user not in blank])
+    expected = split_users(alone, heldout_users=10, validation_users=5, seed=0)
+    for part in ("train", "heldout", "validation"):
+        assert ids_of(store, getattr(split, part)) == ids_of(alone, getattr(expected, part))
+    with pytest.raises(DataError, match="the corpus has 40 users after dropping"):
+        split_users(store, heldout_users=40, seed=0)
+    with pytest.raises(DataError, match=r"the corpus has 60 users; hold out fewer$"):
+        split_users(store, heldout_users=60, seed=0, keep_places=True)
+
+
+@pytest.mark.parametrize("keep_places", [False, True])
+def test_users_of_equal_hash_are_told_apart_by_their_id_and_not_by_their_place(population, monkeypatch, keep_places):
+    monkeypatch.setattr(writer_module, "hash_id", lambda user_id: bytes([user_id[-1] % 4] * 8))
+    stores = [population(ids, text) for ids, text in ((IDS, "one two"), (IDS[::-1], "one more"))]
+    held = [ids_of(s, split_users(s, heldout_users=10, seed=0, keep_places=keep_places).heldout) for s in stores]
+    assert held[0] == held[1]
+
+
+def test_the_split_of_the_installed_corpus_is_the_one_that_was_published(tmp_path):
+    pytest.importorskip("chitchat_dataset")
+    with StoreWriter(tmp_path / "store", vocab_size=2, min_words=64) as writer:
+        for record in ChitchatCorpus().records():
+            writer.add_words(record.user_id, len(record.text.split()))
+            writer.add_source(record.user_id, [[1]] if record.text.strip() else [])
+        store = TokenStore(writer.finish(fingerprint="f"))
+    split = split_users(store, heldout_users=100, seed=0)
+    assert (store.num_users, store.num_places, len(split.train), len(split.heldout)) == (905, 1315, 805, 100)
+    joined = ["".join(sorted(ids_of(store, users))) for users in (split.train, split.heldout)]
+    assert [hashlib.sha256(ids.encode()).hexdigest()[:16] for ids in joined] == DIGESTS

@@ -3,6 +3,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def all_records(store):
-    return {store.user_id(u): [r.tolist() for r in store.records(u)] for u in range(store.num_users)}
+    users = np.flatnonzero(store.has_records)
+    return {store.user_id(int(u)): [r.tolist() for r in store.records(int(u))] for u in users}
 
 
 def test_store_holds_every_record_with_its_end_mark(store_of):
@@ -58,6 +60,8 @@ def test_short_records_and_users_with_few_words_are_left_out_and_counted(store_o
     texts = {"few": ["one two"], "many": ["a b c d e f g", "h"], "none": ["  "]}
     store = store_of(memory_corpus(texts), TokenSettings(window=16, min_tokens=4, min_words=5))
     assert all_records(store).keys() == {"many"}
+    assert [store.user_id(user) for user in range(store.num_places)] == ["few", "many", "none"]
+    assert (store.num_users, store.records(0), store.num_records(2), store.num_tokens(2)) == (1, [], 0, 0)
     assert store.stats.dropped == {
         "record or window of fewer than 4 tokens": 2,
         "empty record": 1,
@@ -126,6 +130,57 @@ def test_no_user_left_is_refused_with_the_counts(store_of):
         store_of(memory_corpus(), TokenSettings(min_words=1000))
 
 
+def test_content_digest_tells_any_token_id_record_end_and_owner_from_another(store_of):
+    stored = [Record("a", "one two three four"), Record("b", "five six"), Record("b", "seven")]
+    others = [
+        [Record("a", "one two three fourth"), *stored[1:]],
+        [stored[0], Record("c", "five six"), Record("c", "seven")],
+        [*stored[:2], Record("a", "seven")],
+        [*stored, Record("c", "")],
+        [Record("a", "one two three four", ("b",)), *stored[1:]],
+        [Record("a", "one two three four", ("c",)), *stored[1:]],
+    ]
+    digests = [
+        store_of(MemoryCorpus(records, key=str(number))).content_digest
+        for number, records in enumerate([stored, stored, *others])
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 1 + len(others)
+
+
+def test_content_that_keeps_its_crc32_is_still_found_to_have_changed(store_of):
+    store = store_of(memory_corpus())
+    victim = store.path / "tokens.bin"
+    content = victim.read_bytes()
+    forged = bytes([content[0] ^ 1]) + content[1:-4]
+    wanted = zlib.crc32(content)
+    victim.write_bytes(forged + _crc32_suffix(zlib.crc32(forged), wanted))
+    assert zlib.crc32(victim.read_bytes()) == wanted
+    assert victim.read_bytes() != content
+    with pytest.raises(DataError, match=r"tokens\.bin: corrupt"):
+        TokenStore(store.path)
+
+
+def _crc32_suffix(start, wanted):
+    """Four bytes that turn the checksum `start` into `wanted`: CRC-32 is linear, so that bits can be solved for."""
+    base = zlib.crc32(bytes(4), start)
+    columns = [zlib.crc32((1 << bit).to_bytes(4, "little"), start) ^ base for bit in range(32)]
+    rest, chosen, pivots = wanted ^ base, 0, {}
+    for bit, column in enumerate(columns):
+        mask = 1 << bit
+        for top, (value, made_of) in pivots.items():
+            if column >> top & 1:
+                column, mask = column ^ value, mask ^ made_of
+        if column:
+            pivots[column.bit_length() - 1] = (column, mask)
+    for top in sorted(pivots, reverse=True):
+        value, made_of = pivots[top]
+        if rest >> top & 1:
+            rest, chosen = rest ^ value, chosen ^ made_of
+    assert rest == 0
+    return chosen.to_bytes(4, "little")
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "meta"])
 def test_corrupt_store_is_refused_by_name_and_built_anew_by_open_store(store_of, damage):
     store = store_of(memory_corpus())
@@ -167,6 +222,17 @@ def test_user_ids_never_become_file_names(store_of, tmp_path):
     assert store.user_id(0) == "../../escape"
     assert {path.parent for path in tmp_path.rglob("*.bin")} == {store.path}
     assert not (tmp_path.parent / "escape").exists()
+
+
+def test_two_ids_that_would_read_the_same_are_refused(store_of):
+    with pytest.raises(DataError, match=r"two user ids read .*udc80.*: rename one"):
+        store_of(memory_corpus({"x\udc80": ["one two"], "x\\udc80": ["three four"]}))
+
+
+@pytest.mark.parametrize("owners", ["boss", ["boss"], ("boss", ""), ("boss", 7), (None,)])
+def test_owners_of_a_corpus_that_are_no_tuple_of_ids_are_refused(store_of, owners):
+    with pytest.raises(DataError, match="memory, record 1: owners must be a tuple of ids"):
+        store_of(MemoryCorpus([Record("a", "one two", owners)]))
 
 
 SLOW_BUILD = """

@@ -86,11 +86,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(file, form):
     assert listed(TableCorpus(file(content, f"mine.{form}"), form)) == [("a", "x")]
 
 
-def test_rows_without_id_or_text_are_left_out_and_counted_with_the_line(file):
+def test_rows_without_id_are_left_out_and_those_without_text_blank_and_both_counted_with_the_line(file):
     values = [("a", "x"), (None, "x"), ("", "x"), ("  ", "x"), (True, "x"), (1.5, "x"), ("a", None), ("a", 3)]
     content = "".join(json.dumps({"user_id": user, "text": text}) + "\n" for user, text in values)
     corpus = TableCorpus(file(content))
-    assert listed(corpus) == [("a", "x")]
+    assert listed(corpus) == [("a", "x"), ("a", ""), ("a", "")]
     assert corpus.dropped.counts == {"row without a user id": 5, "row without text": 2}
     assert corpus.dropped.first_at["row without a user id"].endswith("mine.jsonl:2")
 
@@ -166,10 +166,11 @@ def test_a_file_of_any_name_is_read(tmp_path, name):
     assert listed(TableCorpus(tmp_path)) == [("a", "x")]
 
 
-def test_users_with_only_empty_text_are_left_out_and_counted(file, store_of):
+def test_users_with_only_empty_text_keep_a_place_without_records_and_are_counted(file, store_of):
     content = '{"user_id": "a", "text": "  \\n"}\n{"user_id": "b", "text": "some words"}\n{"user_id": "a", "text": ""}'
     store = store_of(TableCorpus(file(content)))
-    assert [store.user_id(user) for user in range(store.num_users)] == ["b"]
+    assert [store.user_id(user) for user in range(store.num_places)] == ["a", "b"]
+    assert (store.num_users, store.records_per_user.tolist()) == (1, [0, 1])
     assert store.stats.dropped == {"empty record": 2, "user without a usable record": 1}
 
 
@@ -188,7 +189,26 @@ def test_a_folder_without_such_files_is_refused(tmp_path):
         listed(TableCorpus(tmp_path, "parquet"))
 
 
-@pytest.mark.parametrize("value", ["bob; cid ;", ["bob", "cid", None]])
+@pytest.mark.parametrize("value", [["a", "b"], {"id": "a"}])
+def test_several_users_in_a_row_are_refused_by_file_and_line(file, value):
+    with pytest.raises(DataError, match=r"mine\.jsonl:1: a record is filed under one user, found .* data\.owners_col"):
+        listed(TableCorpus(file(json.dumps({"user_id": value, "text": "x"}))))
+
+
+@pytest.mark.parametrize("user_id", ["['u7', 'boss']", "u7;boss", "7.0"])
+def test_a_user_who_could_be_several_is_refused_where_owners_are_declared(file, user_id):
+    content = json.dumps({"user_id": user_id, "text": "x", "to": None})
+    assert listed(TableCorpus(file(content))) == [(user_id, "x")]
+    with pytest.raises(DataError, match=r"mine\.jsonl:1: owner "):
+        listed(TableCorpus(file(content), owners_column="to"))
+
+
+def test_an_empty_separator_is_refused():
+    with pytest.raises(DataError, match="owners_separator must be text that is not empty, got ''"):
+        TableCorpus("x", owners_column="to", owners_separator="")
+
+
+@pytest.mark.parametrize("value", ["bob; cid ;", ["bob", " cid"], '["bob", "cid"]'])
 def test_owners_come_from_a_list_or_a_separated_text(file, value):
     corpus = TableCorpus(file(json.dumps({"user_id": "a", "text": "x", "to": value})), owners_column="to")
     (record,) = corpus.records()

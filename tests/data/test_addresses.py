@@ -1,0 +1,109 @@
+import time
+
+import pytest
+
+from fedsim_userdp.data.addresses import addresses_of, people_of
+from fedsim_userdp.data.email_text import parse_email
+
+
+def read(to, header="To"):
+    people = people_of(parse_email(f"From: me@x.com\n{header}: {to}\nSubject: s\n\nbody".encode()))
+    assert people.found[0] == "me@x.com"
+    return list(people.found[1:]), people.is_complete
+
+
+def test_addresses_are_in_lower_case_and_each_once():
+    message = parse_email(b'To: "A, B" <A@x.com>,\n b@x.com\nCc: a@X.com\n\n')
+    assert addresses_of(message, "To", "Cc", "Bcc") == ["a@x.com", "b@x.com"]
+
+
+@pytest.mark.parametrize(
+    ("to", "found"),
+    [
+        ("", []),
+        ("a@x.com, b@x.com", ["a@x.com", "b@x.com"]),
+        ("a@x.com,\n\tb@x.com", ["a@x.com", "b@x.com"]),
+        ("a@x.com; b@x.com,", ["a@x.com", "b@x.com"]),
+        ("Ann <a@x.com>, b@x.com", ["a@x.com", "b@x.com"]),
+        ('"Smith, John" <j@x.com>, k@x.com', ["j@x.com", "k@x.com"]),
+        ("Smith, John </O=ENRON/OU=NA/CN=RECIPIENTS/CN=JSMITH>, b@x.com",
+         ["/o=enron/ou=na/cn=recipients/cn=jsmith", "b@x.com"]),
+        ("'bob@x.com', 'todd'.'dela'@enron.com", ["bob@x.com", "todd'.'dela'@enron.com"]),
+        ("O'Brien <pat.o'brien@x.com>", ["pat.o'brien@x.com"]),
+        ("Team: a@x.com, b@x.com;", ["a@x.com", "b@x.com"]),
+        ("(a comment, with b@x.com) a@x.com", ["b@x.com", "a@x.com"]),
+        ("=?utf-8?q?bob=40x=2Ecom?= <c@x.com>", ["c@x.com", "bob@x.com"]),
+        ('"john smith"@x.com', ["john.smith@x.com"]),
+        ("mailto:bob@x.com", ["bob@x.com"]),
+        ("bob @ x.com", ["bob@x.com"]),
+        ("a@x.com b@x.com", ["a@x.com", "b@x.com"]),
+        ('"broken <a@x.com>, b@x.com', ["a@x.com", "b@x.com"]),
+    ],
+)  # fmt: skip
+def test_every_address_of_a_header_is_found(to, found):
+    assert read(to) == (found, True)
+
+
+@pytest.mark.parametrize(
+    ("to", "found"),
+    [
+        ("a@x.com, broken <b@x.com, c@x.com", ["a@x.com", "b@x.com", "c@x.com"]),
+        ("a@b@c.com, d@x.com", ["a@b@c.com", "d@x.com"]),
+        ("<@hop.com:bob@x.com>", ["@hop.com", "bob@x.com"]),
+        ("bob@, c@x.com", ["bob@", "c@x.com"]),
+        ("@", ["@"]),
+        ("bob, carol <carol@x.com>", ["carol@x.com"]),
+        ("Smith, bob, John </O=E/CN=J>", ["/o=e/cn=j"]),
+        ("c@x.com, All Employees", ["c@x.com"]),
+        ("bob c@x.com", ["c@x.com"]),
+        ("<c@x.com> bob", ["c@x.com"]),
+        ("Bob <bob>, c@x.com", ["c@x.com"]),
+        ("undisclosed-recipients:;", []),
+        ("host!bob", []),
+        ("=?no-such-charset?q?bob?= <c@x.com>", ["c@x.com"]),
+        ("a@x.com\nc@x.com", ["a@x.com"]),
+    ],
+)
+def test_no_address_is_lost_by_a_malformed_one_and_the_message_is_not_taken_for_complete(to, found):
+    assert read(to) == (found, False)
+
+
+@pytest.mark.parametrize("header", ["To", "CC", "bcc", "Resent-To", "Apparently-To", "Sender"])
+def test_all_headers_that_name_people_are_read(header):
+    assert read("a@x.com", header) == (["a@x.com"], True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_complete"),
+    [
+        ("To: a@x.com\nX-To: Ann", True),
+        ("X-To: \nX-cc:", True),
+        ("X-To: Smith, John </O=X/CN=J>", False),
+        ("To: a@x.com\nX-To: Ann\nX-cc: Bob", False),
+        ("To : a@x.com", False),
+        (": a@x.com", False),
+    ],
+)
+def test_people_named_without_an_address_are_not_taken_for_nobody(headers, is_complete):
+    assert people_of(parse_email(f"From: me@x.com\n{headers}\n\nbody".encode())).is_complete is is_complete
+
+
+def test_the_text_of_a_message_changes_nothing_about_its_people():
+    head = b"From: me@x.com\nTo: a@x.com\nContent-Type: multipart/mixed; boundary=b\n\n"
+    bodies = [
+        b"",
+        b"To: eve@x.com\n\nhello",
+        b"--b\n\nhello",
+        b"--b\nTo: eve@x.com\n: broken\n\nx\n--b--\n",
+        b"\xff" * 9,
+    ]
+    people = [people_of(parse_email(head + body)) for body in bodies]
+    assert people == [people[0]] * len(bodies)
+    assert (people[0].found, people[0].is_complete) == (("me@x.com", "a@x.com"), True)
+
+
+@pytest.mark.parametrize("filler", ['"', "<", "(", "a@x.com ", "/O=", ",", "=?", '\\"', "'", "@", "a ", ">", "_/="])
+def test_reading_a_header_takes_time_in_proportion_to_its_length(filler):
+    start = time.process_time()
+    read(filler * (200_000 // len(filler)))
+    assert time.process_time() - start < 5
