@@ -222,12 +222,12 @@ def _open_ledger(diary: Diary, start: Checkpoint | None) -> Iterator[Ledger | No
 
 
 def _first_round(diary: Diary, ledger: Ledger, done: int) -> int:
-    """The round that a run goes on with, after the checkpoint of round `done`; lowers the diary's last round if need be.
+    """The round that a run goes on with after the checkpoint of round `done`; lowers the diary's last one if need be.
 
     With seeded noise a round that was lost is done again: it is the same release.  Otherwise it stays lost, and the
     next round has a cohort and noise of its own: done again, the same cohort would be in two releases, which costs more
-    than two rounds.  Torn lines count as so many releases as they can have been; where these are more than the rounds they
-    stand for, or participations are capped, the run ends earlier.
+    than two rounds.  Torn lines count as so many releases as they can have been; where these are more than the rounds
+    they stand for, or participations are capped, the run ends earlier.
     """
     recorded = max(done, *ledger.rounds, 0)
     is_same_again = diary.task.noise.is_seeded and ledger.is_of_this_run(done)
