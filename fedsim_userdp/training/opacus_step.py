@@ -120,18 +120,22 @@ class OpacusStep:
         Raises:
             ModelError: where a layer has not exactly one gradient for each record of the batch, naming it.
         """
-        losses = self.find_gradients(batch)
+        losses = self.find_gradients(batch, StepAddress(self.optimizer.step_number, key=self._key))
         self.optimizer.clip_and_accumulate()
         self.optimizer.forget_samples()
         return float(losses.nansum())
 
-    def find_gradients(self, batch: MicroBatch) -> Tensor:
+    def find_gradients(self, batch: MicroBatch, at: StepAddress) -> Tensor:
         """Leaves each record's gradient in `optimizer.grad_samples`; returns the records' losses, shape [records].
+
+        Args:
+            batch: the records.
+            at: what dropout masks are addressed by.
 
         Raises:
             ModelError: see `accumulate`.
         """
-        with dropping_in(self._dropouts, batch, StepAddress(self.optimizer.step_number, key=self._key)):
+        with dropping_in(self._dropouts, batch, at):
             losses = record_losses(self.module, batch)
             losses.sum().backward()
         self.optimizer.check_rows(len(batch.input_ids))
@@ -250,7 +254,7 @@ def _why_wrong(step: OpacusStep, probe: Probe, expected: Sequence[dict[str, Tens
     """Why the step's per-record gradients or clipped sums are wrong, or None where they are right."""
     for records, gradients in zip((probe.records, probe.changed), expected, strict=True):
         with without_autocast():
-            step.find_gradients(collate(records, probe.device))
+            step.find_gradients(collate(records, probe.device), PROBE_STEP)
         found = step.optimizer.named_samples()
         step.optimizer.forget_samples()
         if reason := why_different(step.module, found, gradients):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def numbers_of(records: list[np.ndarray], tokenizer) -> list[int]:
 def test_nobody_owns_more_than_k_records_of_the_pool_of_a_centralized_run(settings: list[str], tmp_path: Path) -> None:
     task = task_of([*settings, "mechanism=group_privacy"], tmp_path)
     rows = write_messages(tmp_path / "mail.jsonl")
-    pool = numbers_of(task.training_users(K).capped_records(), task.model.load_tokenizer())
+    pool = numbers_of([unit.records[0] for unit in task.pool(K).units], task.model.load_tokenizer())
     owned = Counter(person for number in pool for person in {rows[number]["user_id"], *rows[number]["to"]})
     assert max(owned.values()) == K
     assert len(pool) == len(set(pool)) >= K
@@ -68,20 +69,25 @@ def test_nobody_owns_more_than_k_records_of_the_pool_of_a_centralized_run(settin
 def test_capping_each_user_alone_would_break_the_bound(settings: list[str], tmp_path: Path) -> None:
     task = task_of([o for o in settings if not o.startswith("data.owners")], tmp_path)
     rows = write_messages(tmp_path / "mail.jsonl")
-    pool = numbers_of(task.training_users(K).capped_records(), task.model.load_tokenizer())
+    pool = numbers_of([unit.records[0] for unit in task.pool(K).units], task.model.load_tokenizer())
     owned = Counter(person for number in pool for person in {rows[number]["user_id"], *rows[number]["to"]})
     assert max(owned.values()) > 2 * K
 
 
 def test_another_persons_text_never_changes_which_records_are_used(settings: list[str], tmp_path: Path) -> None:
-    before = task_of(settings, tmp_path).training_users(K)
+    before = task_of(settings, tmp_path)
     rows = write_messages(tmp_path / "mail.jsonl")
     for row in rows:
         if row["user_id"] == "p1" or "p1" in row["to"]:
-            row["text"] = "x " + str(row["text"])
+            row["text"] = "" if row["user_id"] == "p1" else "x " + str(row["text"])
     (tmp_path / "mail.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    after = task_of(settings, tmp_path).training_users(K)
-    assert before.store.used.tolist() == after.store.used.tolist()
+    after = replace(task_of(settings, tmp_path), keys=before.keys)
+    pools = [task.pool(K) for task in (before, after)]
+    assert pools[0].places.tolist() == pools[1].places.tolist()
+    for place, *units in zip(pools[0].places, *(pool.units for pool in pools), strict=True):
+        row = rows[int(place)]
+        if row["user_id"] != "p1" and "p1" not in row["to"]:
+            assert units[0].records[0].tolist() == units[1].records[0].tolist()
 
 
 def test_delta_counts_everybody_who_is_protected(settings: list[str], tmp_path: Path) -> None:
