@@ -69,7 +69,7 @@ class RunFolder:
             update_sweep(self._sweep)
 
     def _save_adapter(self, path: Path, outcome: Outcome) -> None:
-        """Writes an adapter in PEFT's format, with a card of ours in place of PEFT's empty one, and seals its ledger."""
+        """Writes an adapter in PEFT's format, with a card in place of PEFT's empty one, and closes its ledger."""
         base_model = str(outcome.model.peft_config[ADAPTER].base_model_name_or_path)
         origin = AdapterOrigin(base_model, model=self._choices["model"], data=self._choices["data"])
         with replacing(path) as folder:

@@ -9,8 +9,8 @@ Neighbouring relations are brought together so:
 - *Empty one user's records* and *add or remove a user* compose under the former. In a Poisson-sampled sum an emptied
   user adds zero whether drawn or not, the others are drawn independently of them, and denominators are public
   constants: the sum has the distribution that it has without the user. So an add-or-remove bound bounds emptying as
-  well. Releases without amplification are, for an emptied user, Gaussians of sensitivity C, the same as Poisson sampling with
-  probability 1.
+  well. Releases without amplification are, for an emptied user, Gaussians of sensitivity C, the same as Poisson
+  sampling with probability 1.
 - *Replace one user* beside others: a schedule is accounted with sensitivity 2 C. What is known for adding or removing
   is taken twice (remove the one, add the other): (2 epsilon, (1 + e^epsilon) delta), added by basic composition, delta
   divided evenly among the claims that are added.
