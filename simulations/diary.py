@@ -144,7 +144,7 @@ class Diary:
     def _statement(self, row: ResultRow) -> PrivacyStatement:
         """What the run promises."""
         promise = self.guarantee
-        target = self.task.budget.epsilon
+        target, facts = self.task.budget.epsilon, self.task.circumstances
         return PrivacyStatement(
             level=promise.level,
             release=promise.release,
@@ -159,7 +159,13 @@ class Diary:
             noise_source="seeded" if self.task.noise.is_seeded else "os",
             num_searched=self.task.num_searched,
             ownership=promise.ownership,
-            unchecked_selector=self.task.foreign[0] if self.task.foreign else None,
+            foreign=facts.foreign,
+            num_lost=self.num_lost,
+            window=facts.window,
+            fresh_records=row.unit == "user" and self.task.records.fresh,
+            public=facts.public,
+            precision=facts.precision,
+            evaluated_on=facts.evaluated_on,
         )
 
     @property

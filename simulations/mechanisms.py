@@ -292,4 +292,6 @@ def _row(
         epsilon_record=promise.epsilon_by("record") if is_capped_pool else None,
         num_failed=sum(record.num_failed for record in diary.rounds),
         num_retried=sum(record.num_retried for record in diary.rounds),
+        target_epsilon=None if promise.epsilon is None else task.budget.epsilon,
+        evaluated_on=task.circumstances.evaluated_on,
     )

@@ -29,6 +29,7 @@ from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.ownership import Ownership
+from fedsim_userdp.privacy.statement import PUBLIC
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, foreign_name
@@ -41,10 +42,11 @@ from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients
 from fedsim_userdp.training.scoring import BaseModelScorer
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe, in_order_of_ids
 from simulations.arguments import FREE
-from simulations.corpora import configured_store
+from simulations.corpora import configured_corpus, configured_store
 from simulations.errors import ConfigError
 from simulations.keys import RunKeys, stored_keys
 from simulations.micro_batches import local_training
+from simulations.searches import searched_runs
 from simulations.versions import code_versions
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,25 @@ class Budget:
     epsilon: float
     delta: float
     ownership: Ownership = "assigned"
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a run's privacy statement says besides what was released.
+
+    Attributes:
+        foreign: names of classes that are not this package's.
+        window: most tokens of a record; None where that is not known.
+        public: what is taken as public, as noun phrases.
+        precision: what products are done in.
+        evaluated_on: which users are scored.
+    """
+
+    foreign: tuple[str, ...] = ()
+    window: int | None = None
+    public: tuple[str, ...] = PUBLIC
+    precision: str = "float32"
+    evaluated_on: Literal["heldout", "validation"] = "heldout"
 
 
 @dataclass(frozen=True)
@@ -92,7 +113,7 @@ class Task:
         num_searched: runs on these users, this one included, that the settings were chosen among; for the statement.
         fingerprint: what a node's updates depend on, name to digest.
         resolved: the resolved settings as JSON, for nodes that build their worker themselves.
-        foreign: names of classes that are not this package's.
+        circumstances: what the privacy statement says besides.
     """
 
     name: str
@@ -123,7 +144,7 @@ class Task:
     num_searched: int
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     resolved: str = ""
-    foreign: tuple[str, ...] = ()
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def run_name(self) -> str:
@@ -264,10 +285,16 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         checkpoint_keep=_at_least_one("checkpoint.keep", config.checkpoint.keep),
         is_resumed=config.resume is not None,
         allow_changes=bool(config.checkpoint.allow_changes),
-        num_searched=_at_least_one("privacy.num_searched", config.privacy.num_searched),
+        num_searched=searched_runs(config, configured_corpus(config).name),
         fingerprint=fingerprint,
         resolved=json.dumps(OmegaConf.to_container(config, resolve=True)),
-        foreign=_foreign(config, selector, records, optimizer_fn),
+        circumstances=Circumstances(
+            foreign=_foreign(config, selector, records, optimizer_fn),
+            window=int(config.tokens.window),
+            public=_taken_as_public(config, keep_places=keep_places),
+            precision=model.product_dtype,
+            evaluated_on=config.evaluation.users,
+        ),
     )
 
 
@@ -349,6 +376,22 @@ def _foreign(config: DictConfig, selector: ClientSelector, *others: object) -> t
 
 
 _OWN_CODE = ("fedsim_userdp", "simulations")
+
+
+def _taken_as_public(config: DictConfig, *, keep_places: bool) -> tuple[str, ...]:
+    """What a claim takes as public, though some of it follows from users' text."""
+    tokens, split = config.tokens, config.split
+    filters = f"at least {tokens.min_words} words in all, and a record of at least {tokens.min_tokens} tokens"
+    who = "every id that the corpus names, with usable text or not" if keep_places else f"who has {filters}"
+    return (
+        f"the number of users, and who is one: {who}",
+        f"the split by a hash of ids: {split.heldout_users} held out, {split.validation_users} for validation",
+        f"that records are cut into windows of {tokens.window} tokens"
+        if tokens.long_records == "split"
+        else f"that records are cut to their first {tokens.window} tokens",
+        *(["delta, which follows from the number of users"] if config.privacy.delta is None else []),
+        "the settings of the run",
+    )
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing result files: whole or not at all."""
+"""Writing result files: whole or not at all, with a mark inside where figures are not private."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from fedsim_userdp.report.records import ROUND_FIELDS, ROW_FIELDS, ResultRow, RoundRecord
+from fedsim_userdp.report.records import OF_ROUNDS, ROUND_FIELDS, ROW_FIELDS, ResultRow, RoundRecord
 
 NOT_PRIVATE = "not_private"
 
@@ -53,11 +53,16 @@ def write_json(path: Path, value: object) -> None:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Writes the rows with these columns; None becomes an empty cell."""
+    write_text(path, csv_text(columns, rows))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Returns the rows as CSV with these columns; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def write_results(folder: Path, rows: Sequence[ResultRow]) -> None:
@@ -68,8 +73,9 @@ def write_results(folder: Path, rows: Sequence[ResultRow]) -> None:
 
 
 def write_rounds(folder: Path, records: Sequence[RoundRecord]) -> None:
-    """Writes the rounds' diagnostics to `not_private/rounds.csv`."""
-    write_csv(folder / NOT_PRIVATE / "rounds.csv", ROUND_FIELDS, [asdict(record) for record in records])
+    """Writes the rounds' diagnostics to `not_private/rounds.csv`, each row with the mark that they are."""
+    rows = [{**asdict(record), "not_private": OF_ROUNDS} for record in records]
+    write_csv(folder / NOT_PRIVATE / "rounds.csv", (*ROUND_FIELDS, "not_private"), rows)
 
 
 def _sync(path: Path) -> None:

@@ -30,7 +30,7 @@ from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.noise import OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
-from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.selection import PoissonSelector, foreign_name
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
@@ -40,7 +40,7 @@ from simulations.diary import Outcome
 from simulations.folder import RunFolder
 from simulations.keys import RunKeys, stored_keys
 from simulations.mechanisms import Mechanism, NonPrivate, RecordLevelDP, UserWise
-from simulations.task import Budget, Task
+from simulations.task import Budget, Circumstances, Task
 
 VOCABULARY = 40
 ROUNDS = 3
@@ -104,6 +104,8 @@ def small_task(folder: Path, store: TokenStore, **changes: Any) -> Task:
         "allow_changes": False,
         "num_searched": 1,
     }
+    name = foreign_name(changes.get("selector", settings["selector"]))
+    settings["circumstances"] = Circumstances(foreign=(name,) if name else ())
     return Task(**(settings | changes))
 
 
