@@ -55,7 +55,7 @@ class Diary:
         self.rounds: list[RoundRecord] = []
         self.train_tokens = 0
         self._progress = progress
-        self._spent, self.num_lost = guarantee.spent_by_round(rounds), 0
+        self._spent = guarantee.spent_by_round(rounds)
         self._start = time.perf_counter()
         self._unit = unit
 
@@ -67,7 +67,7 @@ class Diary:
     def go_on(self, first: int, done: int, last: int) -> None:
         """Goes on with round `first`, after the last result in round `done`, up to `last`; says what was lost."""
         lost, planned = range(done + 1, first), self.num_rounds
-        self.num_rounds, self.num_lost = last, self.num_lost + len(lost)
+        self.num_rounds = last
         if lost:
             rounds = f"round {lost[0]} was" if len(lost) == 1 else f"rounds {lost[0]} to {lost[-1]} were"
             self._progress.warn(f"{self.name}: {rounds} released and lost when the run was stopped: that is paid for")
@@ -76,8 +76,7 @@ class Diary:
             self._progress.warn(f"{self.name}: the run ends with round {last} of {planned}: {why}")
 
     def note_lost(self, round: int) -> None:
-        """Notes a round whose earlier release is lost, and which cannot be released again."""
-        self.num_lost += 1
+        """Tells of a round whose earlier release is lost, and which cannot be released again."""
         self._progress.warn(
             f"{self.name}: round {round} was released before the run was stopped, with other users' answers: it is "
             "lost and paid for"
@@ -160,7 +159,7 @@ class Diary:
             num_searched=self.task.num_searched,
             ownership=promise.ownership,
             foreign=facts.foreign,
-            num_lost=self.num_lost,
+            num_lost=0 if promise.release is None else max(row.rounds - (len(self.rounds) - 1), 0),
             window=facts.window,
             fresh_records=row.unit == "user" and self.task.records.fresh,
             public=facts.public,

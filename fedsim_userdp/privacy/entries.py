@@ -22,6 +22,7 @@ Release = UserWise | RecordLevel | FixedSize | NoAmplification | AdaptiveClippin
 NoiseSource = Literal["seeded", "os"]
 
 FORMAT = 2
+NO_RELEASE = b'{"format"'  # how marks and seals begin; a release has its answers first
 FIRST_HASH = hashlib.sha256(b"fedsim_userdp ledger 2").hexdigest()
 
 
@@ -154,13 +155,15 @@ def decode(data: bytes) -> Contents:
 
 
 def _num_possible(pieces: list[bytes], shortest: int) -> int:
-    """How many releases unreadable pieces can have been at most, each at least 1: newlines can be damaged too.
+    """How many releases unreadable pieces can have been at most: newlines can be damaged too.
+
+    A piece that begins as marks and seals do, and is shorter than a release, is none.
 
     Args:
         pieces: Bytes of each.
         shortest: Least length of a line of this ledger, without its newline.
     """
-    return sum(len(piece) // shortest + 1 for piece in pieces)
+    return sum(len(piece) // shortest + (not piece.startswith(NO_RELEASE)) for piece in pieces)
 
 
 def digest_of(raw: bytes) -> str:

@@ -108,7 +108,8 @@ class Ledger:
             contents = entries.decode(data)
             if must_contain not in (None, entries.FIRST_HASH) and str(must_contain).encode() not in data:
                 raise LedgerError(f"{file} lacks the line {must_contain}: its end was cut off")
-            if noise_source == "os" or contents.ended or not contents.unmarked:
+            may_be_completed = noise_source == "seeded" or contents.unmarked.startswith(entries.NO_RELEASE)
+            if contents.ended or not contents.unmarked or not may_be_completed:
                 contents = _mark_torn(descriptor, contents)
         except BaseException:
             os.close(descriptor)
@@ -145,10 +146,10 @@ class Ledger:
                 run has ended.
         """
         entry = Entry(check_count("round", round, 0), _checked(release), self._run, self._noise_source, answers)
-        if self._sealed is not None:
-            raise LedgerError(f"{self.path} is sealed: its run has ended, and nothing more can be released")
         if self._is_repeated(entry):
             return
+        if self._sealed is not None:
+            raise LedgerError(f"{self.path} is sealed: its run has ended, and nothing more can be released")
         line, head = entries.encode(entry, self._head)
         if self._pending:
             self._settle(entry, line, head)
@@ -300,6 +301,9 @@ class Ledger:
             self._add(entry)
             return
         self._head = _mark(self._descriptor, piece, self._head, ended=False)
+        if not self._num_pending:  # of a seal that was not finished: no release
+            self.record(entry.round, entry.release, entry.answers)
+            return
         raise ReleasedOtherwise(f"round {entry.round} may have been released before its line in {self.path} was torn")
 
     def _add(self, entry: Entry) -> None:
@@ -332,7 +336,12 @@ def seal(path: str | os.PathLike[str], adapter: str) -> None:
     file = Path(path)
     descriptor = _open_locked(file)
     try:
-        contents = _mark_torn(descriptor, entries.decode(file.read_bytes()))
+        contents = entries.decode(file.read_bytes())
+        line, _ = entries.encode(Seal(adapter), contents.head)
+        if contents.unmarked and not contents.ended and line.startswith(contents.unmarked):
+            _write(descriptor, line[len(contents.unmarked) :])
+            return
+        contents = _mark_torn(descriptor, contents)
         if contents.sealed not in (None, adapter):
             raise LedgerError(
                 f"{file} was sealed with another adapter: {contents.sealed[:12]}..., not {adapter[:12]}..."
