@@ -1,0 +1,97 @@
+"""What runs of one seed share, and what a release gives away: nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+
+from fedsim_userdp.privacy.noise import OperatingSystemNoise
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.selection import draw_cohort
+from simulations.task import Task, build_task
+from tests.simulations.corpora import small_settings, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("keys")
+    return small_settings(write_jsonl(folder / "texts.jsonl", num_users=40), folder / "cache")
+
+
+def task_of(folder: Path, settings: Sequence[str], *changes: str) -> Task:
+    GlobalHydra.instance().clear()
+    names = {change.split("=")[0] for change in changes}
+    kept = [one for one in settings if one.split("=")[0] not in names]
+    with initialize_config_module("conf", version_base="1.3"):
+        return build_task(compose("run", overrides=[*kept, f"output_dir={folder}", *changes]), folder)
+
+
+def cohorts(task: Task) -> list[tuple[int, ...]]:
+    hashes = task.population.id_hashes
+    return [tuple(draw_cohort(task.selector, hashes, round, task.keys.run).tolist()) for round in range(1, 9)]
+
+
+OTHER_RUNS = [
+    ["seed=1"], ["privacy.epsilon=2"], ["mechanism=user_wise_adaptive"], ["mechanism=group_privacy"],
+    ["mechanism=group_privacy", "central.engine=stacked"], ["mechanism=example_level_tight"],
+    ["mechanism=record_level"], ["mechanism.learning_rate=0.5"], ["mechanism.clip_norm=0.2"], ["tuned.rounds=9"],
+    ["tuned.records_per_user=3"], ["lora.rank=4"], ["lora.dropout=0.1"], ["optimizer=sgd"], ["records=longest"],
+    ["selection.sampling_prob=0.31"], ["local.steps=2"], ["model.autocast=bfloat16"], ["tokens.window=12"],
+    ["split.heldout_users=3"], ["split.seed=5"], ["privacy.delta=0.01"],
+]  # fmt: skip
+SAME_RUN = [
+    ["threads=2"], ["engine.num_nodes=3"], ["evaluation.every=2"], ["checkpoint.every=3"], ["local.max_tokens=64"],
+    ["privacy.num_searched=7"], ["mechanism.name=other"], ["evaluation.users=heldout"],
+]  # fmt: skip
+
+
+def test_every_setting_that_a_release_depends_on_gives_noise_and_cohorts_of_its_own(
+    tmp_path: Path, settings: list[str]
+) -> None:
+    tasks = [task_of(tmp_path, settings, *changes) for changes in ([], *OTHER_RUNS)]
+    keys = [task.keys.run.secret for task in tasks]
+    assert len(set(keys)) == len(keys)
+    drawn = np.stack([task.noise.standard_normal(4000, 1) for task in tasks])
+    assert np.abs(np.corrcoef(drawn) - np.eye(len(drawn))).max() < 6 / 4000**0.5
+    assert len({tuple(cohorts(task)) for task in tasks}) == len(tasks)
+
+
+@pytest.mark.parametrize("changes", SAME_RUN, ids=lambda changes: changes[0])
+def test_what_no_release_depends_on_changes_no_key(tmp_path: Path, settings: list[str], changes: list[str]) -> None:
+    assert task_of(tmp_path, settings, *changes).keys.run == task_of(tmp_path, settings).keys.run
+
+
+def test_the_key_follows_from_the_data_and_not_from_where_they_lie(tmp_path: Path, settings: list[str]) -> None:
+    own = task_of(tmp_path, settings).keys.run
+    copied = write_jsonl(tmp_path / "elsewhere.jsonl", num_users=40)
+    assert task_of(tmp_path, settings, f"data.path={copied}").keys.run == own
+    other = write_jsonl(tmp_path / "other.jsonl", num_users=41)
+    assert task_of(tmp_path, settings, f"data.path={other}").keys.run != own
+
+
+def test_nothing_of_a_release_follows_from_what_it_publishes(tmp_path: Path, settings: list[str]) -> None:
+    """Whoever knows seed, settings and all data draws the seeded cohorts; those of two releases are others."""
+    released = [task_of(tmp_path / name, settings, "noise.source=os") for name in ("a", "b")]
+    guessed = RunKey.seeded(0, released[0].identity)
+    assert all(isinstance(task.noise, OperatingSystemNoise) and not task.keys.run.is_seeded for task in released)
+    assert len({task.keys.run.secret for task in released} | {guessed.secret}) == 3
+    drawn = [cohorts(task) for task in released]
+    hashes = released[0].population.id_hashes
+    guess = [tuple(draw_cohort(released[0].selector, hashes, round, guessed).tolist()) for round in range(1, 9)]
+    assert len({tuple(found) for found in (*drawn, guess)}) == 3
+    seeded = task_of(tmp_path / "c", settings)
+    assert cohorts(seeded) == guess, "what the statement of a seeded run says"
+
+
+def test_records_and_masks_of_a_release_are_as_secret_as_its_cohorts(tmp_path: Path, settings: list[str]) -> None:
+    tasks = [task_of(tmp_path / name, settings, "noise.source=os") for name in ("a", "b")]
+    chosen = [
+        [[record.tolist() for record in unit.records] for unit in task.training_users(2).units(range(20), 1)]
+        for task in tasks
+    ]
+    assert chosen[0] != chosen[1]
+    pools = [[unit.records[0].tolist() for unit in task.pool(2).units] for task in tasks]
+    assert pools[0] != pools[1]
