@@ -52,6 +52,7 @@ _NULLABLE: dict[str, tuple[type, ...]] = {
     "model.package": (str,),
     "model.path": (str,),
     "privacy.delta": (float, int),
+    "privacy.num_searched": (int,),
     "threads": (int,),
 }
 # of those that are not, which may be

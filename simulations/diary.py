@@ -146,7 +146,7 @@ class Diary:
             noise_source="seeded" if self.task.noise.is_seeded else "os",
             num_searched=self.task.num_searched,
             ownership=promise.ownership,
-            unchecked_selector=foreign_name(self.task.selector),
+            foreign=tuple(name for name in (foreign_name(self.task.selector),) if name is not None),
         )
 
     @property

@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,29 +11,41 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from fedsim_userdp.models.adapters import ADAPTER
-from fedsim_userdp.privacy.statement import PrivacyStatement
-from fedsim_userdp.report.files import replacing, write_json, write_results, write_rounds, write_text
+from fedsim_userdp.privacy import ledger
+from fedsim_userdp.privacy.joint import StatedRun
+from fedsim_userdp.report.files import replacing, write_results, write_rounds, write_text
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
+from fedsim_userdp.report.privacy_files import digest_of, write_privacy
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.report.table import FOOTNOTE, result_console, results_table
+from fedsim_userdp.report.table import footnote, result_console, results_table
 from simulations.diary import Outcome
+from simulations.sweep import path_to, sweep_of_this_job, update_sweep
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 class RunFolder:
-    """Collects outcomes and keeps the files of the folder up to date after each."""
+    """Collects outcomes and keeps the files of the folder up to date after each.
 
-    def __init__(self, path: Path, console: Console, choices: Mapping[str, str]) -> None:
-        self.path, self.console, self._choices = path, console, choices
+    Args:
+        path: the folder.
+        console: where tables are printed.
+        choices: names of the configuration files that were chosen, by group.
+        sweep: the folder of the sweep that this one is a job of; None outside of one.
+    """
+
+    def __init__(self, path: Path, console: Console, choices: Mapping[str, str], sweep: Path | None = None) -> None:
+        self.path, self.console, self._choices, self._sweep = path, console, choices, sweep
         self.rows: list[ResultRow] = []
         self.rounds: list[RoundRecord] = []
-        self.statements: list[PrivacyStatement] = []
+        self.runs: list[StatedRun] = []
 
     @classmethod
     def of_this_job(cls, config: DictConfig) -> "RunFolder":
         """Returns the folder of the running Hydra job, the resolved configuration written to it."""
         runtime = HydraConfig.get().runtime
-        folder = cls(Path(runtime.output_dir), result_console(), runtime.choices)
+        folder = cls(Path(runtime.output_dir), result_console(), runtime.choices, sweep_of_this_job())
         write_text(folder.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
         return folder
 
@@ -45,20 +57,19 @@ class RunFolder:
         """Adds a finished run: its adapter, and the result files written anew."""
         row = outcome.row
         if row.rounds:
-            repeated = any(other.mechanism == row.mechanism for other in self.rows)
-            name = f"{row.mechanism}-seed{row.seed}" if repeated else row.mechanism
+            name = adapter_name(row.mechanism, row.seed, [other.mechanism for other in self.rows])
             self._save_adapter(self.path / "adapters" / name, outcome)
         self.rows.append(row)
         self.rounds.extend(outcome.rounds)
-        self.statements.append(outcome.statement)
+        self.runs.append(StatedRun(outcome.statement, row.seed))
         write_results(self.path, self.rows)
         write_rounds(self.path, self.rounds)
-        write_json(self.path / "privacy.json", self._statements_by_run())
-        paragraphs = [f"## {s.mechanism}\n\n{s.paragraph()}\n" for s in self.statements]
-        write_text(self.path / "PRIVACY.md", "\n".join(["# What is guaranteed\n", *paragraphs]))
+        write_privacy(self.path, self.runs, None if self._sweep is None else path_to(self._sweep, self.path))
+        if self._sweep is not None:
+            update_sweep(self._sweep)
 
     def _save_adapter(self, path: Path, outcome: Outcome) -> None:
-        """Writes an adapter in PEFT's format, with a card of ours in place of PEFT's empty one."""
+        """Writes an adapter in PEFT's format, with a card in place of PEFT's empty one, and closes its ledger."""
         base_model = str(outcome.model.peft_config[ADAPTER].base_model_name_or_path)
         origin = AdapterOrigin(base_model, model=self._choices["model"], data=self._choices["data"])
         with replacing(path) as folder:
@@ -68,11 +79,9 @@ class RunFolder:
                 number = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(path)) from error
             write_text(folder / "README.md", model_card(outcome.row, outcome.statement, origin))
-
-    def _statements_by_run(self) -> list[dict[str, object]]:
-        """The statements, each with its run's seed."""
-        pairs = zip(self.rows, self.statements, strict=True)
-        return [{"seed": row.seed, **statement.to_json()} for row, statement in pairs]
+        if outcome.statement.release is not None:
+            file = ledger_file(self.path, outcome.row.mechanism, outcome.row.seed)
+            ledger.seal(file, digest_of((path / WEIGHTS).read_bytes()))
 
     def finish(self) -> None:
         """Draws the plot and prints the table."""
@@ -81,5 +90,15 @@ class RunFolder:
         with replacing(self.path / "comparison.png") as temporary:
             plot_comparison(temporary, self.rows, self.rounds)
         self.console.print(results_table(self.rows))
-        self.console.print(FOOTNOTE, highlight=False, soft_wrap=True)
+        self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
         self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)
+
+
+def adapter_name(mechanism: str, seed: int, before: Sequence[str]) -> str:
+    """Returns the name of an adapter's folder, which has the seed in it where the mechanism ran `before`."""
+    return f"{mechanism}-seed{seed}" if mechanism in before else mechanism
+
+
+def ledger_file(folder: Path, mechanism: str, seed: int) -> Path:
+    """Returns the ledger of a run in a run folder."""
+    return folder / "ledger" / f"{mechanism}-seed{seed}.jsonl"

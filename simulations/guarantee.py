@@ -85,7 +85,8 @@ class Guarantee:
         if self.release is None or self.level == "nobody":
             return "none: trained without noise"
         if self.level == "record":
-            return "for one record only (neighbours: add or remove one record); NO user-level guarantee"
+            neighbours = acc.Adjacency.ADD_OR_REMOVE_RECORD.value
+            return f"for one record only (neighbours: {neighbours}); NO user-level guarantee"
         neighbours = BLANK_RECORDS if self.ownership == "declared" else self.release.adjacency.value
         return f"user level (neighbours: {neighbours}), accountant {self.method or 'default'}"
 

@@ -35,9 +35,10 @@ from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients
 from fedsim_userdp.training.scoring import BaseModelScorer
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe
 from simulations.arguments import FREE
-from simulations.corpora import configured_store
+from simulations.corpora import configured_corpus, configured_store
 from simulations.errors import ConfigError
 from simulations.micro_batches import local_training
+from simulations.searches import searched_runs
 from simulations.versions import code_versions
 
 _log = logging.getLogger(__name__)
@@ -214,7 +215,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         checkpoint_keep=_at_least_one("checkpoint.keep", config.checkpoint.keep),
         is_resumed=config.resume is not None,
         allow_changes=bool(config.checkpoint.allow_changes),
-        num_searched=_at_least_one("privacy.num_searched", config.privacy.num_searched),
+        num_searched=searched_runs(config, configured_corpus(config).name),
     )
 
 

@@ -67,6 +67,21 @@ class Torn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Seal:
+    """The closing line: what became of all releases.
+
+    Attributes:
+        digest: sha256 of the adapter's weights.
+    """
+
+    digest: str
+
+    def to_json(self) -> dict[str, Json]:
+        """Returns the seal as a JSON object."""
+        return {"sealed": self.digest}
+
+
+@dataclasses.dataclass(frozen=True)
 class Contents:
     """What a ledger holds.
 
@@ -76,6 +91,7 @@ class Contents:
         unmarked: Bytes of those at the end that are not marked yet; empty if there are none.
         ended: Whether the last line ends in a newline.
         head: Hash of the last sound line.
+        sealed: sha256 of the adapter in the closing line; None where there is none yet.
     """
 
     entries: tuple[Entry, ...]
@@ -83,9 +99,10 @@ class Contents:
     unmarked: bytes
     ended: bool
     head: str
+    sealed: str | None = None
 
 
-def encode(line: Entry | Torn, previous: str) -> tuple[bytes, str]:
+def encode(line: Entry | Torn | Seal, previous: str) -> tuple[bytes, str]:
     """Returns a line with its newline, and its hash, which covers the line and the hash of the line before."""
     body: dict[str, Json] = {"format": FORMAT, **line.to_json(), "previous": previous}
     digest = hashlib.sha256(_canonical(body)).hexdigest()
@@ -105,19 +122,22 @@ def decode(data: bytes) -> Contents:
     ended = pieces[-1] == b""
     entries: list[Entry] = []
     head, num_torn, torn = FIRST_HASH, 0, list[bytes]()
+    sealed: str | None = None
     for number, raw in enumerate(pieces[:-1] if ended else pieces, start=1):
         if not _is_whole(raw):
             torn.append(raw)
             continue
         line = _parse(raw, head)
-        if isinstance(line, Entry) and not torn:
+        if isinstance(line, Entry) and not torn and sealed is None:
             entries.append(line)
+        elif isinstance(line, Seal) and not torn and sealed is None:
+            sealed = line.digest
         elif isinstance(line, Torn) and torn and line.digest == digest_of(b"\n".join(torn)):
             num_torn, torn = num_torn + len(torn), []
         else:
             raise LedgerError(f"line {number} of the ledger was changed, or a line before it is missing")
         head = _hash_of(raw)
-    return Contents(tuple(entries), num_torn + len(torn), b"\n".join(torn), ended, head)
+    return Contents(tuple(entries), num_torn + len(torn), b"\n".join(torn), ended, head, sealed)
 
 
 def digest_of(raw: bytes) -> str:
@@ -175,7 +195,7 @@ def _is_whole(raw: bytes) -> bool:
         return False
 
 
-def _parse(raw: bytes, previous: str) -> Entry | Torn | None:
+def _parse(raw: bytes, previous: str) -> Entry | Torn | Seal | None:
     """A sound line that follows `previous`, or None."""
     body = json.loads(raw)
     if body.get("previous") != previous or body.get("format") != FORMAT:
@@ -186,6 +206,8 @@ def _parse(raw: bytes, previous: str) -> Entry | Torn | None:
             return None
         if "torn" in body:
             return Torn(str(body["torn"]))
+        if "sealed" in body:
+            return Seal(str(body["sealed"]))
         release = from_json(body["release"])
         if not isinstance(release, Release):
             return None

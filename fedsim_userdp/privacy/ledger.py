@@ -271,6 +271,23 @@ class Ledger:
         return self._known[3]
 
 
+def seal(path: Path, digest: str) -> None:
+    """Appends the closing line with the adapter's sha256; nothing where the same is there already.
+
+    Raises:
+        LedgerError: The ledger is damaged, in use, or sealed with another adapter.
+    """
+    descriptor = _open_locked(path)
+    try:
+        contents = _mark_torn(descriptor, entries.decode(path.read_bytes()))
+        if contents.sealed is None:
+            _write(descriptor, entries.encode(entries.Seal(digest), contents.head)[0])
+        elif contents.sealed != digest:
+            raise LedgerError(f"{path} is closed with another adapter: {contents.sealed}, not {digest}")
+    finally:
+        os.close(descriptor)
+
+
 def _checked(release: Release) -> Release:
     """A release that a ledger can hold."""
     if not isinstance(release, Release):

@@ -13,8 +13,8 @@ COVERED = {
 }
 ASSUMED = {
     "assigned": "every record counts for one user, and names that belong to the same person were merged",
-    "declared": "everybody who has a part in a record is among its declared owners, under one name each, and which "
-    "records there are and who owns which is public",
+    "declared": "everybody who has a part in a record is among its declared owners, under one name each; which source "
+    "records there are (blank ones too) and who owns which is public, and each used one gives one window",
 }
 BLANK_RECORDS = "blank all records of one owner, with the same records and owners otherwise"
 

@@ -1,12 +1,15 @@
-"""What a run promises, to whom and under which assumptions: as JSON for `privacy.json`, and as a paragraph."""
+"""What a run promises, to whom and under which assumptions: facts, as JSON for `privacy.json`, and in words."""
 
 import dataclasses
 import functools
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from fedsim_userdp.privacy import accountants
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.assumptions import assumptions_of, single_run
+from fedsim_userdp.privacy.delta import large_delta_in_words
 from fedsim_userdp.privacy.descriptions import (
     AdaptiveClipping,
     Composed,
@@ -18,16 +21,18 @@ from fedsim_userdp.privacy.descriptions import (
     UserWise,
 )
 from fedsim_userdp.privacy.entries import NoiseSource
-from fedsim_userdp.privacy.ownership import ASSUMED, BLANK_RECORDS, COVERED, Ownership, check_ownership
-from fedsim_userdp.privacy.serialization import Json, to_json
+from fedsim_userdp.privacy.ownership import BLANK_RECORDS, COVERED, Ownership, check_ownership
+from fedsim_userdp.privacy.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.validation import check_count, check_delta, check_epsilon, check_real
 
 NOT_PRIVATE = (
     "training metrics (losses, clip fractions, norms, per-user results)",
-    "held-out evaluation, unless those users are public",
+    "evaluation, unless those users are public",
     "non-private and zero-shot baselines",
     "logs, raw results and checkpoints",
 )
+PUBLIC = ("the number of users", "the settings of the run")
+MET = 0.98  # of a target: calibration reaches 99%, but for a jump
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +44,25 @@ class PrivacyStatement:
         release: What was released, as calibrated; None without noise.
         mechanism: Name of the mechanism.
         num_users: Number of users, public, in [1, 1e9].
-        rounds: Number of releases made, in [1, 1e9]; may exceed the participations of one user.
+        rounds: Number of releases made, lost ones included, in [1, 1e9]; may exceed the participations of one user.
         delta: In (0, 1); None at level "nobody".
         method: Accountant of the claim; None for the default, which is "record" at level "record".
         clip_norm: C in (0, inf), the first one under adaptive clipping; None without clipping.
-        records_per_user: Largest number of records of a user that were used, >= 1; None for no cap.
+        records_per_user: Largest number of records of a user that were used at a time, >= 1; None for no cap.
         target_epsilon: Epsilon that was asked for, in (0, inf); None if none was.
-        noise_source: "seeded" (simulation: whoever knows the seed can take the noise away) or "os".
+        noise_source: "seeded" (simulation: whoever knows the seed recomputes noise and cohorts) or "os".
         num_searched: How many settings were run on these users, by hand or in a sweep, before this one was chosen.
         not_private: What in the run folder the claim does not cover.
         ownership: Whose a record is: "assigned" (of the one user it is filed under) or "declared" (of everybody whom
             the data names as an owner; nobody may own more than `records_per_user` used records).
-        unchecked_selector: Name of a class, not of this package, whose word is taken for how cohorts are drawn; None if
-            there is none.
+        foreign: Names of classes, not of this package, whose word is taken for what they declare.
+        num_lost: Releases whose result was lost in a crash, in [0, rounds]: they count all the same.
+        window: Most tokens of a record, >= 1; None where that is not known.
+        fresh_records: Whether a user's records are chosen anew at each participation, so that more than
+            `records_per_user` of them may be used in a run.
+        public: What is taken as public, each as a noun phrase.
+        precision: In which numbers gradients are computed, such as "float32".
+        evaluated_on: Which users the perplexity is of: "heldout" or "validation".
 
     Raises:
         ValueError: An attribute is out of range, or level and release do not fit.
@@ -71,22 +82,37 @@ class PrivacyStatement:
     num_searched: int = 1
     not_private: tuple[str, ...] = NOT_PRIVATE
     ownership: Ownership = "assigned"
-    unchecked_selector: str | None = None
+    foreign: tuple[str, ...] = ()
+    num_lost: int = 0
+    window: int | None = None
+    fresh_records: bool = False
+    public: tuple[str, ...] = PUBLIC
+    precision: str = "float32"
+    evaluated_on: Literal["heldout", "validation"] = "heldout"
 
     def __post_init__(self) -> None:
         """Checks every attribute once."""
-        if self.level not in ("user", "record", "nobody"):
-            raise ValueError(f"level must be 'user', 'record' or 'nobody', got {self.level!r}")
-        if self.noise_source not in ("seeded", "os"):
-            raise ValueError(f"noise_source must be 'seeded' or 'os', got {self.noise_source!r}")
+        allowed = {
+            "level": ("user", "record", "nobody"),
+            "noise_source": ("seeded", "os"),
+            "evaluated_on": ("heldout", "validation"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, values))}, got {getattr(self, name)!r}")
         for name in ("num_users", "rounds", "num_searched"):
             check_count(name, getattr(self, name))
+        check_count("num_lost", self.num_lost, 0, self.rounds)
+        for name in ("records_per_user", "window"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         if self.clip_norm is not None:
             check_real("clip_norm", self.clip_norm, 0.0, math.inf)
-        if self.records_per_user is not None:
-            check_count("records_per_user", self.records_per_user)
         if self.target_epsilon is not None:
             check_epsilon("target_epsilon", self.target_epsilon)
+        for name in ("not_private", "foreign", "public"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(f"{name} must be a tuple of texts, got {getattr(self, name)!r}")
         if self.level != "nobody":
             self._check_claim()
 
@@ -115,7 +141,7 @@ class PrivacyStatement:
         if self.release is None or self.level == "nobody":
             return None
         if self.level == "record":
-            return acc.Adjacency.ADD_OR_REMOVE_RECORD.value
+            return f"{acc.Adjacency.ADD_OR_REMOVE_RECORD.value}, which is {self._record()}"
         return BLANK_RECORDS if self.ownership == "declared" else self.release.adjacency.value
 
     @property
@@ -133,62 +159,48 @@ class PrivacyStatement:
             return text + ", which is part of no claim"
         cost = _epsilon(Composed((self.release,) * self.num_searched), self.delta, self.accountant)
         price = "have no finite epsilon" if cost is None else f"have an epsilon of {cost:.4g}"
-        return f"{text}, which is NOT part of epsilon: all of them together {price} by composition"
+        return (
+            f"{text}, which is NOT part of epsilon: all of them together {price} by composition, if each of them cost "
+            "what this one did (an assumption)"
+        )
 
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What must hold for the claim."""
-        if self.accountant is None:
+        if self.accountant is None or self.release is None:
             return ()
-        owners = ASSUMED[self.ownership]
-        verb = "owns" if self.ownership == "declared" else "has"
-        cap = f"no user {verb} more than {self.records_per_user} records in the training set"
-        common = (
-            "the number of users and the sampling probabilities are public",
-            "every contribution is clipped as a whole before the sum, and the denominator is fixed",
-            "the cohorts are kept secret" if _claims_amplification(self.release) else "the schedule is public",
-            "floating-point noise is as good as real noise",
-            *self._trust_in_selector(),
+        return assumptions_of(
+            self.release,
+            ownership=self.ownership,
+            records_per_user=self.records_per_user,
+            noise_source=self.noise_source,
+            precision=self.precision,
+            foreign=self.foreign,
         )
-        return (owners, *((cap,) if isinstance(_run(self.release), RecordLevel) else ()), *common)
 
-    def to_json(self) -> dict[str, Json]:
-        """Returns the statement as a JSON object: attributes and what follows from them; null for no number."""
-        attributes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        by_accountant = dict(self.epsilon_by_accountant)
-        record_level = by_accountant.pop("record", None)
-        return {
-            **attributes,
-            "release": None if self.release is None else to_json(self.release),
-            "not_private": list(self.not_private),
-            "accountant": self.accountant,
-            "adjacency": self.adjacency,
-            "selection": self.selection,
-            "noise_multiplier": self.noise_multiplier,
-            "update_noise_multiplier": self.update_noise_multiplier,
-            "sampling_prob": getattr(_run(self.release), "sampling_prob", None),
-            "epsilon": self.epsilon if self.level == "user" else None,
-            "epsilon_by_accountant": dict(by_accountant) if self.level == "user" else {},
-            "record_level_epsilon": record_level,
-            "search": self.search,
-            "assumptions": list(self.assumptions),
-            "paragraph": self.paragraph(),
-        }
+    @property
+    def is_met(self) -> bool:
+        """Whether epsilon comes near what was asked for; it is never above, and below where noise has a least size."""
+        return self.target_epsilon is None or self.epsilon is None or self.epsilon >= MET * self.target_epsilon
 
-    def paragraph(self) -> str:
-        """Returns the statement in plain words, one paragraph."""
-        sentences = [self._claim(), *self._terms(), f"{self.search}.", self._noise()]
-        sentences.append(f"Not covered by any claim: {'; '.join(self.not_private)}.")
-        if self.assumptions:
-            sentences.append(f"The claim assumes that {'; that '.join(self.assumptions)}.")
-        return " ".join(sentences)
+    @property
+    def records(self) -> str:
+        """How many records of a user take part, and what a record is."""
+        if self.records_per_user is None:
+            return f"any number of records of a user, {self._tokens()}"
+        text = f"at most {self.records_per_user} records of a user in a round, {self._tokens()}"
+        if isinstance(single_run(self.release), RecordLevel):
+            return f"at most {self.records_per_user} records of a user in the pool, {self._tokens()}"
+        if self.fresh_records:
+            text += "; chosen anew at each participation, so that more are used in the run"
+        return text
 
     @property
     def selection(self) -> str | None:
         """Who takes part, and what that is worth to the accountant; None at level "nobody"."""
         if self.accountant is None:
             return None
-        match _run(self.release):
+        match single_run(self.release):
             case UserWise(sampling_prob=prob):
                 return f"Poisson, each user with probability {prob:.4g} a round, counted as amplification"
             case RecordLevel(sampling_prob=prob):
@@ -214,8 +226,9 @@ class PrivacyStatement:
         inner = self.release.run if isinstance(self.release, HyperparameterSearch) else self.release
         return inner.update_noise_multiplier if isinstance(inner, AdaptiveClipping) else self.noise_multiplier
 
-    def _claim(self) -> str:
-        """Who is protected, and how far."""
+    @property
+    def claim(self) -> str:
+        """Who is protected, and how far, as a sentence."""
         if self.accountant is None or self.delta is None:
             return f"The run of {self.mechanism} makes no privacy claim for anybody."
         value = "no finite epsilon" if self.epsilon is None else f"({self.epsilon:.4g}, {self.delta:.3g})-DP"
@@ -226,31 +239,108 @@ class PrivacyStatement:
         )
         return text + " There is NO guarantee for users." if self.level == "record" else text
 
+    @property
+    def noise(self) -> str:
+        """Where noise and cohorts came from, and who must not know, as sentences."""
+        if self.accountant is None:
+            return "There was no noise that a claim could rest on."
+        if self.noise_source == "os":
+            return (
+                "The noise was drawn from the operating system, the cohorts from a secret key that it drew: no file "
+                "that is to be published tells either."
+            )
+        return (
+            "This is a simulation: noise and cohorts follow from a hash of the seed and of the run's settings. Whoever "
+            "knows or guesses the seed (0 where nobody set it) can recompute both, and towards them no claim holds at "
+            "all. A release wants noise.source=os."
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else a reader must know of this run, as sentences; often nothing."""
+        if self.accountant is None or self.delta is None:
+            return ()
+        return (*self._adapted_clip_norm(), *self._lost(), *self._unmet(), *self._large_delta())
+
+    def to_json(self) -> dict[str, Json]:
+        """Returns the statement as a JSON object: attributes and what follows from them; null for no number."""
+        attributes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        by_accountant = dict(self.epsilon_by_accountant)
+        record_level = by_accountant.pop("record", None)
+        return {
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in attributes.items()},
+            "release": None if self.release is None else to_json(self.release),
+            "accountant": self.accountant,
+            "adjacency": self.adjacency,
+            "selection": self.selection,
+            "noise_multiplier": self.noise_multiplier,
+            "update_noise_multiplier": self.update_noise_multiplier,
+            "sampling_prob": getattr(single_run(self.release), "sampling_prob", None),
+            "epsilon": self.epsilon if self.level == "user" else None,
+            "epsilon_by_accountant": dict(by_accountant) if self.level == "user" else {},
+            "record_level_epsilon": record_level,
+            "search": self.search,
+            "assumptions": list(self.assumptions),
+            "paragraph": self.paragraph(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Json]) -> Self:
+        """Returns the statement of what `to_json` wrote; what follows from attributes is computed anew.
+
+        Raises:
+            ValueError: An attribute is missing or out of range, or a value is of the wrong kind.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if lacking := [name for name in names if name not in values]:
+            raise ValueError(f"a statement must have {lacking[0]!r}, got {sorted(values)}")
+        found: dict[str, Any] = {name: values[name] for name in names}
+        found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        found["release"] = None if values["release"] is None else from_json(values["release"])
+        return cls(**found)
+
+    def paragraph(self) -> str:
+        """Returns the statement in plain words, one paragraph."""
+        sentences = [self.claim, *self._terms(), *self.remarks, f"{self.search}.", self.noise]
+        sentences.append(f"Not covered by any claim: {'; '.join(self.not_private)}.")
+        if self.assumptions:
+            sentences.append(f"Taken as public: {'; '.join(self.public)}.")
+            sentences.append(f"The claim assumes that {'; that '.join(self.assumptions)}.")
+        return " ".join(sentences)
+
+    def epsilons_in_words(self) -> str:
+        """Returns user-level epsilon by each accountant that fits, as a list."""
+        each = {name: value for name, value in self.epsilon_by_accountant.items() if name != "record"}
+        return ", ".join(f"{name} {'none' if value is None else format(value, '.4g')}" for name, value in each.items())
+
     def _terms(self) -> list[str]:
         """How it was reached."""
         if self.accountant is None:
             return []
-        each = {name: value for name, value in self.epsilon_by_accountant.items() if name != "record"}
-        numbers = ", ".join(
-            f"{name} {'none' if value is None else format(value, '.4g')}" for name, value in each.items()
-        )
-        cap = "any number of" if self.records_per_user is None else f"at most {self.records_per_user}"
         noise = "as described" if self.noise_multiplier is None else f"{self.noise_multiplier:.4g}"
         clip = "none" if self.clip_norm is None else f"{self.clip_norm:.4g}"
         terms = [
             f"Selection: {self.selection}.",
-            f"{self.num_users} users with {cap} records each, {self.rounds} releases, clip norm {clip}, "
+            f"{self.num_users} users, {self.records}; {self.rounds} releases, clip norm {clip}, "
             f"noise multiplier {noise}.",
-            *self._adapted_clip_norm(),
         ]
+        if self.level != "user":
+            return terms
         owners = f"Ownership: {COVERED[self.ownership]}."
-        return [*terms, owners, f"User-level epsilon by accountant: {numbers}."] if self.level == "user" else terms
+        return [*terms, owners, f"User-level epsilon by accountant: {self.epsilons_in_words()}."]
 
-    def _trust_in_selector(self) -> list[str]:
-        """What is believed of a selector that claims amplification and is none of this package's."""
-        if self.unchecked_selector is None or not isinstance(_run(self.release), UserWise | FixedSize):
-            return []
-        return [f"{self.unchecked_selector}, which is not part of this package, draws cohorts at random as it declares"]
+    def _tokens(self) -> str:
+        """How long a record is."""
+        return "each a text as it is filed" if self.window is None else f"each a window of at most {self.window} tokens"
+
+    def _record(self) -> str:
+        """What a record is, and of which pool, for a claim about records."""
+        length = "records" if self.window is None else f"windows of at most {self.window} tokens"
+        most = "" if self.records_per_user is None else f"at most {self.records_per_user} "
+        return (
+            f"one of the {most}{length} that were chosen of each user (adding a message to a user's text is another "
+            "thing: it may be many records, and it changes which are chosen)"
+        )
 
     def _adapted_clip_norm(self) -> list[str]:
         """What a round releases besides its update, where the clip norm adapts itself."""
@@ -263,16 +353,26 @@ class PrivacyStatement:
             f"have that noise multiplier together, the update alone {inner.update_noise_multiplier:.4g}."
         ]
 
-    def _noise(self) -> str:
-        """Where the noise came from."""
-        if self.accountant is None:
-            return "There was no noise that a claim could rest on."
-        if self.noise_source == "os":
-            return "The noise was drawn from the operating system."
-        return (
-            "The noise was drawn from a seed: this is a simulation, whoever knows the seed can take the noise away, "
-            "and the claim holds only towards those who do not."
-        )
+    def _lost(self) -> list[str]:
+        """That lost releases are paid for."""
+        if not self.num_lost:
+            return []
+        which = "One of them was" if self.num_lost == 1 else f"{self.num_lost} of them were"
+        return [f"{which} lost in a crash after the release: paid for, without a result in the model."]
+
+    def _unmet(self) -> list[str]:
+        """That less epsilon was spent than asked for."""
+        if self.is_met:
+            return []
+        return [
+            f"Epsilon {self.target_epsilon:.4g} was asked for and {self.epsilon:.4g} is what holds: noise has a least "
+            "size that can be accounted for, and the claim is stronger than asked."
+        ]
+
+    def _large_delta(self) -> list[str]:
+        """What a large delta means."""
+        words = None if self.delta is None else large_delta_in_words(self.delta)
+        return [] if words is None else [words]
 
     def _check_claim(self) -> None:
         """Refuses a claim that its release does not carry."""
@@ -282,25 +382,13 @@ class PrivacyStatement:
         name = accountants.check_method(self.release, self.accountant)
         if (name == "record") != (self.level == "record"):
             raise ValueError(f"method {name!r} makes no claim at level {self.level!r}")
-        check_ownership(self.ownership, _run(self.release))
-        cap = getattr(_run(self.release), "records_per_user", None)
+        check_ownership(self.ownership, single_run(self.release))
+        cap = getattr(single_run(self.release), "records_per_user", None)
         if cap is not None and cap != self.records_per_user:
             raise ValueError(f"records_per_user must be {cap} as in the release, got {self.records_per_user!r}")
 
 
-def _run(release: Description | None) -> Description | None:
-    """The single run inside of a search or adaptive clipping."""
-    while isinstance(release, HyperparameterSearch | AdaptiveClipping):
-        release = release.run
-    return release
-
-
-def _claims_amplification(release: Description | None) -> bool:
-    """Whether epsilon rests on who took part being unknown."""
-    parts = release.parts if isinstance(release, Composed) else (release,)
-    return not all(isinstance(_run(part), NoAmplification) for part in parts)
-
-
+@functools.lru_cache(maxsize=1024)
 def _epsilon(release: Description, delta: float, method: str | None) -> float | None:
     """Epsilon by one accountant, or None where it has no answer."""
     try:

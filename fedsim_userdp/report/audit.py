@@ -17,7 +17,8 @@ _LEGEND = """\
 {confidence:.0%} confidence for all bounds together: if every claim holds, the chance that any of them is refuted is
 at most {chance:.0%}. bound: lower bound on epsilon from right guesses about {canaries} canary users, each in by a coin.
 one-shot: a rough estimate from the final model alone, no bound. AUC, TPR: user inference from the text of training and
-held-out users; 0.5 and the false positive rate are chance. Nothing here is private."""
+held-out users; 0.5 and the false positive rate are chance. {not_private}."""
+NOT_PRIVATE = "Computed from users' text and from the canaries' secrets without noise: none of it is private"
 
 
 @dataclass(frozen=True)
@@ -161,23 +162,29 @@ def attacks_table(claims: Sequence[AuditedClaim]) -> Table:
 def legend(claims: Sequence[AuditedClaim]) -> str:
     """Returns what the columns mean."""
     row = claims[0].tests[0]
-    return _LEGEND.format(confidence=row.confidence, chance=1 - row.confidence, canaries=row.num_canaries)
+    return _LEGEND.format(
+        confidence=row.confidence, chance=1 - row.confidence, canaries=row.num_canaries, not_private=NOT_PRIVATE
+    )
 
 
 def summary(claims: Sequence[AuditedClaim]) -> str:
     """Returns the outcome in one sentence."""
     refuted = [_epsilon(claim.claimed_epsilon) for claim in claims if claim.is_refuted]
     if refuted:
-        return f"REFUTED: epsilon {', '.join(refuted)} cannot be true of the run that was audited."
+        confidence = claims[0].tests[0].confidence
+        return (
+            f"REFUTED at {confidence:.0%} confidence: epsilon {', '.join(refuted)} of the run that was audited. "
+            f"If every claim were true, an audit would refute one with a chance of at most {1 - confidence:.0%}."
+        )
     tested = [_epsilon(claim.claimed_epsilon) for claim in claims if claim.claimed_epsilon is not None]
     return f"Not refuted: epsilon {', '.join(tested)}." if tested else "No claim to refute: the runs had no noise."
 
 
 def write_audit(folder: Path, claims: Sequence[AuditedClaim]) -> None:
     """Writes `audit.csv` (the tests) and `audit.json` (everything, the limits of an audit included)."""
-    rows = [asdict(row) for claim in claims for row in claim.tests]
-    write_csv(folder / "audit.csv", [field.name for field in fields(AuditRow)], rows)
-    content = {"summary": summary(claims), "limits": LIMITS.replace("\n", " "), "private": False}
+    rows = [{**asdict(row), "not_private": NOT_PRIVATE} for claim in claims for row in claim.tests]
+    write_csv(folder / "audit.csv", [*(field.name for field in fields(AuditRow)), "not_private"], rows)
+    content = {"not_private": NOT_PRIVATE, "summary": summary(claims), "limits": LIMITS.replace("\n", " ")}
     write_json(folder / "audit.json", content | {"claims": [asdict(claim) for claim in claims]})
 
 

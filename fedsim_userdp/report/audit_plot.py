@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from fedsim_userdp.report.audit import GAMES, AuditedClaim, AuditRow
-from fedsim_userdp.report.plots import COLOURS  # its import chooses the backend that needs no display
+from fedsim_userdp.report.audit import GAMES, NOT_PRIVATE, AuditedClaim, AuditRow
+from fedsim_userdp.report.plots import COLOURS, mark  # its import chooses the backend that needs no display
 
 _CLAIM, _REFUTED = "#000000", COLOURS["group_privacy"]
 _TESTS = {"which_direction": COLOURS["user_wise"], "in_or_out": COLOURS["non_private"]}
@@ -25,8 +25,9 @@ def plot_audit(path: Path, claims: Sequence[AuditedClaim]) -> None:
     _curves(right, claims)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+    metadata = mark(figure, NOT_PRIVATE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, metadata=metadata)
     plt.close(figure)
 
 
@@ -80,4 +81,4 @@ def _label(claim: AuditedClaim) -> str:
     """The claim under its bars."""
     if claim.claimed_epsilon is None:
         return "no noise,\nno claim"
-    return f"epsilon {claim.claimed_epsilon:.2g}{chr(10) + 'REFUTED' if claim.is_refuted else ''}"
+    return f"epsilon {claim.claimed_epsilon:.2g}{chr(10) + 'refuted' if claim.is_refuted else ''}"

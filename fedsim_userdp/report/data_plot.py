@@ -40,7 +40,7 @@ def plot_data(
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(f"All figures are {NOTE}.", fontsize=8, color="#555555")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, metadata={"Description": f"All figures are {NOTE}."})
     plt.close(figure)
 
 

@@ -1,4 +1,4 @@
-"""Writing result files: whole or not at all."""
+"""Writing result files: whole or not at all, with a mark inside where figures are not private."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from fedsim_userdp.report.records import ROUND_FIELDS, ROW_FIELDS, ResultRow, RoundRecord
+from fedsim_userdp.report.records import OF_ROUNDS, ROUND_FIELDS, ROW_FIELDS, ResultRow, RoundRecord
 
 NOT_PRIVATE = "not_private"
 
@@ -68,8 +68,9 @@ def write_results(folder: Path, rows: Sequence[ResultRow]) -> None:
 
 
 def write_rounds(folder: Path, records: Sequence[RoundRecord]) -> None:
-    """Writes the rounds' diagnostics to `not_private/rounds.csv`."""
-    write_csv(folder / NOT_PRIVATE / "rounds.csv", ROUND_FIELDS, [asdict(record) for record in records])
+    """Writes the rounds' diagnostics to `not_private/rounds.csv`, each row with the mark that they are."""
+    rows = [{**asdict(record), "not_private": OF_ROUNDS} for record in records]
+    write_csv(folder / NOT_PRIVATE / "rounds.csv", (*ROUND_FIELDS, "not_private"), rows)
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from fedsim_userdp.privacy.statement import PrivacyStatement
-from fedsim_userdp.report.records import ResultRow
+from fedsim_userdp.report.records import ResultRow, people
+from fedsim_userdp.report.statement_page import statement_text
 
 _LOADING = """```python
 from peft import PeftModel
@@ -16,11 +17,8 @@ base = AutoModelForCausalLM.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```"""
 
-_TAGS = {
-    "user": "differential-privacy",
-    "record": "not-private-at-user-level",
-    "nobody": "not-private",
-}
+_TAGS = {"os": "differential-privacy", "seeded": "simulated-differential-privacy"}
+_NO_CLAIM = "not-user-level-private"
 _SETTINGS = (
     "rounds",
     "sampling_prob",
@@ -59,7 +57,7 @@ def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigi
         tags=[
             "lora",
             "fedsim_userdp",
-            "differential-privacy" if statement.level == "user" else "not-user-level-private",
+            _TAGS[statement.noise_source] if statement.level == "user" else _NO_CLAIM,
         ],
     )
     settings = [f"| {name} | {value} |" for name in _SETTINGS if (value := row.to_dict()[name]) is not None]
@@ -68,8 +66,10 @@ def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigi
         f"# LoRA adapter by `{row.mechanism}` on `{origin.data}`",
         f"Base model: `{origin.model}` (`{origin.base_model}`).",
         _LOADING.format(base=origin.base_model),
-        f"## What is guaranteed\n\n{statement.paragraph()}",
+        f"## What is guaranteed\n\n{statement_text(statement)}",
+        f"{statement.search}. What the run folder promises as a whole: its `PRIVACY.md`.",
         "## Settings\n\n| setting | value |\n|---|---|\n" + "\n".join(settings),
-        f"Perplexity on held-out users: {row.perplexity:.2f} (computed from their text without noise: not private).",
+        f"Perplexity on {people(row.evaluated_on)}: {row.perplexity:.2f} "
+        "(computed from their text without noise: not private).",
     ]
     return "\n\n".join(parts) + "\n"

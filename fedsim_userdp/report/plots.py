@@ -8,9 +8,10 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedsim_userdp.report.records import ResultRow, RoundRecord
+from fedsim_userdp.report.records import ResultRow, RoundRecord, people_of
 
 COLOURS = {
     "zero_shot": "#888888",
@@ -23,13 +24,23 @@ COLOURS = {
 }
 
 
+NOT_PRIVATE = "perplexities are computed from users' text without noise: NOT private"
+
+
+def mark(figure: Figure, text: str) -> dict[str, str]:
+    """Writes into a figure what in it is not private; returns the same as metadata for its PNG file."""
+    figure.supxlabel(text, fontsize=8, color="#666666", x=0.99, ha="right")
+    return {"Description": text}
+
+
 def plot_comparison(path: Path, rows: Sequence[ResultRow], records: Sequence[RoundRecord]) -> None:
     """Writes one figure: final perplexity of each mechanism, and perplexity by round."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     _bars(left, rows)
     _curves(right, rows, records)
+    metadata = mark(figure, NOT_PRIVATE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, metadata=metadata)
     plt.close(figure)
 
 
@@ -50,7 +61,7 @@ def _bars(axes: Axes, rows: Sequence[ResultRow]) -> None:
     axes.set_yticks(range(len(names)), [_label(name, rows) for name in names], fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set_xlabel("perplexity on held-out users (lower is better)")
+    axes.set_xlabel(f"perplexity on {people_of(rows)} (lower is better)")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -72,7 +83,7 @@ def _curves(axes: Axes, rows: Sequence[ResultRow], records: Sequence[RoundRecord
     axes.legend(unique.values(), unique.keys(), frameon=False, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round")
-    axes.set_ylabel("perplexity on held-out users")
+    axes.set_ylabel(f"perplexity on {people_of(rows)}")
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -1,6 +1,13 @@
 """What a run leaves behind, as typed rows."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+Evaluated = Literal["heldout", "validation"]
+OF_RESULTS = "perplexity, train_tokens, seconds, num_failed, num_retried: from users' data without noise"
+OF_ROUNDS = "all but mechanism, seed, round, epsilon, clip_norm: from users' data without noise"
+_PEOPLE = {"heldout": "held-out users", "validation": "validation users"}
 
 
 @dataclass(frozen=True)
@@ -21,13 +28,16 @@ class ResultRow:
         sampling_prob: probability with which a unit takes part in a round; None for other selections.
         learning_rate: of the server's optimizer.
         seed: the run's seed.
-        perplexity: on held-out users; not private.
+        perplexity: on the users of `evaluated_on`; not private.
         train_tokens: predicted tokens that training went through; not private.
         seconds: wall-clock time of the run, evaluation included.
         epsilon_tight: user-level epsilon of the same run by the tight ELS accountant; None where it does not apply.
         epsilon_record: record-level epsilon of the same run; None where it does not apply.
         num_failed: over the rounds, times that a user counted as zero because of a failure; not private.
         num_retried: over the rounds, times that a user's node failed and another did its work; not private.
+        target_epsilon: user-level epsilon that was asked for; None where none was, or nothing is claimed.
+        evaluated_on: which users the perplexity is of, "heldout" or "validation".
+        not_private: which of the columns are computed from users' data without noise.
     """
 
     mechanism: str
@@ -49,6 +59,9 @@ class ResultRow:
     epsilon_record: float | None = None
     num_failed: int = 0
     num_retried: int = 0
+    target_epsilon: float | None = None
+    evaluated_on: Evaluated = "heldout"
+    not_private: str = OF_RESULTS
 
     def to_dict(self) -> dict[str, str | int | float | None]:
         """Returns the row as plain values."""
@@ -64,7 +77,7 @@ class RoundRecord:
         seed: the run's seed.
         round: the round, 0 for the state before training.
         epsilon: user-level epsilon spent so far; None where there is no user-level guarantee.
-        perplexity: on held-out users; None in rounds that were not evaluated.
+        perplexity: on the evaluation users; None in rounds that were not evaluated.
         train_loss: mean loss of the round's units before the step, in nats; None when there were none.
         num_units: units in the round.
         num_clipped: units whose norm was above the bound.
@@ -90,6 +103,16 @@ class RoundRecord:
     seconds: float
     num_retried: int = 0
     clip_norm: float | None = None
+
+
+def people(evaluated_on: str) -> str:
+    """Returns in words which users a perplexity is of."""
+    return _PEOPLE[evaluated_on]
+
+
+def people_of(rows: Sequence[ResultRow]) -> str:
+    """Returns in words which users the perplexities of several rows are of."""
+    return " or ".join(dict.fromkeys(people(row.evaluated_on) for row in rows))
 
 
 ROW_FIELDS = tuple(field.name for field in fields(ResultRow))

@@ -5,20 +5,33 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from fedsim_userdp.report.records import ResultRow
+from fedsim_userdp.privacy.delta import is_large, large_delta_in_words
+from fedsim_userdp.privacy.statement import MET
+from fedsim_userdp.report.records import ResultRow, people_of
 
 TABLE_WIDTH = 100
 HEADINGS = ("eps", "tight", "delta", "noise", "clip", "k", "perplexity", "seconds")
-FOOTNOTE = """\
+_FOOTNOTE = """\
 eps: user-level epsilon; "none" where there is no user-level guarantee.  tight: user-level epsilon of the
 same run by the tight ELS accountant.  noise: noise multiplier.  clip: clip norm, the first where it
-adapts itself.  k: most records of a user.  perplexity: on held-out users, lower is better; not private."""
+adapts itself.  k: most records of a user.  perplexity: on {people}, lower is better; not private."""
 
 
 def result_console() -> Console:
     """Returns a console that is wide enough for the table where the output is no terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=TABLE_WIDTH)
+
+
+def footnote(rows: Sequence[ResultRow]) -> str:
+    """Returns what the columns mean, and what has to be said of these rows: a large delta, an unmet target."""
+    lines = [_FOOTNOTE.format(people=people_of(rows))]
+    claims = [row for row in rows if row.epsilon is not None]
+    large = [row.delta for row in claims if row.delta is not None and is_large(row.delta)]
+    if large:
+        lines.append(str(large_delta_in_words(max(large))))
+    lines.extend(_unmet(row) for row in claims if _is_unmet(row))
+    return "\n".join(lines)
 
 
 def results_table(rows: Sequence[ResultRow]) -> Table:
@@ -48,3 +61,16 @@ def _cells(row: ResultRow) -> list[str]:
         f"{row.perplexity:.1f}",
         f"{row.seconds:.0f}",
     ]
+
+
+def _is_unmet(row: ResultRow) -> bool:
+    """Whether epsilon stays well below what was asked for."""
+    return row.epsilon is not None and row.target_epsilon is not None and row.epsilon < MET * row.target_epsilon
+
+
+def _unmet(row: ResultRow) -> str:
+    """That a target was not met."""
+    return (
+        f"{row.mechanism}: epsilon {row.target_epsilon:g} was asked for and {row.epsilon:.4g} holds: noise has a least "
+        "size that can be accounted for, and the claim is stronger than asked."
+    )

@@ -1,0 +1,88 @@
+"""What must hold for a claim to be true, one sentence for each assumption."""
+
+from collections.abc import Iterator, Sequence
+
+from fedsim_userdp.privacy.descriptions import (
+    AdaptiveClipping,
+    Composed,
+    Description,
+    HyperparameterSearch,
+    NoAmplification,
+    RecordLevel,
+)
+from fedsim_userdp.privacy.entries import NoiseSource
+from fedsim_userdp.privacy.ownership import ASSUMED, Ownership
+
+_OF_EVERY_CLAIM = (
+    "the number of users and the sampling probabilities are public",
+    "every contribution is clipped as a whole before the sum, and the denominator is a constant",
+    "base model and tokenizer were made without the data of these users",
+    "nodes fail for reasons that have nothing to do with the data of their users",
+)
+_KEY = {
+    "seeded": "nobody towards whom anything is claimed knows or guesses the seed, which the files of this folder tell "
+    "and which is 0 where nobody set it",
+    "os": "the secret key from which the cohorts derive was known to the server alone, and was removed at the end",
+}
+
+
+def assumptions_of(
+    release: Description,
+    *,
+    ownership: Ownership,
+    records_per_user: int | None,
+    noise_source: NoiseSource,
+    precision: str,
+    foreign: Sequence[str],
+) -> tuple[str, ...]:
+    """Returns the assumptions of a claim, each to be read after "the claim assumes that".
+
+    Args:
+        release: What was released.
+        ownership: Whose a record is.
+        records_per_user: k, for a release of records; None for no cap.
+        noise_source: "seeded" or "os".
+        precision: In which numbers gradients are computed.
+        foreign: Names of classes that are not this package's.
+    """
+    return (
+        ASSUMED[ownership],
+        *_cap(release, ownership, records_per_user),
+        *_OF_EVERY_CLAIM,
+        "the cohorts are kept secret" if claims_amplification(release) else "the schedule is public, whatever the data",
+        _KEY[noise_source],
+        floating_point(precision),
+        *(f"{name}, which is not part of this package, does what it declares" for name in foreign),
+    )
+
+
+def claims_amplification(release: Description) -> bool:
+    """Returns whether epsilon rests on who took part being unknown."""
+    parts = release.parts if isinstance(release, Composed) else (release,)
+    return not all(isinstance(single_run(part), NoAmplification) for part in parts)
+
+
+def single_run(release: Description | None) -> Description | None:
+    """Returns the single run inside of a private search or adaptive clipping; anything else as it is."""
+    while isinstance(release, HyperparameterSearch | AdaptiveClipping):
+        release = release.run
+    return release
+
+
+def floating_point(precision: str) -> str:
+    """Returns what is assumed of sums in finite precision."""
+    moved = "about a millionth of the clip norm"
+    if precision != "float32":
+        moved = f"far more than in float32, where it is {moved}"
+    return (
+        "floating-point sums and noise are as good as real numbers: gradients are computed in "
+        f"{precision}, norms, clip factors and sums in float32, and what one user adds depends on others in the same "
+        f"micro-batch by rounding only ({moved}; not accounted)"
+    )
+
+
+def _cap(release: Description, ownership: Ownership, records_per_user: int | None) -> Iterator[str]:
+    """That nobody has more records in the pool than the accounting says."""
+    if isinstance(single_run(release), RecordLevel):
+        verb = "owns" if ownership == "declared" else "has"
+        yield f"no user {verb} more than {records_per_user} records in the training set"

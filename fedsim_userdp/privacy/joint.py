@@ -1,0 +1,342 @@
+"""What several runs on the same users promise together: one (epsilon, delta) of all that claims anything.
+
+Guarantee: adaptive composition of every release that a user-level claim in the list covers. Runs have independent noise
+    and independent cohorts (each derives both from a key of its own), so nothing is counted as shared.
+Assumes: all runs are of the same users, the worst case; what the statements assume.
+
+Neighbouring relations are brought together so:
+
+- *Empty one user's records* and *add or remove a user* compose under the former. In a Poisson-sampled sum an emptied
+  user adds zero whether drawn or not, the others are drawn independently of them, and denominators are public
+  constants: the sum has the distribution that it has without the user. So an add-or-remove bound bounds emptying as
+  well. Releases without amplification are, for an emptied user, Gaussians of sensitivity C, the same as Poisson
+  sampling with probability 1.
+- *Replace one user* beside others: a schedule is accounted with sensitivity 2 C. What is known for adding or removing
+  is taken twice (remove the one, add the other): (2 epsilon, (1 + e^epsilon) delta), added by basic composition, delta
+  divided evenly among the claims that are added.
+- *Blank all records of one owner* covers emptying the records that are filed under a user, who is one of their owners.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+from fedsim_userdp.privacy import accountants
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.descriptions import (
+    AdaptiveClipping,
+    Adjacency,
+    Composed,
+    Description,
+    HyperparameterSearch,
+    NoAmplification,
+    Run,
+    UserWise,
+)
+from fedsim_userdp.privacy.serialization import Json
+from fedsim_userdp.privacy.statement import PrivacyStatement
+
+_TIGHTEST_FIRST = ("tight", "pld", "rdp", "group")
+_NARROW = 0.01
+_LEAST_LOG_DELTA = -600.0
+_REPLACED = "one user with all their records replaced by another"
+_EMPTIED = "one user's records are emptied"
+
+
+@dataclasses.dataclass(frozen=True)
+class StatedRun:
+    """A run and what it promises.
+
+    Attributes:
+        statement: What it promises.
+        seed: The run's seed.
+        job: The folder of a sweep that it lies in; empty outside of one.
+    """
+
+    statement: PrivacyStatement
+    seed: int
+    job: str = ""
+
+    @property
+    def name(self) -> str:
+        """Names the run among others: mechanism, seed and job."""
+        return f"{self.statement.mechanism}, seed {self.seed}{f' (job {self.job})' if self.job else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Composition:
+    """What several releases promise users together.
+
+    Attributes:
+        epsilon: None where there is no finite number.
+        accountant: In words; None likewise.
+    """
+
+    epsilon: float | None
+    accountant: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class JointStatement:
+    """What all runs of a folder, or of a sweep, promise together.
+
+    Attributes:
+        runs: The runs, at least one.
+    """
+
+    runs: tuple[StatedRun, ...]
+
+    @functools.cached_property
+    def claims(self) -> tuple[StatedRun, ...]:
+        """The runs that promise users something."""
+        return tuple(run for run in self.runs if run.statement.level == "user")
+
+    @property
+    def of_records(self) -> tuple[StatedRun, ...]:
+        """The runs that promise something for single records only."""
+        return tuple(run for run in self.runs if run.statement.level == "record")
+
+    @property
+    def without_noise(self) -> tuple[StatedRun, ...]:
+        """The runs that train without noise: they promise nothing. The untrained model is none of them."""
+        return tuple(run for run in self.runs if _is_trained_without_noise(run.statement))
+
+    @property
+    def delta(self) -> float | None:
+        """The delta of the claims, the largest where they differ; None where there is no claim."""
+        return max((run.statement.delta or 0.0 for run in self.claims), default=None)
+
+    @functools.cached_property
+    def together(self) -> Composition:
+        """What the claims add up to."""
+        if len(self.claims) == 1:
+            statement = self.claims[0].statement
+            return Composition(statement.epsilon, statement.accountant)
+        return self._composed(tuple(run.statement for run in self.claims))
+
+    @property
+    def num_searched(self) -> int:
+        """Runs elsewhere, on the same users, that the settings were chosen among: the most that any claim declares."""
+        return max((run.statement.num_searched for run in self.claims), default=1) - 1
+
+    @functools.cached_property
+    def costliest(self) -> StatedRun | None:
+        """The claim that the searched runs are counted as: the one of which so many cost most; None without claims."""
+
+        def cost(run: StatedRun) -> float:
+            found = self._composed((run.statement,) * (self.num_searched + 1))
+            return math.inf if found.epsilon is None else found.epsilon
+
+        return max(self.claims, key=cost, default=None)
+
+    @functools.cached_property
+    def with_search(self) -> Composition | None:
+        """The same with the declared search; None where none was declared."""
+        if not self.num_searched or self.costliest is None:
+            return None
+        statements = tuple(run.statement for run in self.claims)
+        return self._composed((*statements, *(self.costliest.statement,) * self.num_searched))
+
+    @functools.cached_property
+    def with_record_level(self) -> Composition | None:
+        """The same with the runs that promise something for single records; None where there is none, or no claim."""
+        if not self.of_records or not self.claims:
+            return None
+        return self._composed(tuple(run.statement for run in (*self.claims, *self.of_records)))
+
+    @functools.cached_property
+    def adjacency(self) -> str | None:
+        """Neighbouring relation of the sum, in words; None where there is no claim."""
+        relations = {str(run.statement.adjacency) for run in self.claims}
+        if len(relations) < 2:
+            return relations.pop() if relations else None
+        parts = [part for run in self.claims for part in _parts(run.statement.release)]
+        return _REPLACED if any(_is_replacing(part) for part in parts) else _EMPTIED
+
+    def sentences(self) -> list[str]:
+        """Returns the joint statement in plain words."""
+        return [*self._sum(), *self._search(), *self._unprotected(), *self._choice()]
+
+    def to_json(self) -> dict[str, Json]:
+        """Returns the joint statement as a JSON object; null for no number."""
+        return {
+            "epsilon": self.together.epsilon,
+            "delta": self.delta,
+            "accountant": self.together.accountant,
+            "adjacency": self.adjacency,
+            "num_runs": len(self.runs),
+            "claims": [run.name for run in self.claims],
+            "without_user_level_claim": [run.name for run in (*self.of_records, *self.without_noise)],
+            "num_searched_elsewhere": self.num_searched,
+            "epsilon_with_search": None if self.with_search is None else self.with_search.epsilon,
+            "epsilon_with_record_level": None if self.with_record_level is None else self.with_record_level.epsilon,
+            "sentences": list(self.sentences()),
+        }
+
+    def _composed(self, statements: Sequence[PrivacyStatement]) -> Composition:
+        """What the releases of these statements add up to at the joint delta."""
+        releases = [statement.release for statement in statements if statement.release is not None]
+        return Composition(None, None) if self.delta is None else composed(releases, self.delta)
+
+    def _sum(self) -> list[str]:
+        """What all claims add up to."""
+        if not self.claims or self.delta is None:
+            return ["Nothing here promises users anything."]
+        value = _value(self.together.epsilon, self.delta)
+        if len(self.claims) == 1:
+            return [f"One run here makes a claim for users ({self.claims[0].name}): all that it releases has {value}."]
+        deltas = sorted({run.statement.delta or 0.0 for run in self.claims})
+        at = f"; the runs' deltas differ ({deltas[0]:.3g} to {deltas[-1]:.3g}), this is the largest"
+        return [
+            f"{len(self.claims)} runs here make a claim for users, each for itself. All of them together have {value} "
+            f"by composition (accountant {self.together.accountant}; neighbouring data sets: {self.adjacency})"
+            f"{at if len(deltas) > 1 else ''}. Noise and cohorts of different runs are independent; all are "
+            "counted as runs on the same users."
+        ]
+
+    def _search(self) -> list[str]:
+        """What the declared search adds."""
+        if self.with_search is None or self.costliest is None or self.delta is None:
+            return []
+        return [
+            f"The settings were chosen among runs elsewhere on the same users: {self.num_searched} more, each counted "
+            f"like {self.costliest.name} (an assumption; a run without noise among them is covered by nothing). With "
+            f"these, all have {_value(self.with_search.epsilon, self.delta)}."
+        ]
+
+    def _unprotected(self) -> list[str]:
+        """What no claim covers."""
+        found = []
+        if self.of_records:
+            names = "; ".join(run.name for run in self.of_records)
+            extra = "nothing is promised to users"
+            if self.with_record_level is not None and self.delta is not None:
+                extra = f"all have {_value(self.with_record_level.epsilon, self.delta)} for users"
+            found.append(f"NOT in this sum, since single records only are protected: {names}. With these, {extra}.")
+        if self.without_noise:
+            names = "; ".join(run.name for run in self.without_noise)
+            found.append(f"Without noise: {names}. Where these are published too, NO guarantee for users is left.")
+        return found
+
+    def _choice(self) -> list[str]:
+        """What choosing among the runs costs."""
+        if len(self.claims) < 2:
+            return []
+        return [
+            "Publishing the best of them, or one alone after looking at all, is a choice by data: the joint figure is "
+            "what covers it, not the run's own."
+        ]
+
+
+def composed(releases: Sequence[Description], delta: float) -> Composition:
+    """Returns what several releases on the same users add up to.
+
+    Args:
+        releases: At least one, of user-level claims or of records (whose users have at most k each); any mix.
+        delta: In (0, 1).
+
+    Returns:
+        The least epsilon that is found, as a rule by one accountant over everything, else by basic composition.
+    """
+    parts = [part for release in releases for part in _parts(release)]
+    is_replacing = any(_is_replacing(part) for part in parts)
+    runs = [_run(part, is_replacing) for part in parts if not isinstance(part, HyperparameterSearch)]
+    searches = [part for part in parts if isinstance(part, HyperparameterSearch)]
+    groups: list[tuple[Description, bool]] = [
+        (search, is_replacing and not _is_replacing(search)) for search in searches
+    ]
+    for kind, is_doubled in (([run for run in runs if _is_replacing(run)], False), (_emptied(runs), is_replacing)):
+        if kind:
+            groups.append((Composed(tuple(kind)), is_doubled))
+    share = math.log(delta / len(groups))
+    found = [_twice(group, share) if is_doubled else _least(group, share) for group, is_doubled in groups]
+    epsilon = math.fsum(each for each, _ in found)
+    if not math.isfinite(epsilon):
+        return Composition(None, None)
+    names = [
+        f"{name}, taken twice" if is_doubled else name for (_, name), (_, is_doubled) in zip(found, groups, strict=True)
+    ]
+    return Composition(epsilon, names[0] if len(names) == 1 else f"{' + '.join(names)}, by basic composition")
+
+
+def _parts(release: Description | None) -> list[Run | HyperparameterSearch]:
+    """Single runs and private searches of which a release consists."""
+    if release is None:
+        return []
+    if isinstance(release, Composed):
+        return [part for each in release.parts for part in _parts(each)]
+    return [release.run if isinstance(release, AdaptiveClipping) else release]
+
+
+def _is_replacing(part: Run | HyperparameterSearch) -> bool:
+    """Whether a part is accounted for replacing a user."""
+    return part.adjacency is Adjacency.REPLACE_USER
+
+
+def _run(run: Run, is_replacing: bool) -> Run:
+    """The run under the relation of the sum, where it is known under more than one."""
+    if is_replacing and isinstance(run, NoAmplification):
+        return dataclasses.replace(run, adjacency=Adjacency.REPLACE_USER)
+    return run
+
+
+def _emptied(runs: Sequence[Run]) -> list[Run]:
+    """The runs that are accounted for an emptied or absent user, all under one relation."""
+    found = [run for run in runs if not _is_replacing(run)]
+    if all(isinstance(run, NoAmplification) for run in found):
+        return found
+    return [
+        UserWise(run.noise_multiplier, 1.0, run.max_participations) if isinstance(run, NoAmplification) else run
+        for run in found
+    ]
+
+
+def _least(release: Description, log_delta: float) -> tuple[float, str]:
+    """Epsilon by the tightest accountant that has an answer, and its name; infinite where none has."""
+    for name in [name for name in _TIGHTEST_FIRST if name in accountants.methods(release)]:
+        try:
+            return acc.epsilon(release, math.exp(log_delta), name), name
+        except acc.AccountingError:
+            continue
+    return math.inf, "none"
+
+
+def _twice(release: Description, log_delta: float) -> tuple[float, str]:
+    """Epsilon of an add-or-remove claim under replace-one: 2 epsilon at (1 + e^epsilon) delta."""
+
+    def is_within(own: float) -> bool:
+        """Whether the claim at log delta `own` has at most the delta that is wanted once it is taken twice."""
+        epsilon = _least(release, own)[0]
+        return own + max(epsilon, 0.0) + math.log1p(math.exp(-epsilon)) <= log_delta
+
+    high = log_delta - math.log(2.0)
+    low = _bracket(is_within, high)
+    if low is None:
+        return math.inf, "none"
+    while high - low > _NARROW:
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if is_within(middle) else (low, middle)
+    epsilon, name = _least(release, low)
+    return 2.0 * epsilon, name
+
+
+def _bracket(is_within: Callable[[float], bool], high: float) -> float | None:
+    """A log delta that is within, found by doubling the distance from `high`; None where there is none."""
+    step = 1.0
+    while high - step > _LEAST_LOG_DELTA:
+        if is_within(high - step):
+            return high - step
+        step *= 2.0
+    return None
+
+
+def _is_trained_without_noise(statement: PrivacyStatement) -> bool:
+    """Whether a run that claims nothing was trained; what is not known to be the untrained model was."""
+    is_untrained = statement.mechanism == "zero_shot" and statement.records_per_user is None
+    return statement.level == "nobody" and not is_untrained
+
+
+def _value(epsilon: float | None, delta: float) -> str:
+    """An (epsilon, delta) in words."""
+    return "no finite epsilon" if epsilon is None else f"({epsilon:.4g}, {delta:.3g})-DP"

@@ -1,0 +1,36 @@
+"""How many runs on a run's own users its settings were chosen among."""
+
+from omegaconf import DictConfig
+
+from simulations.errors import ConfigError
+
+
+def searched_runs(config: DictConfig, corpus_name: str) -> int:
+    """Returns the number of runs on these users, this one included, that the settings were chosen among.
+
+    `privacy.num_searched` where it is given; else that of the search behind the experiment's settings
+    (`tuned.searched`) where it was made on this very corpus; else 1.
+
+    Args:
+        config: The run's configuration.
+        corpus_name: Name of the run's corpus.
+
+    Raises:
+        ConfigError: A number is no whole number of at least 1, or `tuned.searched` lacks its corpus.
+    """
+    if config.privacy.num_searched is not None:
+        return _count("privacy.num_searched", config.privacy.num_searched)
+    searched = config.tuned.get("searched")
+    if searched is None:
+        return 1
+    if not isinstance(searched, DictConfig) or set(searched) != {"data", "runs"}:
+        raise ConfigError(f"tuned.searched={searched} must be null or {{data: NAME-OF-CORPUS, runs: N}}")
+    runs = _count("tuned.searched.runs", searched.runs)
+    return runs if searched.data == corpus_name else 1
+
+
+def _count(key: str, value: object) -> int:
+    """A number of runs."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key}={value} must be a whole number of at least 1")
+    return value

@@ -1,0 +1,73 @@
+"""The folder of a sweep (`--multirun`): what all of its jobs promise together, brought up to date by each of them."""
+
+from pathlib import Path
+
+from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from fedsim_userdp.privacy.joint import StatedRun
+from fedsim_userdp.report.privacy_files import (
+    JSON_FILE,
+    PrivacyFile,
+    digest_of,
+    read_privacy,
+    write_sweep_privacy,
+)
+from simulations.occupied import LOCK_FILE
+
+_SWEEP_FILE = "multirun.yaml"  # Hydra's mark of a sweep's folder
+_DEPTH = 4  # of a job's folder in it, at most
+
+
+def sweep_of_this_job() -> Path | None:
+    """Returns the folder of the sweep that the running Hydra job belongs to; None outside of one.
+
+    A job that is resumed is no part of a sweep to Hydra: then it is the folder above that Hydra marked as a sweep's.
+    """
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    if settings.mode == RunMode.MULTIRUN:
+        return folder.parents[len(Path(settings.sweep.subdir).parts) - 1]
+    return next((parent for parent in folder.parents[:_DEPTH] if (parent / _SWEEP_FILE).exists()), None)
+
+
+def path_to(sweep: Path, folder: Path) -> str:
+    """Returns the path from a job's folder up to its sweep's, such as `..`."""
+    return "/".join([".."] * len(folder.relative_to(sweep).parts))
+
+
+def update_sweep(sweep: Path) -> None:
+    """Writes the joint statement of all jobs of a sweep that have one; one process at a time."""
+    with FileLock(sweep / LOCK_FILE):
+        jobs, runs = jobs_of(sweep)
+        write_sweep_privacy(sweep, jobs, runs, unfinished_jobs(sweep, runs))
+
+
+def jobs_of(sweep: Path) -> tuple[dict[str, str], list[StatedRun]]:
+    """Returns the jobs of a sweep that have a statement, with the digest of its file, and their runs."""
+    jobs: dict[str, str] = {}
+    runs: list[StatedRun] = []
+    for name in _folders(sweep, JSON_FILE):
+        content = read_privacy(sweep / name, job=name)
+        if isinstance(content, PrivacyFile):
+            jobs[name] = digest_of((sweep / name / JSON_FILE).read_bytes())
+            runs.extend(content.runs)
+    return jobs, runs
+
+
+def unfinished_jobs(sweep: Path, runs: list[StatedRun]) -> list[str]:
+    """Returns the jobs with a ledger of a run that has no statement."""
+    stated = {(run.job, f"{run.statement.mechanism}-seed{run.seed}") for run in runs}
+    found = (
+        name
+        for name in _folders(sweep, "run.json")
+        if any((name, path.stem) not in stated for path in (sweep / name / "ledger").glob("*.jsonl"))
+    )
+    return list(found)
+
+
+def _folders(sweep: Path, file: str) -> list[str]:
+    """The folders below a sweep's that hold a file, in the order of job numbers."""
+    found = (path.parent.relative_to(sweep).as_posix() for path in sweep.rglob(file) if path.parent != sweep)
+    return sorted(found, key=lambda name: (len(name), name))
