@@ -13,10 +13,13 @@ COMMANDS = {
     "run": ("simulations.run", "train with one mechanism"),
     "data": ("simulations.data", "describe a corpus before any training: users, records, tokens, what k keeps"),
     "budget": ("simulations.budget", "plan the noise for a user-level budget, without data or model"),
+    "verify": ("simulations.verify", "recompute all that a run folder claims, from its ledgers and its configuration"),
     "audit": ("simulations.audit", "try to refute the claimed epsilon with canary users planted in real runs"),
     "benchmark": ("simulations.benchmark", "measure speed and memory as ratios, and what a round costs"),
     "pretrain": ("simulations.pretrain", "make the bundled tiny model again from public text"),
 }
+
+PLAIN = frozenset({"verify"})  # take folders, not settings
 
 HELP = """Fine-tuning language models under user-level differential privacy: which mechanism, how set, what guaranteed.
 
@@ -30,6 +33,7 @@ Examples:
   fedsim compare privacy.epsilon=2 mechanism.records_per_user=8 output_dir=my-run
   fedsim run mechanism=group_privacy seed=1
   fedsim run --multirun privacy.epsilon=1,3,8
+  fedsim verify my-run
 
 `fedsim COMMAND --help` lists a command's settings, `--cfg job` prints its whole configuration.
 """
@@ -67,7 +71,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     from simulations.refusals import REFUSALS, sentence
 
     try:
-        sys.argv = [f"fedsim {name}", *complete_arguments(name, arguments)]
+        sys.argv = [f"fedsim {name}", *(arguments if name in PLAIN else complete_arguments(name, arguments))]
         with contextlib.redirect_stderr(cast(TextIO, _WithoutPreamble(sys.stderr))):
             importlib.import_module(COMMANDS[name][0]).main()
     except BrokenPipeError:

@@ -1,5 +1,7 @@
 """`fedsim compare`: every mechanism at one user-level budget."""
 
+from collections.abc import Iterable
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -34,20 +36,34 @@ def mechanism_configs(config: DictConfig) -> list[DictConfig]:
     Raises:
         ConfigError: when there is no mechanism to compare.
     """
+    return [compose_again("compare", changes) for changes in compared_runs(config)]
+
+
+def compared_runs(config: DictConfig) -> list[dict[str, str | int]]:
+    """Returns what differs from run to run of a comparison: mechanism and seed.
+
+    Raises:
+        ConfigError: when there is no mechanism to compare.
+    """
     names = list(config.compare.mechanisms or [])
     if not names:
         raise ConfigError("compare.mechanisms is empty: name at least one mechanism")
     seeds = [config.seed] if config.compare.seeds is None else list(config.compare.seeds)
-    return [compose_again("compare", {"mechanism": name, "seed": seed}) for seed in seeds for name in names]
+    return [{"mechanism": name, "seed": seed} for seed in seeds for name in names]
 
 
 def compose_again(config_name: str, changes: dict[str, str | int]) -> DictConfig:
-    """Returns the running job's configuration with `changes`.
+    """Returns the running job's configuration with `changes`, as `composed` does."""
+    return composed(config_name, HydraConfig.get().overrides.task, changes)
+
+
+def composed(config_name: str, overrides: Iterable[str], changes: dict[str, str | int]) -> DictConfig:
+    """Returns the configuration of overrides with `changes`.
 
     An override of a setting that the changed mechanism does not have (`mechanism.clip_norm` of the non-private run)
     is left out; that some mechanism has it was checked when the job was composed.
     """
-    own = [override for override in HydraConfig.get().overrides.task if override_key(override) not in changes]
+    own = [override for override in overrides if override_key(override) not in changes]
     changed = [f"{key}={value}" for key, value in changes.items()]
     general = [override for override in own if not override_key(override).startswith("mechanism.")]
     has = hydra.compose(config_name, overrides=[*general, *changed]).mechanism

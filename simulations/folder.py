@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,9 +20,8 @@ from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import footnote, result_console, results_table
 from simulations.diary import Outcome
+from simulations.run_files import CARD, CONFIG_FILE, WEIGHTS, adapter_folder, ledger_file
 from simulations.sweep import path_to, sweep_of_this_job, update_sweep
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 class RunFolder:
@@ -46,7 +45,7 @@ class RunFolder:
         """Returns the folder of the running Hydra job, the resolved configuration written to it."""
         runtime = HydraConfig.get().runtime
         folder = cls(Path(runtime.output_dir), result_console(), runtime.choices, sweep_of_this_job())
-        write_text(folder.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        write_text(folder.path / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
         return folder
 
     def progress(self) -> RunProgress:
@@ -57,8 +56,8 @@ class RunFolder:
         """Adds a finished run: its adapter, and the result files written anew."""
         row = outcome.row
         if row.rounds:
-            name = adapter_name(row.mechanism, row.seed, [other.mechanism for other in self.rows])
-            self._save_adapter(self.path / "adapters" / name, outcome)
+            before = [other.mechanism for other in self.rows]
+            self._save_adapter(adapter_folder(self.path, row.mechanism, row.seed, before), outcome)
         self.rows.append(row)
         self.rounds.extend(outcome.rounds)
         self.runs.append(StatedRun(outcome.statement, row.seed))
@@ -78,7 +77,7 @@ class RunFolder:
             except SafetensorError as error:  # how its writer says that the disk is full
                 number = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(path)) from error
-            write_text(folder / "README.md", model_card(outcome.row, outcome.statement, origin))
+            write_text(folder / CARD, model_card(outcome.row, outcome.statement, origin))
         if outcome.statement.release is not None:
             file = ledger_file(self.path, outcome.row.mechanism, outcome.row.seed)
             ledger.seal(file, digest_of((path / WEIGHTS).read_bytes()))
@@ -92,13 +91,3 @@ class RunFolder:
         self.console.print(results_table(self.rows))
         self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
         self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)
-
-
-def adapter_name(mechanism: str, seed: int, before: Sequence[str]) -> str:
-    """Returns the name of an adapter's folder, which has the seed in it where the mechanism ran `before`."""
-    return f"{mechanism}-seed{seed}" if mechanism in before else mechanism
-
-
-def ledger_file(folder: Path, mechanism: str, seed: int) -> Path:
-    """Returns the ledger of a run in a run folder."""
-    return folder / "ledger" / f"{mechanism}-seed{seed}.jsonl"

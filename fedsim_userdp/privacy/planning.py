@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.delta import default_delta
 from fedsim_userdp.privacy.validation import MAX_RECORDS_PER_USER, check_count, check_delta, check_epsilon, check_real
 
 MECHANISMS = ("user_wise", "group_privacy", "example_level_tight")
@@ -86,7 +87,7 @@ class BudgetSetting:
     @property
     def user_level_delta(self) -> float:
         """The delta asked for, N^-1.1 unless given."""
-        return self.num_users**-1.1 if self.delta is None else self.delta
+        return default_delta(self.num_users) if self.delta is None else self.delta
 
     @property
     def probability(self) -> float:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedsim_userdp.privacy.delta import large_delta_in_words
 from fedsim_userdp.privacy.planning import BudgetRow, BudgetSetting
+from fedsim_userdp.privacy.statement import MET
 from fedsim_userdp.report.files import write_csv, write_json
 
 LEGEND = """\
@@ -70,6 +72,7 @@ def in_words(rows: Sequence[BudgetRow]) -> list[str]:
         rows: Of `planning.plan`.
     """
     sentences = [f"{row.mechanism} has no answer: {row.problem}." for row in rows if row.problem]
+    sentences += [*_unmet(rows), *_large_delta([row.delta for row in rows])]
     noise = {row.mechanism: row.noise_per_clip for row in rows if row.noise_per_clip is not None}
     if len(noise) < 2:
         return sentences
@@ -92,6 +95,9 @@ def sweep_in_words(plans: Sequence[Sequence[BudgetRow]], axis: str) -> list[str]
         for row in rows
         if row.problem
     ]
+    problems += [text for rows in plans[:-1] for text in _unmet(rows, f"{axis}={axis_value(rows[0], axis):g}: ")]
+    if not _large_delta([plans[-1][0].delta]):  # which the last value's own sentences say
+        problems += _large_delta([rows[0].delta for rows in plans])
     last = [f"At {axis}={axis_value(plans[-1][0], axis):g}:", *in_words(plans[-1])]
     return [*problems, *([overall + ", ".join(ties) + "."] if ties else []), *last]
 
@@ -106,6 +112,22 @@ def write_budget(
         folder / "budget.json",
         {"setting": dataclasses.asdict(setting), "axis": axis, "in_words": list(words), "rows": rows},
     )
+
+
+def _large_delta(deltas: Sequence[float]) -> list[str]:
+    """What the largest of the deltas means, where it is large."""
+    words = large_delta_in_words(max(deltas))
+    return [] if words is None else [words]
+
+
+def _unmet(rows: Sequence[BudgetRow], where: str = "") -> list[str]:
+    """Which mechanisms stay below the target, since noise has a least size that can be accounted for."""
+    return [
+        f"{where}{row.mechanism}: epsilon {row.epsilon_target:g} was asked for and {row.epsilon:.4g} holds: noise has "
+        "a least size that can be accounted for, and the claim is stronger than asked."
+        for row in rows
+        if row.epsilon is not None and row.epsilon < MET * row.epsilon_target
+    ]
 
 
 def _cells(row: BudgetRow) -> list[str]:

@@ -95,7 +95,7 @@ def _rows(statistics: CorpusStatistics) -> Iterator[dict[str, object]]:
                 yield _row("bound", f"k={bound.k}", figure, value)
     for reason, num in statistics.dropped.items():
         yield _row("dropped", reason, "number", num)
-    yield _row("corpus", "", "is_private", statistics.is_private)
+    yield _row("note", "", "not_private", NOTE)
 
 
 def _row(*cells: object) -> dict[str, object]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.privacy.ownership import COVERED
 from fedsim_userdp.privacy.statement import PrivacyStatement
+from fedsim_userdp.report.records import people
 
 _UNITS = {"user": "one user: all records filed under them", "record": "one record; NO user", "nobody": "nobody"}
 _DECLARED = "one person: all records that name them as an owner"
@@ -106,6 +107,7 @@ def _facts(statement: PrivacyStatement) -> list[tuple[str, str]]:
     if is_of_users:
         facts.append(("Whose a record is", COVERED[statement.ownership]))
     facts.append(("Settings", _search(statement)))
+    facts.append(("Perplexity", f"of {people(statement.evaluated_on)}, from their text without noise: not private"))
     facts.append(("Assumes", f"1 to {len(statement.assumptions)} below"))
     facts.append(("Not covered", "; ".join(statement.not_private)))
     return facts
