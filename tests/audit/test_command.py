@@ -112,6 +112,6 @@ def test_a_planted_mistake_in_the_real_command_is_caught_and_ends_with_exit_code
     overrides = planted(name, monkeypatch)
     code = audit(tmp_path / "run", "evaluation.records_per_user=1", "audit.epsilons=[3]", *overrides)
     assert code == 1
-    assert "REFUTED: epsilon" in capsys.readouterr().out
+    assert "REFUTED at 95% confidence: epsilon" in capsys.readouterr().out
     report = json.loads((tmp_path / "run" / "audit.json").read_text())
     assert max(test["lower_bound"] for test in report["claims"][0]["tests"]) > 3

@@ -76,7 +76,8 @@ def test_the_tables_name_every_claim_and_what_became_of_it() -> None:
 
 
 def test_the_summary_says_what_is_refuted_and_never_that_a_claim_is_confirmed() -> None:
-    assert summary(CLAIMS).startswith("REFUTED: epsilon 8.00")
+    assert summary(CLAIMS).startswith("REFUTED at 95% confidence: epsilon 8.00")
+    assert "at most 5%" in summary(CLAIMS)
     assert summary(CLAIMS[:1]) == "Not refuted: epsilon 1.00."
     assert "No claim" in summary(CLAIMS[2:])
 
@@ -84,13 +85,14 @@ def test_the_summary_says_what_is_refuted_and_never_that_a_claim_is_confirmed() 
 def test_the_files_hold_the_numbers_and_the_limits(tmp_path: Path) -> None:
     write_audit(tmp_path, CLAIMS)
     content = json.loads((tmp_path / "audit.json").read_text())
-    assert content["private"] is False
+    assert "none of it is private" in content["not_private"]
     assert "cannot confirm" in content["limits"]
     assert [claim["claimed_epsilon"] for claim in content["claims"]] == [1.0, 8.0, None]
     with (tmp_path / "audit.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["verdict"] for row in rows] == ["not refuted"] * 2 + ["refuted"] * 2 + ["no claim"] * 2
     assert rows[-1]["claimed_epsilon"] == ""
+    assert all("none of it is private" in row["not_private"] for row in rows)
 
 
 def test_the_figure_is_drawn_for_one_claim_and_for_several(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_json_holds_every_fact_and_no_number_that_json_lacks() -> None:
         "level", "adjacency", "mechanism", "selection", "num_users", "sampling_prob", "rounds", "noise_multiplier",
         "update_noise_multiplier", "clip_norm", "records_per_user", "delta", "target_epsilon", "epsilon",
         "epsilon_by_accountant", "record_level_epsilon", "search", "noise_source", "not_private", "assumptions",
-        "release", "paragraph",
+        "release", "paragraph", "foreign", "num_lost", "window", "fresh_records", "public", "precision", "evaluated_on",
     }  # fmt: skip
     assert wanted <= set(facts)
     assert facts["sampling_prob"] == 0.05
@@ -42,7 +42,7 @@ def test_record_level_run_claims_nothing_for_users() -> None:
     assert facts["epsilon"] is None
     assert facts["epsilon_by_accountant"] == {}
     assert facts["record_level_epsilon"] == acc.epsilon(RECORD_LEVEL, 1e-5, "record")
-    assert made.adjacency == "add or remove one record"
+    assert str(made.adjacency).startswith("add or remove one record of the pool")
 
 
 @pytest.mark.parametrize("method", ["group", "tight"])
@@ -70,6 +70,7 @@ def test_search_by_hand_is_priced_and_not_hidden_in_epsilon() -> None:
     together = acc.epsilon(acc.UserWise(1.0, 0.05, 600), 1e-5)
     assert "NOT part of epsilon" in made.search
     assert f"{together:.4g}" in made.search
+    assert "an assumption" in made.search
     assert made.epsilon == statement().epsilon
 
 
@@ -101,13 +102,105 @@ def test_selection_says_what_it_is_worth(release: acc.Description, words: str) -
     assert words in str(statement(release=release).selection)
 
 
-def test_a_foreign_selectors_word_is_an_assumption_where_amplification_rests_on_it() -> None:
-    words = "mine.Selector, which is not part of this package, draws cohorts at random as it declares"
-    for release in (USER_WISE, acc.AdaptiveClipping(USER_WISE, 5.0)):
-        assert words in statement(release=release, unchecked_selector="mine.Selector").paragraph()
-    schedule = statement(release=acc.NoAmplification(4.0, 4), unchecked_selector="mine.Selector")
-    assert "mine.Selector" not in schedule.paragraph()
-    assert "which is not part of this package" not in statement(release=USER_WISE).paragraph()
+@pytest.mark.parametrize(
+    "release",
+    [USER_WISE, acc.AdaptiveClipping(USER_WISE, 5.0), acc.FixedSize(4.0, 1000, 50, 200), acc.NoAmplification(4.0, 4)],
+)
+def test_every_foreign_class_is_named_as_an_assumption(release: acc.Description) -> None:
+    made = statement(release=release, foreign=("mine.Selector", "torch.optim.Mine"))
+    for name in ("mine.Selector", "torch.optim.Mine"):
+        assert f"{name}, which is not part of this package, does what it declares" in made.assumptions
+    assert "which is not part of this package" not in statement(release=release).paragraph()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "base model and tokenizer were made without the data of these users",
+        "nodes fail for reasons that have nothing to do with the data of their users",
+        "the number of users and the sampling probabilities are public",
+        "floating-point sums and noise are as good as real numbers",
+        "the cohorts are kept secret",
+    ],
+)
+@pytest.mark.parametrize("source", ["os", "seeded"])
+def test_what_must_hold_is_said(source: str, words: str) -> None:
+    assert any(words in text for text in statement(noise_source=source).assumptions)
+    assert words in statement(noise_source=source).paragraph()
+
+
+def test_a_schedule_needs_no_secret_cohorts() -> None:
+    assert "the cohorts are kept secret" not in statement(release=acc.NoAmplification(4.0, 4)).assumptions
+
+
+def test_a_seeded_run_gives_away_noise_and_cohorts_and_promises_nothing_to_whoever_may_guess_the_seed() -> None:
+    words = statement(noise_source="seeded").paragraph()
+    for part in ("noise and cohorts follow from a hash of the seed", "knows or guesses the seed", "0 where nobody set"):
+        assert part in words
+    assert "no claim holds at all" in words
+    assert "no claim holds at all" not in statement(noise_source="os").paragraph()
+
+
+def test_precision_is_part_of_what_is_assumed_of_sums() -> None:
+    assert "gradients are computed in bfloat16" in statement(precision="bfloat16").paragraph()
+    assert "far more than in float32" in statement(precision="bfloat16").paragraph()
+    assert "far more" not in statement().paragraph()
+
+
+def test_a_claim_about_records_says_what_a_record_is_and_of_which_pool() -> None:
+    made = statement(level="record", release=RECORD_LEVEL, records_per_user=5, window=64)
+    for part in ("at most 5 windows of at most 64 tokens", "chosen of each user", "adding a message"):
+        assert part in str(made.adjacency)
+
+
+def test_records_that_are_chosen_anew_are_capped_in_a_round_and_not_in_the_run() -> None:
+    fresh = statement(records_per_user=4, fresh_records=True)
+    assert "at most 4 records of a user in a round" in fresh.records
+    assert "more are used in the run" in fresh.records
+    assert "more are used" not in statement(records_per_user=4).records
+    assert "in the pool" in statement(release=RECORD_LEVEL, records_per_user=5).records
+
+
+def test_lost_releases_are_said_to_be_paid_for() -> None:
+    assert "2 of them were lost in a crash" in statement(num_lost=2).paragraph()
+    assert "One of them was lost" in statement(num_lost=1).paragraph()
+    assert "lost in a crash" not in statement().paragraph()
+
+
+def test_a_large_delta_is_put_into_words_and_a_small_one_is_not() -> None:
+    assert "one user in 9 could be published whole" in statement(delta=0.118).paragraph()
+    assert "published whole" not in statement(delta=1e-5).paragraph()
+
+
+def test_a_target_that_is_not_met_is_said() -> None:
+    made = statement(target_epsilon=1e6)
+    assert not made.is_met
+    assert f"Epsilon 1e+06 was asked for and {made.epsilon:.4g} is what holds" in made.paragraph()
+    assert statement(target_epsilon=made.epsilon).is_met
+    assert "asked for" not in statement(target_epsilon=made.epsilon).paragraph()
+
+
+def test_what_is_taken_as_public_is_listed() -> None:
+    assert "Taken as public: N; tokens.min_words=64." in statement(public=("N", "tokens.min_words=64")).paragraph()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        statement(foreign=("a.B",), public=("N",), window=64, fresh_records=True, records_per_user=4, num_lost=1),
+        statement(level="record", release=RECORD_LEVEL, records_per_user=5),
+        statement(release=RECORD_LEVEL, records_per_user=5, method="tight", ownership="declared"),
+        statement(release=acc.AdaptiveClipping(acc.NoAmplification(4.0, 4), 5.0), noise_source="os"),
+        PrivacyStatement(level="nobody", release=None, mechanism="non_private", num_users=10, rounds=5),
+    ],
+)
+def test_a_statement_is_read_back_as_it_was_written(made: PrivacyStatement) -> None:
+    stored = json.loads(json.dumps(made.to_json()))
+    assert PrivacyStatement.from_json(stored) == made
+    assert PrivacyStatement.from_json(stored).to_json() == stored
+    del stored["foreign"]
+    with pytest.raises(ValueError, match="'foreign'"):
+        PrivacyStatement.from_json(stored)
 
 
 def test_what_is_not_private_is_listed() -> None:
@@ -130,6 +223,11 @@ def test_what_is_not_private_is_listed() -> None:
         ({"num_searched": 0}, "num_searched must be"),
         ({"records_per_user": 0}, "records_per_user must be"),
         ({"noise_source": "torch"}, "noise_source must be"),
+        ({"evaluated_on": "everybody"}, "evaluated_on must be"),
+        ({"num_lost": -1}, "num_lost must be"),
+        ({"num_lost": 201}, "num_lost must be"),
+        ({"window": 0}, "window must be"),
+        ({"foreign": "mine.Selector"}, "foreign must be a tuple"),
         ({"method": "tight"}, "method must be"),
         ({"level": "record"}, "method must be"),
         ({"release": RECORD_LEVEL, "records_per_user": 5, "method": "record"}, "makes no claim at level 'user'"),

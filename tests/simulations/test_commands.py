@@ -81,18 +81,19 @@ def test_the_folder_holds_configuration_plot_and_marked_diagnostics(compared: Pa
 def test_every_release_is_in_a_ledger_and_runs_without_noise_have_none(compared: Path) -> None:
     ledgers = {path.stem.removesuffix("-seed0"): path for path in (compared / "ledger").iterdir()}
     assert set(ledgers) == set(MECHANISMS) - {"zero_shot", "non_private"}
-    assert all(path.read_bytes().count(b"\n") == 2 for path in ledgers.values())
+    assert all(path.read_bytes().count(b"\n") == 2 + 1 for path in ledgers.values())
 
 
 def test_every_run_states_what_it_guarantees(compared: Path) -> None:
     rows = json.loads((compared / "results.json").read_text())
-    statements = json.loads((compared / "privacy.json").read_text())
+    statements = json.loads((compared / "privacy.json").read_text())["runs"]
     assert [statement["mechanism"] for statement in statements] == MECHANISMS
     assert [statement["epsilon"] for statement in statements] == [row["epsilon"] for row in rows]
     assert [statement["level"] for statement in statements] == ["nobody", *["user"] * 4, "record", "nobody"]
     text = (compared / "PRIVACY.md").read_text()
     assert "NO guarantee for users" in text
-    assert "drawn from a seed" in text
+    assert "towards them no claim holds at all" in text
+    assert text.count("## ") == len(MECHANISMS) + 1
 
 
 @pytest.mark.parametrize("name", MECHANISMS[1:])
@@ -117,9 +118,14 @@ def test_each_adapter_has_a_card_with_its_base_model_and_its_guarantee(compared:
     assert card.data.library_name == "peft"
     assert card.data.base_model is None  # a folder is no name that the Hub knows
     assert "tiny_gpt2" in text
-    statements = {s["mechanism"]: s for s in json.loads((compared / "privacy.json").read_text())}
-    assert statements[name]["paragraph"] in text
-    assert ("differential-privacy" in card.data.tags) == (statements[name]["level"] == "user")
+    statements = {s["mechanism"]: s for s in json.loads((compared / "privacy.json").read_text())["runs"]}
+    page = (compared / "PRIVACY.md").read_text()
+    table = page.split(f"## {name}, seed 0\n\n")[1].split("\n\n")[0]
+    assert table in text
+    assert "differential-privacy" not in card.data.tags  # a seeded run is a simulation
+    is_of_users = statements[name]["level"] == "user"
+    assert ("simulated-differential-privacy" in card.data.tags) == is_of_users
+    assert ("not-user-level-private" in card.data.tags) == (not is_of_users)
 
 
 WRONG = {

@@ -82,6 +82,7 @@ def test_the_files_hold_what_the_statistics_of_the_store_are(tmp_path: Path) -> 
     assert "NOT private" in found["note"]
     with (folder / "data.csv").open() as file:
         rows = {(row["about"], row["of"], row["figure"]): row["value"] for row in csv.DictReader(file)}
+    assert "NOT private" in rows["note", "", "not_private"]
     assert rows["corpus", "", "users"] == "13"
     assert rows["distribution", "records per user", "maximum"] == "5"
     assert [rows["bound", f"k={k}", "records_kept"] for k in (1, 2, 3)] == ["13", "22", "28"]

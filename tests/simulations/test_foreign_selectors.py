@@ -8,7 +8,7 @@ import pytest
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.selection import ClientSelector, PoissonSelector
 from strategies.every_other_user import EveryOtherUser
 from tests.simulations.small_runs import run_small, small_task
 
@@ -27,7 +27,7 @@ class SaysPoisson(PoissonSelector):
 
 def assumptions(folder: Path) -> list[str]:
     """What the privacy statement of a run of one mechanism assumes."""
-    return list(json.loads((folder / "privacy.json").read_text())[0]["assumptions"])
+    return list(json.loads((folder / "privacy.json").read_text())["runs"][0]["assumptions"])
 
 
 def believed(folder: Path) -> list[str]:
@@ -35,20 +35,16 @@ def believed(folder: Path) -> list[str]:
     return [one for one in assumptions(folder) if "is not part of this package" in one]
 
 
-def test_a_claim_of_amplification_by_foreign_code_is_an_assumption_of_the_statement(
-    tmp_path: Path, store: TokenStore
+@pytest.mark.parametrize("selector", [SaysPoisson(0.4), EveryOtherUser()], ids=lambda each: type(each).__name__)
+def test_foreign_code_that_draws_or_schedules_is_an_assumption_of_the_statement(
+    selector: ClientSelector, tmp_path: Path, store: TokenStore
 ) -> None:
-    run_small(small_task(tmp_path, store, selector=SaysPoisson(0.4)))
+    run_small(small_task(tmp_path, store, selector=selector))
     assert len(believed(tmp_path)) == 1
-    assert "SaysPoisson" in believed(tmp_path)[0]
+    assert type(selector).__name__ in believed(tmp_path)[0]
 
 
-def test_schedules_this_packages_own_sampling_and_centralized_runs_need_no_such_assumption(
-    tmp_path: Path, store: TokenStore
-) -> None:
-    run_small(small_task(tmp_path / "schedule", store, selector=EveryOtherUser()))
-    run_small(small_task(tmp_path / "own", store))
-    run_small(small_task(tmp_path / "central", store, selector=SaysPoisson(0.4)), "group_privacy")
-    for name in ("schedule", "own", "central"):
-        assert assumptions(tmp_path / name)
-        assert believed(tmp_path / name) == []
+def test_this_packages_own_sampling_needs_no_such_assumption(tmp_path: Path, store: TokenStore) -> None:
+    run_small(small_task(tmp_path, store))
+    assert assumptions(tmp_path)
+    assert believed(tmp_path) == []

@@ -96,7 +96,7 @@ def test_a_centralized_run_claims_its_epsilon_for_all_owners(
     settings: list[str], tmp_path: Path, mechanism: str
 ) -> None:
     assert run_command("run", [*settings, f"mechanism={mechanism}"]) == 0
-    (statement,) = json.loads((tmp_path / "run" / "privacy.json").read_text())
+    (statement,) = json.loads((tmp_path / "run" / "privacy.json").read_text())["runs"]
     assert (statement["ownership"], statement["level"], statement["num_users"]) == ("declared", "user", NUM_PEOPLE)
     assert 7.5 < statement["epsilon"] <= 8
     assert statement["adjacency"].startswith("blank all records of one owner")
@@ -111,7 +111,7 @@ def test_without_declared_owners_the_claim_is_for_the_user_a_record_is_filed_und
 ) -> None:
     settings = [override for override in settings if not override.startswith("data.owners")]
     assert run_command("run", [*settings, "mechanism=user_wise"]) == 0
-    (statement,) = json.loads((tmp_path / "run" / "privacy.json").read_text())
+    (statement,) = json.loads((tmp_path / "run" / "privacy.json").read_text())["runs"]
     assert statement["ownership"] == "assigned"
     assert "recipients, are not covered" in (tmp_path / "run" / "PRIVACY.md").read_text()
 
@@ -139,5 +139,5 @@ def test_what_cannot_be_claimed_for_all_owners_is_refused(
 
 def test_user_wise_training_without_noise_claims_nothing_and_runs(settings: list[str], tmp_path: Path) -> None:
     assert run_command("run", [*settings, "mechanism=user_wise", "privacy.epsilon=inf"]) == 0
-    (statement,) = json.loads((tmp_path / "run" / "privacy.json").read_text())
+    (statement,) = json.loads((tmp_path / "run" / "privacy.json").read_text())["runs"]
     assert (statement["level"], statement["epsilon"]) == ("nobody", None)

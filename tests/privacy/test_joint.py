@@ -1,0 +1,138 @@
+"""What several runs promise together: checked against the same releases composed by hand."""
+
+import math
+
+import pytest
+
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.joint import JointStatement, StatedRun, composed
+from fedsim_userdp.privacy.statement import PrivacyStatement
+
+DELTA = 1e-4
+USERS = acc.UserWise(1.0, 0.1, 20)
+OTHERS = acc.UserWise(2.0, 0.05, 30)
+RECORDS = acc.RecordLevel(3.0, 0.1, 20, 4)
+MORE_RECORDS = acc.RecordLevel(4.0, 0.1, 10, 2)
+SCHEDULE = acc.NoAmplification(3.0, 4)
+REPLACED = acc.NoAmplification(3.0, 4, acc.Adjacency.REPLACE_USER)
+FIXED = acc.FixedSize(6.0, 1000, 50, 20)
+
+
+def stated(release: acc.Description | None, seed: int = 0, **changes: object) -> StatedRun:
+    settings = {"level": "nobody" if release is None else "user", "mechanism": "m", "num_users": 1000, "rounds": 20}
+    settings |= {"delta": None if release is None else DELTA, "release": release}
+    settings |= {"records_per_user": getattr(release, "records_per_user", 4)}
+    return StatedRun(PrivacyStatement(**{**settings, **changes}), seed)
+
+
+def joint(*runs: StatedRun) -> JointStatement:
+    return JointStatement(runs)
+
+
+def test_one_run_has_its_own_epsilon_and_accountant() -> None:
+    for release in (USERS, RECORDS, SCHEDULE, FIXED, acc.AdaptiveClipping(USERS, 5.0)):
+        one = stated(release)
+        made = joint(one)
+        assert (made.together.epsilon, made.together.accountant) == (one.statement.epsilon, one.statement.accountant)
+        assert made.delta == DELTA
+
+
+def test_runs_of_one_kind_are_one_longer_run() -> None:
+    assert composed([USERS] * 3, DELTA).epsilon == acc.epsilon(acc.UserWise(1.0, 0.1, 60), DELTA)
+    assert composed([SCHEDULE] * 2, DELTA).epsilon == acc.epsilon(acc.NoAmplification(3.0, 8), DELTA)
+    assert composed([FIXED] * 2, DELTA).epsilon == acc.epsilon(acc.FixedSize(6.0, 1000, 50, 40), DELTA)
+    assert composed([acc.AdaptiveClipping(USERS, 5.0), USERS], DELTA).epsilon == composed([USERS] * 2, DELTA).epsilon
+
+
+def test_unlike_runs_are_not_taken_as_copies_of_one() -> None:
+    releases = [USERS, OTHERS, RECORDS, MORE_RECORDS]
+    found = composed(releases, DELTA)
+    assert found.accountant == "tight"
+    assert found.epsilon == acc.epsilon(acc.Composed(tuple(releases)), DELTA, "tight")
+    assert found.epsilon > max(acc.epsilon(release, DELTA, acc.methods(release)[-1]) for release in (USERS, OTHERS))
+    assert found.epsilon != pytest.approx(composed([USERS] * 4, DELTA).epsilon, rel=0.01)
+
+
+@pytest.mark.parametrize("sampled", [USERS, RECORDS], ids=["users", "records"])
+def test_a_schedule_beside_sampling_is_a_gaussian_that_the_emptied_user_is_always_in(sampled: acc.Description) -> None:
+    found = composed([sampled, SCHEDULE], DELTA)
+    always = acc.Composed((sampled, acc.UserWise(3.0, 1.0, 4)))
+    assert found.epsilon == acc.epsilon(always, DELTA, "pld" if sampled is USERS else "tight")
+    own = [composed([each], DELTA).epsilon or math.inf for each in (sampled, SCHEDULE)]
+    assert max(own) < (found.epsilon or 0) < sum(own)
+
+
+def test_a_schedule_beside_replacement_has_twice_the_sensitivity() -> None:
+    assert composed([FIXED, SCHEDULE], DELTA) == composed([FIXED, REPLACED], DELTA)
+    assert composed([SCHEDULE, REPLACED], DELTA).epsilon == acc.epsilon(acc.Composed((REPLACED, REPLACED)), DELTA)
+
+
+def test_an_add_or_remove_claim_beside_replacement_is_taken_twice() -> None:
+    found = composed([FIXED, USERS], DELTA)
+    assert found.epsilon is not None
+    replaced = acc.epsilon(FIXED, DELTA / 2)
+    own = (found.epsilon - replaced) / 2
+    left = acc.delta(USERS, own)
+    assert (1 + math.exp(own)) * left <= DELTA / 2 * 1.001
+    assert (1 + math.exp(own)) * left >= DELTA / 2 * 0.9
+    assert "taken twice" in str(found.accountant)
+    assert found.epsilon > replaced + 2 * acc.epsilon(USERS, DELTA / 2)
+
+
+def test_a_private_search_is_added_with_its_share_of_delta() -> None:
+    search = acc.HyperparameterSearch(USERS, 3.0)
+    found = composed([search, OTHERS], DELTA)
+    assert found.epsilon == pytest.approx(acc.epsilon(search, DELTA / 2) + acc.epsilon(OTHERS, DELTA / 2), rel=1e-9)
+
+
+def test_what_has_no_finite_epsilon_is_said_to_have_none() -> None:
+    hopeless = acc.UserWise(1e-4, 1.0, 10)
+    made = joint(stated(hopeless), stated(FIXED, 1))
+    assert made.together.epsilon is None
+    assert "no finite epsilon" in " ".join(made.sentences())
+
+
+def test_the_delta_is_the_largest_and_said_to_be() -> None:
+    made = joint(stated(USERS), stated(OTHERS, 1, delta=1e-3, num_users=500))
+    assert made.delta == 1e-3
+    assert made.together.epsilon == composed([USERS, OTHERS], 1e-3).epsilon
+    assert "this is the largest" in made.sentences()[0]
+
+
+def test_a_declared_search_is_counted_once_as_the_claim_of_which_so_many_cost_most() -> None:
+    made = joint(stated(USERS, num_searched=5), stated(OTHERS, 1, num_searched=5), stated(None, 2))
+    assert made.num_searched == 4
+    assert made.costliest == made.claims[0]
+    assert made.with_search == composed([USERS, OTHERS] + [USERS] * 4, DELTA)
+    words = " ".join(made.sentences())
+    assert "4 more, each counted like m, seed 0 (an assumption" in words
+    assert joint(stated(USERS)).with_search is None
+
+
+def test_record_level_runs_are_outside_of_the_sum_and_priced_for_users() -> None:
+    protects_records = stated(RECORDS, 1, level="record", mechanism="record_level")
+    made = joint(stated(USERS), protects_records)
+    assert made.together.epsilon == acc.epsilon(USERS, DELTA)
+    assert made.with_record_level == composed([USERS, RECORDS], DELTA)
+    assert "record_level, seed 1" in " ".join(made.sentences())
+    assert "Nothing here promises users anything" in joint(protects_records).sentences()[0]
+    assert joint(protects_records).together.epsilon is None
+
+
+def test_runs_without_noise_leave_no_guarantee_and_the_untrained_model_takes_none() -> None:
+    untrained = stated(None, mechanism="zero_shot", records_per_user=None)
+    made = joint(untrained, stated(None, 1, mechanism="non_private"), stated(USERS, 2))
+    assert [run.name for run in made.without_noise] == ["non_private, seed 1"]
+    assert "NO guarantee for users is left" in " ".join(made.sentences())
+
+
+def test_choosing_the_best_is_said_to_be_covered_by_the_joint_figure_only() -> None:
+    assert "choice by data" in " ".join(joint(stated(USERS), stated(USERS, 1)).sentences())
+    assert "choice by data" not in " ".join(joint(stated(USERS)).sentences())
+
+
+def test_relations_that_differ_have_a_common_one_in_words() -> None:
+    assert joint(stated(USERS), stated(SCHEDULE, 1)).adjacency == "one user's records are emptied"
+    assert "replaced" in str(joint(stated(USERS), stated(FIXED, 1)).adjacency)
+    declared = stated(RECORDS, 1, ownership="declared")
+    assert joint(stated(USERS), declared).adjacency == "one user's records are emptied"
