@@ -281,6 +281,17 @@ def test_a_changed_joint_figure_of_a_sweep_is_found(sweep: Path) -> None:
     assert any("the joint figure recomputed" in text for text in problems(sweep))
 
 
+def test_a_job_that_is_resumed_brings_its_sweep_up_to_date(settings: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    assert run_command("run", ["--multirun", *settings, "mechanism=user_wise", f"output_dir={folder}"]) == 0
+    for name in ("privacy.json", "PRIVACY.md"):
+        (folder / name).unlink()
+        (folder / "0" / name).unlink()
+    assert run_command("run", [f"resume={folder / '0'}"]) == 0
+    assert problems(folder) == []
+    assert "`../PRIVACY.md`" in (folder / "0" / "PRIVACY.md").read_text()
+
+
 def test_the_command_prints_a_line_a_check_and_ends_with_0_1_or_2(run: Path, tmp_path: Path) -> None:
     def verify(*folders: Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "simulations.cli", "verify", *map(str, folders)]
