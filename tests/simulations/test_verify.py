@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,6 @@ def test_every_changed_figure_and_word_of_privacy_json_is_found(run: Path) -> No
 
 
 def test_a_statement_that_was_written_anew_as_a_whole_is_found(run: Path) -> None:
-    from dataclasses import replace
-
     content = read_privacy(run)
     assert isinstance(content, PrivacyFile)
     for changes in (
@@ -307,3 +306,14 @@ def test_the_command_prints_a_line_a_check_and_ends_with_0_1_or_2(run: Path, tmp
     nothing = verify(run, tmp_path)
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert "is no run folder" in nothing.stderr
+
+
+def test_a_claim_for_fewer_rounds_than_the_ledger_holds_is_found_by_its_cost(run: Path) -> None:
+    content = read_privacy(run)
+    assert isinstance(content, PrivacyFile)
+    one = content.runs[1]
+    release = one.statement.release
+    assert isinstance(release, acc.UserWise)
+    claim = replace(one.statement, release=release.first(1))
+    write_privacy(run, [content.runs[0], replace(one, statement=claim), *content.runs[2:]])
+    assert any("epsilon recomputed from it: it adds up to epsilon" in text for text in problems(run))
