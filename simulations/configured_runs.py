@@ -1,5 +1,6 @@
 """Holds the statements of a run folder against its configuration, for `fedsim verify`."""
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +25,14 @@ from simulations.errors import ConfigError
 from simulations.run_files import CONFIG_FILE
 
 _UNKNOWN = object()
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def configuration_checks(folder: Path, runs: Sequence[StatedRun]) -> Iterator[Check]:
     """Yields whether the configuration of a run folder is one, and whether every run is stated as it was configured."""
     about = f"{CONFIG_FILE} and {RUN_FILE}"
     try:
-        settings = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        settings = yaml.load((folder / CONFIG_FILE).read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - safe
         started = json.loads((folder / RUN_FILE).read_bytes())
         yield Check(about, difference(settings, started["config"]))
         configs = _configs(started["command"], started["config"], started["overrides"])
@@ -59,9 +61,15 @@ def _configs(command: str, settings: Mapping[str, Any], overrides: Sequence[str]
     config = OmegaConf.create(dict(settings))
     if command != "compare":
         return [config]
+    return [_compared(tuple(overrides), tuple(changes.items())) for changes in compared_runs(config)]
+
+
+@functools.lru_cache(maxsize=64)
+def _compared(overrides: tuple[str, ...], changes: tuple[tuple[str, str | int], ...]) -> DictConfig:
+    """The configuration of one run of a comparison."""
     GlobalHydra.instance().clear()
     with initialize_config_module("conf", version_base="1.3"):
-        return [composed("compare", overrides, changes) for changes in compared_runs(config)]
+        return composed("compare", overrides, dict(changes))
 
 
 def _problem(statement: PrivacyStatement, config: DictConfig) -> str:

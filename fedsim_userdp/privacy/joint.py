@@ -156,7 +156,7 @@ class JointStatement:
 
     def sentences(self) -> list[str]:
         """Returns the joint statement in plain words."""
-        return [*self._sum(), *self._search(), *self._unprotected(), *self._choice()]
+        return [*self._sum(), *self._seeded(), *self._search(), *self._unprotected(), *self._choice()]
 
     def to_json(self) -> dict[str, Json]:
         """Returns the joint statement as a JSON object; null for no number."""
@@ -194,6 +194,19 @@ class JointStatement:
             f"{at if len(deltas) > 1 else ''}. Noise and cohorts of different runs are independent; all are "
             "counted as runs on the same users."
         ]
+
+    def _seeded(self) -> list[str]:
+        """To whom seeded runs promise nothing."""
+        seeded = [run for run in self.claims if run.statement.noise_source == "seeded"]
+        if not seeded:
+            return []
+        which = (
+            "They are"
+            if len(seeded) == len(self.claims)
+            else f"{len(seeded)} of them {'is' if len(seeded) == 1 else 'are'}"
+        )
+        which = "It is" if len(self.claims) == 1 else which
+        return [f"{which} seeded: nothing holds towards whoever knows or guesses the seed."]
 
     def _search(self) -> list[str]:
         """What the declared search adds."""

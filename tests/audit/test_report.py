@@ -5,6 +5,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from fedsim_userdp.report.audit import (
@@ -101,6 +102,7 @@ def test_the_figure_is_drawn_for_one_claim_and_for_several(tmp_path: Path) -> No
         plot_audit(path, claims)
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 20_000
+        assert "none of it is private" in Image.open(path).info["Description"]
 
 
 def test_progress_without_a_terminal_ends_each_step_with_a_line() -> None:

@@ -126,6 +126,14 @@ def test_runs_without_noise_leave_no_guarantee_and_the_untrained_model_takes_non
     assert "NO guarantee for users is left" in " ".join(made.sentences())
 
 
+def test_seeded_runs_promise_nothing_to_whoever_may_guess_the_seed() -> None:
+    safe = stated(OTHERS, 1, noise_source="os")
+    words = "nothing holds towards whoever knows or guesses the seed"
+    assert f"1 of them is seeded: {words}." in joint(stated(USERS), safe).sentences()
+    assert f"It is seeded: {words}." in joint(stated(USERS)).sentences()
+    assert words not in " ".join(joint(safe).sentences())
+
+
 def test_choosing_the_best_is_said_to_be_covered_by_the_joint_figure_only() -> None:
     assert "choice by data" in " ".join(joint(stated(USERS), stated(USERS, 1)).sentences())
     assert "choice by data" not in " ".join(joint(stated(USERS)).sentences())

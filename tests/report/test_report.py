@@ -1,16 +1,18 @@
+import csv
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from fedsim_userdp.report.files import write_json, write_results, write_rounds, write_text
 from fedsim_userdp.report.plots import plot_comparison
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.report.table import TABLE_WIDTH, results_table
+from fedsim_userdp.report.table import TABLE_WIDTH, footnote, results_table
 
 
 def row(mechanism: str, epsilon: float | None, rounds: int = 5) -> ResultRow:
@@ -50,12 +52,42 @@ def test_results_can_be_read_back(tmp_path: Path) -> None:
 
 def test_diagnostics_lie_in_a_folder_that_says_not_private(tmp_path: Path) -> None:
     write_rounds(tmp_path, ROUNDS)
-    assert len((tmp_path / "not_private" / "rounds.csv").read_text().splitlines()) == 4
+    with (tmp_path / "not_private" / "rounds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    assert all("without noise" in row["not_private"] for row in rows)
+
+
+def test_result_files_say_inside_what_in_them_is_not_private_and_whose_the_perplexity_is(tmp_path: Path) -> None:
+    write_results(tmp_path, [*ROWS, replace(ROWS[0], evaluated_on="validation")])
+    stored = json.loads((tmp_path / "results.json").read_text())
+    with (tmp_path / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for rows in (stored, table):
+        assert [row["evaluated_on"] for row in rows] == ["heldout"] * 3 + ["validation"]
+        for row in rows:
+            mentioned, reason = row["not_private"].split(": ")
+            assert set(mentioned.split(", ")) <= row.keys()
+            assert "perplexity" in mentioned
+            assert reason == "from users' data without noise"
+
+
+def test_the_footnote_names_the_users_a_large_delta_and_an_unmet_target() -> None:
+    plain = footnote(ROWS)
+    assert "on held-out users" in plain
+    assert "published whole" not in plain
+    assert "asked for" not in plain
+    assert "on validation users" in footnote([replace(row, evaluated_on="validation") for row in ROWS])
+    assert "one user in 9 could be published whole" in footnote([replace(ROWS[0], delta=0.118)])
+    unmet = footnote([replace(ROWS[0], epsilon=838.9, target_epsilon=1e6)])
+    assert "epsilon 1e+06 was asked for and 838.9 holds" in unmet
+    assert "asked for" not in footnote([replace(ROWS[0], target_epsilon=8.0)])
 
 
 def test_a_plot_is_drawn_for_any_mix_of_mechanisms(tmp_path: Path) -> None:
     plot_comparison(tmp_path / "a.png", ROWS, ROUNDS)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "NOT private" in Image.open(tmp_path / "a.png").info["Description"]
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,6 @@ def test_every_changed_figure_and_word_of_privacy_json_is_found(run: Path) -> No
 
 
 def test_a_statement_that_was_written_anew_as_a_whole_is_found(run: Path) -> None:
-    from dataclasses import replace
-
     content = read_privacy(run)
     assert isinstance(content, PrivacyFile)
     for changes in (
@@ -281,6 +280,17 @@ def test_a_changed_joint_figure_of_a_sweep_is_found(sweep: Path) -> None:
     assert any("the joint figure recomputed" in text for text in problems(sweep))
 
 
+def test_a_job_that_is_resumed_brings_its_sweep_up_to_date(settings: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    assert run_command("run", ["--multirun", *settings, "mechanism=user_wise", f"output_dir={folder}"]) == 0
+    for name in ("privacy.json", "PRIVACY.md"):
+        (folder / name).unlink()
+        (folder / "0" / name).unlink()
+    assert run_command("run", [f"resume={folder / '0'}"]) == 0
+    assert problems(folder) == []
+    assert "`../PRIVACY.md`" in (folder / "0" / "PRIVACY.md").read_text()
+
+
 def test_the_command_prints_a_line_a_check_and_ends_with_0_1_or_2(run: Path, tmp_path: Path) -> None:
     def verify(*folders: Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "simulations.cli", "verify", *map(str, folders)]
@@ -296,3 +306,14 @@ def test_the_command_prints_a_line_a_check_and_ends_with_0_1_or_2(run: Path, tmp
     nothing = verify(run, tmp_path)
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert "is no run folder" in nothing.stderr
+
+
+def test_a_claim_for_fewer_rounds_than_the_ledger_holds_is_found_by_its_cost(run: Path) -> None:
+    content = read_privacy(run)
+    assert isinstance(content, PrivacyFile)
+    one = content.runs[1]
+    release = one.statement.release
+    assert isinstance(release, acc.UserWise)
+    claim = replace(one.statement, release=release.first(1))
+    write_privacy(run, [content.runs[0], replace(one, statement=claim), *content.runs[2:]])
+    assert any("epsilon recomputed from it: it adds up to epsilon" in text for text in problems(run))
