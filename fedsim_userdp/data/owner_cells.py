@@ -6,7 +6,6 @@ import json
 import re
 
 from fedsim_userdp.data.corpus import DataError
-from fedsim_userdp.data.source import short
 
 OTHER_SEPARATORS = ",;|"
 QUOTE = "['\u2018\u2019\u201c\u201d\u00ab\u00bb]"  # within a name, as in O'Brien, an apostrophe is no quote
@@ -48,13 +47,13 @@ def check_owner(owner: str, separator: str, at: str) -> str:
             decimals, as which some programs write whole ones.
     """
     if not owner:
-        raise _refusal(at, owner, "is empty: leave it out, or write who it is")
+        raise _refusal(at, "is empty: leave it out, or write who it is")
     if separator in owner:
-        raise _refusal(at, owner, f"holds the separator {separator!r}: list the owners one by one")
+        raise _refusal(at, f"holds the separator {separator!r}: list the owners one by one")
     if LIST_SYNTAX.search(owner) or not owner.isprintable():
-        raise _refusal(at, owner, f"could be several: give a list, or ids separated by {separator!r}, without quotes")
+        raise _refusal(at, f"could be several: give a list, or ids separated by {separator!r}, without quotes")
     if FRACTION.fullmatch(owner):
-        raise _refusal(at, owner, "is no whole number: write it without decimals")
+        raise _refusal(at, "is no whole number: write it without decimals")
     return owner
 
 
@@ -72,7 +71,6 @@ def _from_text(text: str, separator: str, at: str) -> tuple[str, ...]:
         if other := [sign for sign in OTHER_SEPARATORS if sign in piece]:
             raise _refusal(
                 at,
-                piece,
                 f"holds {other[0]!r}: set data.owners_separator={other[0]!r} if that separates owners, or write the "
                 'cell as a JSON list if it is part of an id, such as ["Smith, John"]',
             )
@@ -84,7 +82,7 @@ def _json_list(text: str, separator: str, at: str) -> list[object]:
     try:
         listed = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _refusal(at, text, f'is no JSON list: write ["u7", "boss"], or ids separated by {separator!r}') from error
+        raise _refusal(at, f'is no JSON list: write ["u7", "boss"], or ids separated by {separator!r}') from error
     return list(listed)
 
 
@@ -95,10 +93,10 @@ def _owner(value: object, separator: str, at: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise _refusal(at, value, f"is {type(value).__name__}: an id is text or a whole number")
+        raise _refusal(at, f"is {type(value).__name__}: an id is text or a whole number")
     return check_owner(value.strip(), separator, at)
 
 
-def _refusal(at: str, owner: object, why: str) -> DataError:
-    """What is told about an owner that cannot be read."""
-    return DataError(f"{at}: owner {short(owner)} {why}")
+def _refusal(at: str, why: str) -> DataError:
+    """What is told about an owner that cannot be read: where, and never who, since it may be anybody's name or text."""
+    return DataError(f"{at}: an owner {why}")
