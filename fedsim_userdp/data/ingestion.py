@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from fedsim_userdp.data.corpus import Corpus, DataError, Record
 from fedsim_userdp.data.layout import FORMAT
-from fedsim_userdp.data.source import short
 from fedsim_userdp.data.tokens import (
     Tokenizer,
     TokenSettings,
@@ -73,7 +72,7 @@ def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
 def _check_owners(owners: object, at: str) -> None:
     """Raises DataError unless the owners that a corpus names are a tuple of ids; a text would be read by letters."""
     if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
-        raise DataError(f"{at}: owners must be a tuple of ids (str, not empty), got {short(owners)}")
+        raise DataError(f"{at}: owners must be a tuple of ids (str, not empty)")
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:

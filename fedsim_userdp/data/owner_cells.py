@@ -98,5 +98,5 @@ def _owner(value: object, separator: str, at: str) -> str:
 
 
 def _refusal(at: str, why: str) -> DataError:
-    """What is told about an owner that cannot be read: the place, and nothing of the id."""
+    """What is told about an owner that cannot be read: where, and never who, since it may be anybody's name or text."""
     return DataError(f"{at}: an owner {why}")

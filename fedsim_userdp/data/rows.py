@@ -24,7 +24,7 @@ def read_jsonl(file: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
     """Yields (place, object) for each line of a JSON-lines file; blank lines are skipped.
 
     Raises:
-        DataError: a line is not a JSON object, or the file is UTF-16.
+        DataError: a line is not a JSON object or has a name twice, or the file is UTF-16.
     """
     with file.open("rb") as lines:
         num_rows = 0
@@ -36,7 +36,7 @@ def read_jsonl(file: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(decode_text(line, dropped, at))
+                row = json.loads(decode_text(line, dropped, at), object_pairs_hook=_once_each)
             except (ValueError, RecursionError) as error:  # a ValueError also for a number of thousands of digits
                 raise DataError(f"{at}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
@@ -162,10 +162,21 @@ def _csv_row(header: list[str], fields: list[str], dropped: DropCounts, at: str)
     return {name: decode_text(field.encode("latin-1"), dropped, at) for name, field in zip(header, fields, strict=True)}
 
 
+def _once_each(pairs: list[tuple[str, object]]) -> Row:
+    """A JSON object, of whose values none hides another of the same name."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return row
+
+
 def _batch_rows(file: Path, batches: Any) -> Iterator[tuple[str, Row]]:
     """Rows of Arrow record batches, numbered from 1."""
     number = 0
     for batch in batches:
+        names = batch.schema.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DataError(f"{file}: column {twice[0]!r} appears twice")
         for row in batch.to_pylist():
             number += 1
             yield f"{file}: row {number}", row

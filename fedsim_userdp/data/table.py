@@ -158,8 +158,8 @@ def one_user(value: object, at: str) -> object:
     """
     if isinstance(value, list | dict | tuple | set):
         raise DataError(
-            f"{at}: a record is filed under one user, found {short(value)}; name one in data.user_column and the "
-            "others in data.owners_column"
+            f"{at}: a record is filed under one user, found {type(value).__name__}; name one in data.user_column and "
+            "the others in data.owners_column"
         )
     return value
 

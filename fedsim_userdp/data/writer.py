@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,6 @@ from fedsim_userdp.data.layout import (
     write_array,
     write_meta,
 )
-from fedsim_userdp.data.source import short
 
 GATHER_TOKENS = 1 << 22
 ARRIVAL = "arrival"
@@ -232,9 +230,8 @@ class StoreWriter:
         people = list(self._people)
         ids = [people[index].encode("utf-8", "backslashreplace") for index in places]
         if len(set(ids)) < len(ids):
-            twice = next(user_id for user_id, num in Counter(ids).items() if num > 1)
             raise DataError(
-                f"two user ids read {short(twice.decode())} when what UTF-8 cannot hold is written out: rename one"
+                "two user ids read the same once what UTF-8 cannot hold is written as \\udc80 and the like: rename one"
             )
         return {
             "id_bytes": np.frombuffer(b"".join(ids), INDEX_DTYPES["id_bytes"]),

@@ -225,7 +225,7 @@ def test_user_ids_never_become_file_names(store_of, tmp_path):
 
 
 def test_two_ids_that_would_read_the_same_are_refused(store_of):
-    with pytest.raises(DataError, match=r"two user ids read .*udc80.*: rename one"):
+    with pytest.raises(DataError, match=r"two user ids read the same once .*: rename one"):
         store_of(memory_corpus({"x\udc80": ["one two"], "x\\udc80": ["three four"]}))
 
 

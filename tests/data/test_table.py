@@ -34,6 +34,7 @@ def file(tmp_path):
         ('{"user": "a", "text": "x"}', r"mine\.jsonl:1: no column 'user_id'; it has 'user', 'text'; set data\.user_c"),
         ('{"user_id": "a"}', r"mine\.jsonl:1: no column 'text'; .* set data\.text_column=NAME"),
         ("[" * 100_000, r"mine\.jsonl:1: not valid JSON"),
+        ('{"user_id": "a", "text": "x", "to": "b", "to": "c"}', r"mine\.jsonl:1: not valid JSON: a name stands twice"),
         ('{"user_id": ' + "9" * 5000 + ', "text": "x"}', r"mine\.jsonl:1: not valid JSON: Exceeds the limit"),
         ('{"user_id": "a", "text": "x"}'.encode("utf-16"), r"mine\.jsonl:1: the file is UTF-16; save it as UTF-8"),
     ],
@@ -199,7 +200,7 @@ def test_several_users_in_a_row_are_refused_by_file_and_line(file, value):
 def test_a_user_who_could_be_several_is_refused_where_owners_are_declared(file, user_id):
     content = json.dumps({"user_id": user_id, "text": "x", "to": None})
     assert listed(TableCorpus(file(content))) == [(user_id, "x")]
-    with pytest.raises(DataError, match=r"mine\.jsonl:1: owner "):
+    with pytest.raises(DataError, match=r"mine\.jsonl:1: an owner "):
         listed(TableCorpus(file(content), owners_column="to"))
 
 
@@ -249,6 +250,14 @@ def test_a_missing_column_of_a_parquet_file_is_refused_by_row(tmp_path):
     write_parquet(tmp_path, TEXTS)
     with pytest.raises(DataError, match=r"mine\.parquet: row 1: no column 'body'"):
         listed(TableCorpus(tmp_path / "mine.parquet", "parquet", text_column="body"))
+
+
+def test_a_column_that_a_parquet_file_has_twice_is_refused_by_file(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table([["a"], ["x"], ["b"], ["c"]], ["user_id", "text", "to", "to"])
+    parquet.write_table(table, tmp_path / "mine.parquet")
+    with pytest.raises(DataError, match=r"mine\.parquet: column 'to' appears twice"):
+        listed(TableCorpus(tmp_path / "mine.parquet", "parquet", owners_column="to"))
 
 
 def test_a_saved_dataset_with_splits_gives_all_of_them(tmp_path):

@@ -129,7 +129,7 @@ def test_every_reason_is_counted_in_the_folder_with_no_place_or_name(tmp_path: P
         "empty record": 1,
         "record or window of fewer than 8 tokens": 1,
         "text that is not UTF-8, read as latin-1": 1,
-        "user without a usable record": 1,
+        "user without a usable record": 2,
     }
     assert "canary" not in text
     assert "mine.jsonl" not in text
