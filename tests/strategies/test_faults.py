@@ -125,6 +125,7 @@ class Run:
         num_users: int = NUM_USERS,
         max_retries: int = 0,
         is_dealt: bool = False,
+        has_node_per_user: bool = True,
         noise_multiplier: float = 0.0,
         meddle: Meddling = lambda replies, attempt: replies,
     ) -> None:
@@ -139,6 +140,7 @@ class Run:
                 RunKey.seeded(0),
                 num_nodes,
                 sizes_by_number if is_dealt else None,
+                has_node_per_user and num_nodes == num_users,
             ),
             PoissonSelector(1.0),
             ServerOptimizer(start, torch.optim.SGD, LearningRate(1.0, 1, decays=False)),
