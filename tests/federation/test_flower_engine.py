@@ -39,7 +39,15 @@ def test_users_are_dealt_by_size_only_where_a_failed_nodes_users_are_done_again(
 
 @pytest.mark.parametrize(
     "engine",
-    [FlowerEngine(num_nodes=4), FlowerEngine(num_nodes=4, max_retries=0), FlowerEngine(), InProcessEngine(num_nodes=4)],
+    [
+        FlowerEngine(num_nodes=4),
+        FlowerEngine(num_nodes=4, max_retries=0),
+        FlowerEngine(),
+        DeploymentEngine(num_nodes=4),
+        DeploymentEngine(num_nodes=4, max_retries=0),
+        InProcessEngine(num_nodes=4),
+        InProcessEngine(num_nodes=None),
+    ],
     ids=str,
 )
 def test_how_users_are_hosted_does_not_change_with_one_user_more(engine: Engine) -> None:
