@@ -9,14 +9,14 @@ import json
 import shlex
 import tempfile
 from dataclasses import replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 from fedsim_userdp.federation.client_app import TrainFn, make_configured_client_app
 from fedsim_userdp.federation.deployment import make_server_app
 from fedsim_userdp.federation.errors import NodeRefusal
 from fedsim_userdp.federation.messages import TrainRequest
-from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.federation.worker import LastWorker, Worker
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.cohort import CohortUpdate
 from simulations.process import prepare_process
@@ -55,17 +55,37 @@ def train_fn_of(overrides: str) -> TrainFn:
         run = request.run
         if run.key is None:
             raise NodeRefusal("the server sent no key for choices of records and dropout masks")
-        return _worker_of(run.settings, run.key, overrides).train(request)
+        build_fn = partial(_build_or_refuse, run.settings, run.key, overrides)
+        worker = _LAST.worker((run.settings, run.key, overrides), build_fn)
+        with _LAST.forgotten_when_it_refuses():
+            return worker.train(request)
 
     return train
 
 
-@lru_cache(maxsize=1)
-def _worker_of(settings: str, key: RunKey, overrides: str) -> Worker:
+def _build_or_refuse(settings: str, key: RunKey, overrides: str) -> Worker:
+    """`_build`, where what the server has and this node has not is no failure of the node, but to be mended.
+
+    Raises:
+        NodeRefusal: as `_build`, or when data, model or code that the settings name are not there.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from simulations.refusals import sentence
+
+    try:
+        return _build(settings, key, overrides)
+    except (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError, PermissionError) as error:
+        raise NodeRefusal(f"a node cannot have what the server has: {sentence(error)}") from error
+
+
+def _build(settings: str, key: RunKey, overrides: str) -> Worker:
     """This node's worker, with the model loaded once and the records of its own store.
 
     Raises:
-        NodeRefusal: when the settings name code that is neither this package's nor the run configuration's.
+        NodeRefusal: when the settings are none, are not resolved, or name code that is neither this package's nor the
+            run configuration's.
     """
     from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
@@ -74,7 +94,10 @@ def _worker_of(settings: str, key: RunKey, overrides: str) -> Worker:
     from simulations.task import build_task
 
     prepare_process()
-    config = OmegaConf.create(json.loads(settings or "null") or {})
+    plain = json.loads(settings or "{}")
+    if "${" in json.dumps(plain):  # it would be resolved here: to a variable of this process, for instance
+        raise NodeRefusal("a setting of the server holds ${, which nodes do not resolve")
+    config = OmegaConf.create(plain)
     if not isinstance(config, DictConfig) or "mechanism" not in config:
         raise NodeRefusal("the server sent no settings")
     config.resume = None  # the server has gone on with the run; a node has no part of it on disk
@@ -85,6 +108,7 @@ def _worker_of(settings: str, key: RunKey, overrides: str) -> Worker:
         return replace(worker, users=replace(worker.users, key=key))
 
 
+_LAST = LastWorker()
 prepare_process()
 client_app = make_configured_client_app(train_fn_of)
 server_app = make_server_app(run_on_nodes)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from peft import PeftModel
 
+from fedsim_userdp.federation.engines import has_node_per_user
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds
 from fedsim_userdp.federation.worker import Worker
@@ -139,6 +140,7 @@ class UserWise(_Training):
             key=task.keys.run,
             num_nodes=task.engine.num_nodes_for(task.num_users),
             sizes_fn=worker.sizes if task.engine.deals_by_size(task.num_users) else None,
+            has_node_per_user=has_node_per_user(task.engine, task.num_users),
             declared=guarantee.declared,
             run=task.description,
         )

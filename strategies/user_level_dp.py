@@ -38,6 +38,7 @@ class UserLevelSettings:
         key: the run's key, which cohorts and hosting derive from; secret for a release.
         num_nodes: nodes to wait for before the first round, at least 1.
         sizes_fn: the work of each user of a cohort, by which they are dealt to nodes; None where their ids decide.
+        has_node_per_user: whether there are as many nodes as users, however many users there are; see `Hosts`.
         declared: what the selector declared; None where the run makes no claim.
         adaptation: how the clip norm follows the users' norms; None where it stays.
         run: what nodes are told of the run.
@@ -49,6 +50,7 @@ class UserLevelSettings:
     key: RunKey
     num_nodes: int = 1
     sizes_fn: SizesFn | None = None
+    has_node_per_user: bool = False
     declared: UserLevel | None = None
     adaptation: ClipAdaptation | None = None
     run: RunDescription = field(default_factory=RunDescription)
@@ -110,7 +112,7 @@ class UserLevelDP(RetryingStrategy):
         self.expected_cohort = selector.expected_cohort_size(len(settings.population))
         self._cohorts = Cohorts(selector, settings.population, settings.key, settings.declared)
         self._before_release, self._after_round = before_release, after_round
-        hosts = Hosts(settings.population, settings.key)
+        hosts = Hosts(settings.population, settings.key, has_node_per_user=settings.has_node_per_user)
         self._exchange = Exchange(settings.num_nodes, hosts, settings.sizes_fn, settings.run)
 
     def configure_train(

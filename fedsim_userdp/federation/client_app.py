@@ -36,8 +36,9 @@ def make_configured_client_app(train_fn_of: Callable[[str], TrainFn]) -> ClientA
         if time.time() > message.metadata.created_at + message.metadata.ttl - GRACE_SECONDS:
             raise TimeoutError("the message was too old when its turn came")
         try:
+            request = read_request(message.content)
             train_fn = train_fn_of(str(context.run_config.get("overrides", "")))
-            content = write_reply(train_fn(read_request(message.content)))
+            content = write_reply(train_fn(request), request.run)
         except NodeRefusal as refusal:
             content = write_refusal(refusal)
         return Message(content, reply_to=message)

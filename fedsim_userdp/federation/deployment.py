@@ -47,8 +47,8 @@ class DeploymentEngine:
     Attributes:
         num_nodes: nodes to wait for, at least 1; None for those that are there, at least one.
         max_retries: how often (0 or more) in a round users whose node failed are done again by other nodes, which must
-            hold their records as well; with 0 they count as zero, and users live on the node of their number.  With
-            one node per user, those whose retries fail count as zero (docs/decisions/0007).
+            hold their records as well; with 0 they count as zero, and users live on the node that a hash of their id
+            names (docs/decisions/0007).
         round_timeout: seconds, above 0, that a round, and each retry, waits for answers, the first round 300 more; None
             for no limit.
 
@@ -75,8 +75,8 @@ class DeploymentEngine:
         return len(wait_for_nodes(_grid(), 1)) if self.num_nodes is None else self.num_nodes
 
     def deals_by_size(self, num_users: int) -> bool:
-        """Returns whether there are several users to a node and a failed node's users are done again."""
-        return self.max_retries > 0 and self.num_nodes_for(num_users) < num_users
+        """Returns whether a failed node's users are done again."""
+        return self.max_retries > 0
 
     def run(
         self,

@@ -21,7 +21,10 @@ class Engine(Protocol):
         ...
 
     def deals_by_size(self, num_users: int) -> bool:
-        """Returns whether users are dealt to nodes by size, or live on the node of their number."""
+        """Returns whether users are dealt to nodes by size, or live where their id says (see `Hosts`).
+
+        It must not depend on the number of users: a user more may change nothing but what that user adds.
+        """
         ...
 
     def run(
@@ -49,6 +52,11 @@ class Engine(Protocol):
             ConnectionError: when there is no cluster at the engine's address.
         """
         ...
+
+
+def has_node_per_user(engine: Engine, num_users: int) -> bool:
+    """Returns whether the engine has a node for each user however many users there are, not just for so many."""
+    return all(engine.num_nodes_for(number) == number for number in (num_users, num_users + 1))
 
 
 @dataclass(frozen=True)

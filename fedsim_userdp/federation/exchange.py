@@ -53,17 +53,21 @@ class Exchange:
         """
         self._nodes = self._nodes or wait_for_nodes(grid, self._num_nodes)
         self._round, self._arrays, self._failed = round, arrays, set()
-        self._answers = RoundAnswers(cohort, state, clip_norm)
+        self._answers = RoundAnswers(cohort, state, clip_norm, self._run)
         return self._ask(self._nodes, grid)
 
     def ask_again(self, replies: Iterable[Message], grid: Grid) -> list[Message]:
-        """Takes an attempt's replies; returns messages for users still missing, to nodes that did not fail if any.
+        """Takes an attempt's replies; returns messages for users still missing.
+
+        They go to nodes that did not fail in the round, if there are any.  Users with nodes of their own stay on them:
+        elsewhere they would share one, and who shares it would be a matter of how many users there are.
 
         Raises:
             RoundError: when a node refused what it was asked.
         """
         self._failed |= self._answers.take(replies)
-        usable = [node for node in self._nodes if node not in self._failed]
+        stay = self._sizes_fn is None and self._hosts.has_node_per_user
+        usable = [node for node in self._nodes if stay or node not in self._failed]
         return self._ask(usable or self._nodes, grid) if self._answers.missing else []
 
     def finish(self, replies: Iterable[Message]) -> RoundReplies:

@@ -34,8 +34,9 @@ class FlowerEngine:
         threads: CPU threads of torch in each, at least 1; None for `num_cpus` of them.
         address: of an existing Ray cluster ("auto" or HOST:PORT); None for one of the run's own.
         max_retries: how often (0 or more) in a round users whose node failed are done again by other nodes; with 0 they
-            count as zero, and users live on the node of their number instead of being dealt by size.  With one node
-            per user, those whose retries fail count as zero (docs/decisions/0007).
+            count as zero, and users live on the node that a hash of their id names instead of being dealt by size.
+            With one node per user, users are done again on their own, and those whose retries fail count as zero
+            (docs/decisions/0007).
         round_timeout: seconds, above 0, that a round, and each retry, waits for answers, the first round 300 more; None
             for no limit.  A worker that takes longer is ended and started again.
 
@@ -71,8 +72,8 @@ class FlowerEngine:
         return num_users if self.num_nodes is None else self.num_nodes
 
     def deals_by_size(self, num_users: int) -> bool:
-        """Returns whether there are several users to a node and a failed node's users are done again."""
-        return self.max_retries > 0 and self.num_nodes_for(num_users) < num_users
+        """Returns whether users share nodes and a failed node's users are done again."""
+        return self.max_retries > 0 and self.num_nodes is not None
 
     def run(
         self,

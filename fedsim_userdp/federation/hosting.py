@@ -34,18 +34,19 @@ def wait_for_nodes(grid: Grid, num_nodes: int, timeout: float = 120.0) -> list[i
 
 
 class Hosts:
-    """Where users live: with a node for each of them, each on its own; else on the node that a hash of their id names.
+    """Where users live: each on a node of their own, or on the node that a hash of their id names.
 
-    Guarantee: where a user lives does not depend on who else is in the cohort; where users share nodes, nor on who else
-        is in the population.  A node that is gone takes the same users with it in neighbouring data sets.
+    Guarantee: where a user lives, and with whom, does not depend on who else is in the cohort or in the population.  A
+        node that is gone takes the same users with it in neighbouring data sets.
 
     Args:
         population: the users.
         key: the run's key, which the hash derives from.
+        has_node_per_user: whether there are as many nodes as users, however many users there are.
     """
 
-    def __init__(self, population: Population, key: RunKey) -> None:
-        self._num_users = len(population)
+    def __init__(self, population: Population, key: RunKey, *, has_node_per_user: bool = False) -> None:
+        self._num_users, self.has_node_per_user = len(population), has_node_per_user
         self._shares = key.coins("hosting", population.id_hashes)
 
     def group(self, users: Sequence[int], nodes: Sequence[int]) -> dict[int, list[int]]:
@@ -56,8 +57,10 @@ class Hosts:
             nodes: ids of the nodes, at least one.
         """
         hosted: dict[int, list[int]] = {}
-        own_nodes = len(nodes) == self._num_users
-        places = np.arange(self._num_users) if own_nodes else (self._shares * len(nodes)).astype(np.int64)
+        if self.has_node_per_user:
+            places = np.arange(self._num_users) % len(nodes)  # never a remainder while all nodes are there
+        else:
+            places = (self._shares * len(nodes)).astype(np.int64)
         for user in users:
             hosted.setdefault(nodes[places[user]], []).append(user)
         return {node: hosted[node] for node in nodes if node in hosted}

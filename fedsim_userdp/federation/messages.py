@@ -1,5 +1,6 @@
 """What server and nodes say to each other, as typed requests and replies over Flower's records."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,12 @@ class RunDescription:
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
     key: RunKey | None = None
+
+    @property
+    def mark(self) -> str:
+        """A digest of the fingerprint, which every answer repeats; empty where there is none."""
+        text = json.dumps(dict(self.fingerprint), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest() if self.fingerprint else ""
 
     def check(self, own: Mapping[str, str]) -> None:
         """Raises NodeRefusal unless a node's own fingerprint is this one; names what differs, and no digest."""
@@ -91,7 +98,21 @@ def write_request(
 
 
 def read_request(content: RecordDict) -> TrainRequest:
-    """Returns the request in a train message."""
+    """Returns the request in a train message.
+
+    Raises:
+        NodeRefusal: when it is not of this version's form.
+    """
+    try:
+        return _read_request(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise NodeRefusal(
+            "the node cannot read the request: give server and nodes one version of fedsim_userdp"
+        ) from error
+
+
+def _read_request(content: RecordDict) -> TrainRequest:
+    """See `read_request`."""
     config = content.config_records["config"]
     secret = bytes(config["key"])  # type: ignore[arg-type]
     run = RunDescription(
@@ -119,8 +140,8 @@ def read_refusal(content: RecordDict) -> str | None:
     return None if record is None else str(record.get("sentence", "no reason given"))
 
 
-def write_reply(update: CohortUpdate) -> RecordDict:
-    """Returns the message content of a node's answer."""
+def write_reply(update: CohortUpdate, run: RunDescription | None = None) -> RecordDict:
+    """Returns the message content of a node's answer to a request of the run; None for one that says nothing of it."""
     clipped = update.clipped
     metrics = MetricRecord(
         {
@@ -133,7 +154,13 @@ def write_reply(update: CohortUpdate) -> RecordDict:
             "num_failed": update.num_failed,
         }
     )
-    return RecordDict({"arrays": to_arrays(clipped.total), "metrics": metrics})
+    mark = ConfigRecord({"mark": "" if run is None else run.mark})
+    return RecordDict({"arrays": to_arrays(clipped.total), "metrics": metrics, "run": mark})
+
+
+def read_mark(content: RecordDict) -> str:
+    """Returns the mark of the run that an answer is of; empty where it names none, as those of old versions do."""
+    return str(content.config_records.get("run", ConfigRecord()).get("mark", ""))
 
 
 def read_reply(content: RecordDict) -> CohortUpdate:

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedsim_userdp.federation.errors import RoundError
-from fedsim_userdp.federation.messages import read_refusal, read_reply
+from fedsim_userdp.federation.messages import RunDescription, read_mark, read_refusal, read_reply
 from fedsim_userdp.training.cohort import CohortUpdate, add, zero_update
 
 # A sum of n updates of norm clip_norm, each rounded to float32, may pass n * clip_norm by this factor.
@@ -70,13 +70,17 @@ class RoundAnswers:
         cohort: the round's users, distinct.
         state: the adapter, for names and shapes.
         clip_norm: the bound that the nodes are given.
+        run: what the nodes are told of the run; their answers repeat its mark.
     """
 
-    def __init__(self, cohort: Sequence[int], state: Mapping[str, Tensor], clip_norm: float) -> None:
+    def __init__(
+        self, cohort: Sequence[int], state: Mapping[str, Tensor], clip_norm: float, run: RunDescription | None = None
+    ) -> None:
         self.missing = list(cohort)
         self.errors: list[str] = []
         self._num_sampled, self._num_retried = len(cohort), 0
         self._state, self.clip_norm = state, clip_norm
+        self._mark = "" if run is None else run.mark
         self._total = zero_update(state)
         self._asked: list[tuple[Message, Sequence[int]]] = []
         self._num_attempts = 0
@@ -89,7 +93,8 @@ class RoundAnswers:
         """Adds the attempt's answers, in the order of its questions; returns the nodes that gave none to be used.
 
         Raises:
-            RoundError: when a node refused what it was asked; nothing of the round may be released.
+            RoundError: when a node refused what it was asked, or answers for another run, as versions do that know
+                no refusal; nothing of the round may be released.
         """
         first: dict[str, Message] = {}
         for reply in replies:
@@ -127,12 +132,17 @@ class RoundAnswers:
             return "another node answered than was asked"
         try:
             if refusal := read_refusal(reply.content):
-                raise RoundError(f"{refusal}; nothing of the round was released")
+                raise RoundError(f"{first_line(refusal)}; nothing of the round was released")
             if problem := self._misfit(reply.content.array_records["arrays"]):
                 return problem
-            update = read_reply(reply.content)
+            update, mark = read_reply(reply.content), read_mark(reply.content)
         except _UNREADABLE as error:
             return f"unreadable answer: {error!r}"
+        if mark != self._mark:
+            raise RoundError(
+                "a node answered without saying that it trains this run, as other versions of fedsim_userdp do: give "
+                "every node the server's version; nothing of the round was released"
+            )
         total, bound = update.clipped.total, num_users * self.clip_norm
         if any(tensor.shape != self._state[name].shape for name, tensor in total.items()):
             return "the answer's shapes are not the adapter's"

@@ -2,20 +2,22 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from fedsim_userdp import __version__
+from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.perplexity import PerplexityRecords
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.errors import NodeRefusal
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.time_limit import ending_process_after
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
+from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, zero_update
@@ -151,13 +153,21 @@ class WorkerRecipe:
         return Worker(unit_gradients(model), users, self.local, node_fingerprint(users, source, self.settings))
 
     def train(self, request: TrainRequest) -> CohortUpdate:
-        """Answers with this process's worker for the recipe, built at the first request."""
-        name = f"{self.settings} {self.users.key.mark('worker', '')}"
-        if name not in _WORKERS:
-            _WORKERS.clear()
-            _WORKERS[name] = self.build()
-        with ending_process_after(self.time_limit):
-            return _WORKERS[name].train(request)
+        """Answers with this process's worker for the recipe, built at the first request.
+
+        Raises:
+            NodeRefusal: when this process has no such data or model, or see `Worker.train`.
+        """
+        worker = _LAST.worker((self.settings, self.users.key), self._build_or_refuse)
+        with ending_process_after(self.time_limit), _LAST.forgotten_when_it_refuses():
+            return worker.train(request)
+
+    def _build_or_refuse(self) -> Worker:
+        """`build`, where data or model that are not there are no failure of the node but a setting to be mended."""
+        try:
+            return self.build()
+        except (DataError, ModelError) as error:
+            raise NodeRefusal(f"a node cannot have what the server has: {error}") from error
 
 
 def node_fingerprint(users: TrainingUsers, model: ModelSource, settings: str) -> dict[str, str]:
@@ -183,4 +193,31 @@ def fingerprint_of(store: TokenStore, population: Population, model: ModelSource
     }
 
 
-_WORKERS: dict[str, Worker] = {}
+class LastWorker:
+    """The worker that a process built last, so that not every request loads a model.
+
+    Guarantee: what is built for one name is never used for another; a name has everything that a worker's choices of
+        records and dropout masks follow from: the settings and the nodes' key.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Worker] = {}
+
+    def worker(self, name: Hashable, build_fn: Callable[[], Worker]) -> Worker:
+        """Returns the worker of that name, built now unless it was the last one."""
+        if name not in self._kept:
+            self._kept.clear()  # before another model is loaded beside it
+            self._kept[name] = build_fn()
+        return self._kept[name]
+
+    @contextmanager
+    def forgotten_when_it_refuses(self) -> Iterator[None]:
+        """Within the block a refusal ends what was kept: what it was built from may be mended before the next one."""
+        try:
+            yield
+        except NodeRefusal:
+            self._kept.clear()
+            raise
+
+
+_LAST = LastWorker()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.federation.test_other_nodes import write_corpus
 from tests.simulations.test_commands import fedsim
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +91,13 @@ class Programs:
             assert time.monotonic() < deadline, self.logs()
             assert all(process.poll() is None for process in self._running), self.logs()
             time.sleep(0.5)
+
+    def wait_for_log(self, run_id: str, text: str, seconds: float = 300.0) -> None:
+        """Waits until a text is in a run's log."""
+        deadline = time.monotonic() + seconds
+        while text not in (log := self.flwr("log", run_id, "--show")):
+            assert time.monotonic() < deadline, log + self.logs()
+            time.sleep(2.0)
 
     def logs(self) -> str:
         """Returns the end of every program's output."""
@@ -172,14 +180,34 @@ def test_two_supernodes_of_a_superlink_train_the_same_model(programs: Programs, 
 
 
 @pytest.mark.slow
+def test_a_stopped_run_that_flwr_run_goes_on_with_trains_its_own_corpus(programs: Programs) -> None:
+    write_corpus(programs.folder / "std.jsonl")
+    small = [
+        "mechanism=user_wise", "mechanism.rounds=2", "selection.sampling_prob=0.5", "split.heldout_users=10",
+        "data=jsonl", f"data.path={programs.folder / 'std.jsonl'}", "tokens.min_words=0", "checkpoint.every=1",
+        "evaluation.records_per_user=1", "evaluation.every=100",
+    ]  # fmt: skip
+    done = fedsim("run", *small, f"output_dir={programs.folder / 'whole'}", cwd=programs.folder)
+    assert done.returncode == 0, done.stderr
+    programs.start_superlink("--simulation")
+    folder = programs.folder / "run"
+    no_time = ["engine.max_retries=0", "engine.round_timeout=0.001"]  # but for the first round
+    run_id = programs.run_app(*small, *no_time, f"output_dir={folder}")
+    programs.wait_for_log(run_id, "nothing of the round was released")
+    assert not (folder / "adapters").exists()
+    programs.run_app(f"resume={folder}", "engine.round_timeout=null")
+    programs.wait_for(folder / "comparison.png")
+    found, expected = trained(folder), trained(programs.folder / "whole")
+    assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
+    assert len((folder / "ledger" / "user_wise-seed0.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
 def test_a_refused_setting_is_said_in_flowers_log_and_leaves_no_results(programs: Programs) -> None:
     programs.start_superlink("--simulation")
     folder = programs.folder / "run"
     run_id = programs.run_app("privacy.epsilon=-1", f"output_dir={folder}")
-    deadline = time.monotonic() + 300
-    while "privacy.epsilon=-1 must be above 0" not in (log := programs.flwr("log", run_id, "--show")):
-        assert time.monotonic() < deadline, log + programs.logs()
-        time.sleep(2.0)
+    programs.wait_for_log(run_id, "privacy.epsilon=-1 must be above 0")
     assert not (folder / "results.json").exists()
 
 

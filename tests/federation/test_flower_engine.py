@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from fedsim_userdp.federation.deployment import DeploymentEngine
-from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.federation.engines import Engine, InProcessEngine, has_node_per_user
 from fedsim_userdp.federation.flower_engine import FlowerEngine
 from fedsim_userdp.federation.ray_cluster import WorkerResources, connected_to_ray
 
@@ -35,6 +35,24 @@ def test_users_are_dealt_by_size_only_where_a_failed_nodes_users_are_done_again(
     assert not FlowerEngine(num_nodes=2, max_retries=0).deals_by_size(10)
     assert not FlowerEngine(num_nodes=None).deals_by_size(10)
     assert not InProcessEngine(num_nodes=2).deals_by_size(10)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        FlowerEngine(num_nodes=4),
+        FlowerEngine(num_nodes=4, max_retries=0),
+        FlowerEngine(),
+        DeploymentEngine(num_nodes=4),
+        DeploymentEngine(num_nodes=4, max_retries=0),
+        InProcessEngine(num_nodes=4),
+        InProcessEngine(num_nodes=None),
+    ],
+    ids=str,
+)
+def test_how_users_are_hosted_does_not_change_with_one_user_more(engine: Engine) -> None:
+    found = {(engine.deals_by_size(number), has_node_per_user(engine, number)) for number in range(2, 8)}
+    assert len(found) == 1
 
 
 def test_workers_that_die_are_started_again() -> None:

@@ -116,5 +116,6 @@ def test_where_a_user_lives_does_not_depend_on_the_cohort() -> None:
 
 
 def test_with_a_node_for_each_user_everybody_lives_alone() -> None:
-    hosted = Hosts(Population.numbered(6), RunKey.seeded(0)).group(range(6), range(100, 106))
+    hosts = Hosts(Population.numbered(6), RunKey.seeded(0), has_node_per_user=True)
+    hosted = hosts.group(range(6), range(100, 106))
     assert hosted == {100 + user: [user] for user in range(6)}

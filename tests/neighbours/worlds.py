@@ -196,7 +196,8 @@ class DeadNode:
         def train(message: Message, context: Context) -> Message:
             if context.node_id == dead:
                 raise RuntimeError("this node is gone")
-            return Message(write_reply(worker.train(read_request(message.content))), reply_to=message)
+            request = read_request(message.content)
+            return Message(write_reply(worker.train(request), request.run), reply_to=message)
 
         run_rounds(strategy, InProcessGrid(app, self._num_nodes), to_arrays(state), rounds)
 

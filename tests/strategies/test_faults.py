@@ -15,10 +15,17 @@ from scipy import stats
 from torch import Tensor
 
 from fedsim_userdp.federation.client_app import make_client_app
-from fedsim_userdp.federation.errors import RoundError
+from fedsim_userdp.federation.errors import NodeRefusal, RoundError
 from fedsim_userdp.federation.hosting import Hosts
 from fedsim_userdp.federation.in_process import InProcessGrid
-from fedsim_userdp.federation.messages import GRACE_SECONDS, TrainRequest, read_request, to_arrays, write_reply
+from fedsim_userdp.federation.messages import (
+    GRACE_SECONDS,
+    TrainRequest,
+    read_request,
+    to_arrays,
+    write_refusal,
+    write_reply,
+)
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import RetryPolicy, Rounds, run_rounds
 from fedsim_userdp.participation import Population
@@ -125,6 +132,7 @@ class Run:
         num_users: int = NUM_USERS,
         max_retries: int = 0,
         is_dealt: bool = False,
+        has_node_per_user: bool = True,
         noise_multiplier: float = 0.0,
         meddle: Meddling = lambda replies, attempt: replies,
     ) -> None:
@@ -139,6 +147,7 @@ class Run:
                 RunKey.seeded(0),
                 num_nodes,
                 sizes_by_number if is_dealt else None,
+                has_node_per_user and num_nodes == num_users,
             ),
             PoissonSelector(1.0),
             ServerOptimizer(start, torch.optim.SGD, LearningRate(1.0, 1, decays=False)),
@@ -364,6 +373,40 @@ def test_one_more_user_moves_the_sum_by_at_most_clip_norm_although_nodes_fail_an
         Run(app_of(opinionated), num_users=n, num_nodes=3, max_retries=1, is_dealt=True).moved * n for n in (20, 21)
     ]
     assert 0.99 <= float((sums[1] - sums[0]).norm()) <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("num_nodes", [None, 7])
+@pytest.mark.parametrize("max_retries", [0, 1, 2])
+@pytest.mark.parametrize("dead", [2, 3, 4])
+def test_one_more_user_moves_the_sum_by_at_most_clip_norm_whichever_nodes_fail_in_whichever_attempt(
+    num_nodes: int | None, max_retries: int, dead: int
+) -> None:
+    def silent(replies: list[Message], attempt: int) -> list[Message]:
+        return [reply for reply in replies if (reply.metadata.src_node_id + attempt) % dead]
+
+    sums = []
+    for n in (20, 21):
+        app = app_of(lambda request, node: opinion_of(request))
+        run = Run(app, num_users=n, num_nodes=num_nodes or n, max_retries=max_retries, meddle=silent)
+        assert run.replies[0].num_failed > 0 or max_retries
+        sums.append(run.moved * n)
+    assert float((sums[1] - sums[0]).norm()) <= 1 + 1e-4
+
+
+def opinion_of(request: TrainRequest) -> Content:
+    """Every user's update is of norm 1 and of a direction of its own."""
+    raw = {
+        name: torch.stack([own_direction(user, tensor) for user in request.users])
+        for name, tensor in request.state.items()
+    }
+    return lambda update: write_reply(replace(update, clipped=clip_and_sum(raw, request.clip_norm)))
+
+
+def test_a_refusal_of_many_lines_is_one_sentence_and_nothing_is_released() -> None:
+    refusal = NodeRefusal("another data\nthan " + "the server" * 1000)
+    run = Run(app_of(lambda request, node: lambda update: write_refusal(refusal)), max_retries=2)
+    assert str(run.error) == "another data; nothing of the round was released"
+    assert run.events == []
 
 
 def own_direction(user: int, like: Tensor) -> Tensor:

@@ -55,7 +55,12 @@ class Run:
         self.replies: list[RoundReplies] = []
         self.start = {"a": torch.zeros(SIZE - 10), "b": torch.zeros(10)}
         settings = UserLevelSettings(
-            Population.numbered(num_users), clip_norm, noise_multiplier, RunKey.seeded(seed), num_nodes
+            Population.numbered(num_users),
+            clip_norm,
+            noise_multiplier,
+            RunKey.seeded(seed),
+            num_nodes,
+            has_node_per_user=num_nodes == num_users,
         )
         self.strategy = UserLevelDP(
             settings,
