@@ -41,7 +41,15 @@ def main(config: DictConfig) -> None:
     plot_audit(folder / "audit.png", claims)
     for table in (report.bounds_table(claims), report.attacks_table(claims)):
         console.print(table)
-    for text in (report.legend(claims), "", report.summary(claims), report.LIMITS, f"run folder: {folder}"):
+    for text in (
+        report.legend(claims),
+        "",
+        *report.observers(claims),
+        "",
+        report.summary(claims),
+        report.LIMITS,
+        f"run folder: {folder}",
+    ):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     if any(claim.is_refuted for claim in claims):
         sys.exit(REFUTED)

@@ -1,10 +1,11 @@
 """One audit: canaries planted among the task's users, one run for each claim, its verdict and user inference."""
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,24 +16,31 @@ from torch import Tensor
 from fedsim_userdp.audit.canaries import Canaries, canary_kinds, draw_canaries, kinds_of
 from fedsim_userdp.audit.directions import Directions
 from fedsim_userdp.audit.inference import UserInference, infer_users, mean_log_likelihoods
+from fedsim_userdp.audit.observer import Observation, observe
 from fedsim_userdp.audit.one_shot import Estimate
 from fedsim_userdp.audit.training import GradientsWithCanaries, UsersWithCanaries
-from fedsim_userdp.audit.verdict import Claim, Findings, check_delta, judge, significance_of_each
+from fedsim_userdp.audit.verdict import Claim, Findings, Trace, check_delta, judge, significance_of_each
 from fedsim_userdp.data.records import RandomRecords
+from fedsim_userdp.federation.client_app import TrainFn
 from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy.ledger import Ledger
+from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, AuditRow, verdict_on
 from fedsim_userdp.report.audit_progress import StepProgress
+from fedsim_userdp.selection import draw_cohort
 from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.cohort import CohortUpdate
 from fedsim_userdp.training.users import TrainingUsers
 from simulations.audited_run import AuditedRun
 from simulations.errors import ConfigError
 from simulations.guarantee import Guarantee, calibrated
+from simulations.keys import RunKeys
 from simulations.mechanisms import UserWise
 from simulations.saver import single_release
 from simulations.task import Task
@@ -73,6 +81,27 @@ class AuditSettings:
         return significance_of_each(self.confidence, len(self.epsilons))
 
 
+class _Watch:
+    """Remembers which users the nodes of a run were asked for."""
+
+    def __init__(self) -> None:
+        self._asked: dict[int, set[int]] = {}
+
+    def watching(self, train_fn: TrainFn) -> TrainFn:
+        """Returns the train function, its requests remembered."""
+
+        def train(request: TrainRequest) -> CohortUpdate:
+            """Answers as the other does."""
+            self._asked.setdefault(request.round, set()).update(request.users)
+            return train_fn(request)
+
+        return train
+
+    def cohorts(self, rounds: int) -> list[tuple[int, ...]]:
+        """Returns the cohort of each round, from the first."""
+        return [tuple(sorted(self._asked.get(round, ()))) for round in range(1, rounds + 1)]
+
+
 class AuditSession:
     """Trains and audits the runs of one audit; they share canaries, data and the base model's scores.
 
@@ -103,8 +132,9 @@ class AuditSession:
     def audit(self, epsilon: float) -> AuditedClaim:
         """Returns what the audit of the run that claims `epsilon` found; infinity trains without noise."""
         start = time.perf_counter()
-        guarantee = self._guarantee(epsilon)
-        run = self._run(guarantee)
+        guarantee, keys = self._guarantee(epsilon), self._keys(epsilon)
+        watch = _Watch()
+        run = self._run(guarantee, keys, watch)
         with _open_ledger(self._task, guarantee, epsilon) as ledger:
             self._progress.start(f"epsilon {epsilon:g}: training", run.rounds, "rounds")
             trace, state = run.train(partial(_record, ledger, guarantee), self._note_round)
@@ -112,7 +142,8 @@ class AuditSession:
         claim = Claim(spent, self._task.budget.delta, run.expected_cohort / self.canaries.num_users)
         self._progress.start(f"epsilon {epsilon:g}: weighing", len(self.canaries), "canaries")
         findings = judge(trace, self.canaries, claim, self._settings.significance, self._progress.advance)
-        return self._report(epsilon, guarantee, findings, self._infer(state), time.perf_counter() - start)
+        seen = self._observe(epsilon, run, watch.cohorts(run.rounds), trace)
+        return self._report(epsilon, guarantee, findings, self._infer(state), seen, time.perf_counter() - start)
 
     @property
     def _model(self) -> PeftModel:
@@ -127,12 +158,36 @@ class AuditSession:
         release = declared_release(self._task.selector, 1.0, self.canaries.num_users, self._mechanism.rounds)
         return calibrated(release, replace(self._task.budget, epsilon=epsilon), None, "user")
 
-    def _run(self, guarantee: Guarantee) -> AuditedRun:
+    def _identity(self, epsilon: float) -> str:
+        """What the releases of an audited run depend on, as text."""
+        return f"{self._task.identity} audited at epsilon {epsilon:g}"
+
+    def _keys(self, epsilon: float) -> RunKeys:
+        """The keys of an audited run: no two of them share noise or cohorts."""
+        if not self._task.noise.is_seeded:
+            return RunKeys.of(RunKey.drawn())
+        return RunKeys.of(RunKey.seeded(self._task.seed, self._identity(epsilon)))
+
+    def _observe(self, epsilon: float, run: AuditedRun, cohorts: list[tuple[int, ...]], trace: Trace) -> Observation:
+        """What the seed, the settings and, at worst, all digests tell of the run's cohorts and noise."""
+        guessed, size = RunKey.seeded(self._task.seed, self._identity(epsilon)), trace.releases.shape[1]
+        selector, hashes = copy.deepcopy(self._task.selector), run.settings.population.id_hashes
+        rounds = range(1, run.rounds + 1)
+        noise = SeededNoise(guessed)
+        return observe(
+            [draw_cohort(selector, hashes, round, guessed).tolist() for round in rounds],
+            cohorts,
+            min(run.expected_cohort / self.canaries.num_users, 1.0),
+            np.stack([noise.standard_normal(size, round) for round in rounds]),
+            trace.releases,
+        )
+
+    def _run(self, guarantee: Guarantee, keys: RunKeys, watch: "_Watch") -> AuditedRun:
         """The run with the canaries among the task's users."""
         task, mechanism, canaries = self._task, self._mechanism, self.canaries
         users = self._worker.users
         audited_users = UsersWithCanaries(
-            users.store, self._users, users.selector, users.records_per_user, users.key, canaries
+            users.store, self._users, users.selector, users.records_per_user, keys.run.of_nodes(), canaries
         )
         gradients = GradientsWithCanaries(self._worker.gradients, canaries, mechanism.clip_norm)
         audited = Worker(gradients, audited_users, task.local)
@@ -140,15 +195,15 @@ class AuditSession:
             population=audited_users.population,
             clip_norm=mechanism.clip_norm,
             noise_multiplier=guarantee.noise_multiplier,
-            key=task.keys.run,
+            key=keys.run,
             num_nodes=task.engine.num_nodes_for(canaries.num_users),
             declared=guarantee.declared,
         )
         return AuditedRun(
             settings=settings,
             selector=task.selector,
-            noise=task.noise,
-            train_fn=audited.train,
+            noise=replace(task.noise, key=keys.run) if isinstance(task.noise, SeededNoise) else task.noise,
+            train_fn=watch.watching(audited.train),
             state=self._state,
             optimizer_fn=task.optimizer_fn,
             learning_rate=mechanism.schedule(),
@@ -179,7 +234,13 @@ class AuditSession:
         self._progress.advance(round)
 
     def _report(
-        self, epsilon: float, guarantee: Guarantee, findings: Findings, inference: UserInference, seconds: float
+        self,
+        epsilon: float,
+        guarantee: Guarantee,
+        findings: Findings,
+        inference: UserInference,
+        seen: Observation,
+        seconds: float,
     ) -> AuditedClaim:
         """Everything about one audited run, as plain values."""
         mechanism, claim = self._mechanism, findings.claim
@@ -203,6 +264,9 @@ class AuditSession:
             curve=inference.curve,
             num_members=inference.num_members,
             num_others=inference.num_others,
+            observer=seen.in_words(is_seeded=self._task.noise.is_seeded),
+            is_secret_found=(seen.knows_cohorts or seen.knows_noise) and not self._task.noise.is_seeded,
+            observed=asdict(seen),
             seconds=round(seconds, 3),
             tests=self._rows(findings),
         )

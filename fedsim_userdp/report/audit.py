@@ -78,6 +78,9 @@ class AuditedClaim:
         curve: false and true positive rates.
         num_members: training users whose text was tried.
         num_others: held-out users whose text was tried.
+        observer: what somebody who knows all that is published tells of cohorts and noise, in words.
+        is_secret_found: whether that is something that the run's statement takes as secret.
+        observed: the same in numbers, by name.
         seconds: wall-clock time of run and audit.
         tests: the tests.
     """
@@ -101,13 +104,16 @@ class AuditedClaim:
     curve: tuple[list[float], list[float]]
     num_members: int
     num_others: int
+    observer: str
+    is_secret_found: bool
+    observed: dict[str, float]
     seconds: float
     tests: tuple[AuditRow, ...]
 
     @property
     def is_refuted(self) -> bool:
-        """Whether one of the tests refuted the claim."""
-        return any(row.verdict == "refuted" for row in self.tests)
+        """Whether one of the tests refuted the claim, or the observer found what it takes as secret."""
+        return self.is_secret_found or any(row.verdict == "refuted" for row in self.tests)
 
 
 def verdict_on(claimed_epsilon: float | None, lower_bound: float) -> str:
@@ -165,6 +171,11 @@ def legend(claims: Sequence[AuditedClaim]) -> str:
     return _LEGEND.format(
         confidence=row.confidence, chance=1 - row.confidence, canaries=row.num_canaries, not_private=NOT_PRIVATE
     )
+
+
+def observers(claims: Sequence[AuditedClaim]) -> list[str]:
+    """Returns what the observer tells of each run."""
+    return [f"epsilon {_epsilon(claim.claimed_epsilon)}: {claim.observer}" for claim in claims]
 
 
 def summary(claims: Sequence[AuditedClaim]) -> str:

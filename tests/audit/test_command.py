@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fedsim_userdp.privacy.streams import RunKey
 from simulations import audit_session
 from simulations.cli import run_command
+from simulations.keys import RunKeys
 from tests.audit import bugs
 
 SMALL = [
@@ -78,12 +80,35 @@ def test_the_folder_holds_the_numbers_the_figure_and_what_an_audit_cannot_show(
         assert 0.3 < claim["auc"] < 0.8
         assert claim["auc_interval"][0] < claim["auc"] < claim["auc_interval"][1]
         assert sum(kind["planted"] for kind in claim["canaries"].values()) == 180
+        assert "cohorts recomputed" in claim["observer"]
+        assert "promises nothing towards whoever knows or guesses the seed" in claim["observer"]
+    assert "noise recomputed" in correct["observer"]
     with (folder / "audit.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["verdict"] for row in rows] == ["not refuted"] * 2 + ["no claim"] * 2
     assert {row["significance"] for row in rows} == {"0.012500000000000011"}
     assert (folder / "audit.png").stat().st_size > 20_000
     assert len((folder / "ledger" / "audit-epsilon8-seed0.jsonl").read_text().splitlines()) == 18
+
+
+@pytest.mark.slow
+def test_of_a_release_an_observer_of_what_is_published_gains_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert audit(folder, *SMALL, "audit.epsilons=[8]", "noise.source=os") == 0
+    (claim,) = json.loads((folder / "audit.json").read_text())["claims"]
+    assert claim["observer"].endswith("Nothing is gained from it.")
+    assert min(claim["observed"]["cohort_p"], claim["observed"]["noise_p"]) > 1e-6
+
+
+@pytest.mark.slow
+def test_a_release_whose_cohorts_follow_from_the_seed_is_refuted_by_the_observer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def published(session: audit_session.AuditSession, epsilon: float) -> RunKeys:
+        return RunKeys.of(RunKey.seeded(session._task.seed, session._identity(epsilon)))
+
+    monkeypatch.setattr(audit_session.AuditSession, "_keys", published)
+    assert audit(tmp_path / "run", *SMALL, "audit.epsilons=[8]", "noise.source=os") == 1
 
 
 def planted(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:

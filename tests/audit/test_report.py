@@ -14,6 +14,7 @@ from fedsim_userdp.report.audit import (
     attacks_table,
     bounds_table,
     legend,
+    observers,
     summary,
     verdict_on,
     write_audit,
@@ -46,6 +47,9 @@ def claim_of(claimed: float | None, bound: float) -> AuditedClaim:
         curve=([0.0, 0.5, 1.0], [0.0, 0.55, 1.0]),
         num_members=805,
         num_others=100,
+        observer="Who knows all that is published: cohorts not better than chance. Nothing is gained from it.",
+        is_secret_found=False,
+        observed={"cohort_agreement": 0.05, "cohort_p": 0.4, "noise_agreement": 0.0, "noise_p": 0.5},
         seconds=12.5,
         tests=(row, replace(row, test="in_or_out", num_candidates=1)),
     )
@@ -60,6 +64,12 @@ def shown(*things: object) -> str:
     for thing in things:
         console.print(thing)
     return text.getvalue()
+
+
+def test_a_secret_that_an_observer_finds_refutes_whatever_the_canaries_say() -> None:
+    assert not CLAIMS[0].is_refuted
+    assert replace(CLAIMS[0], is_secret_found=True).is_refuted
+    assert observers(CLAIMS)[0].startswith("epsilon 1.00: Who knows all that is published")
 
 
 @pytest.mark.parametrize(
