@@ -1,12 +1,11 @@
 """One run's configuration turned into objects: data, model, selector, budget, engine."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,10 +28,9 @@ from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.ownership import Ownership
-from fedsim_userdp.privacy.statement import PUBLIC
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.files import NOT_PRIVATE
-from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, foreign_name
+from fedsim_userdp.selection import Choosing, ClientSelector, Sampling
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
 from fedsim_userdp.training.checkpoints import CheckpointFolder
@@ -41,10 +39,11 @@ from fedsim_userdp.training.evaluation import perplexity
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
 from fedsim_userdp.training.scoring import BaseModelScorer
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe, in_order_of_ids
-from simulations.arguments import FREE
+from simulations.circumstances import Circumstances, foreign_classes, taken_as_public
 from simulations.corpora import configured_corpus, configured_store
 from simulations.errors import ConfigError
-from simulations.keys import RunKeys, stored_keys
+from simulations.identity import NEVER_CHANGED, identity_of, keys_of_run, plain, settings_digest
+from simulations.keys import RunKeys
 from simulations.micro_batches import local_training
 from simulations.searches import searched_runs
 from simulations.versions import code_versions
@@ -59,25 +58,6 @@ class Budget:
     epsilon: float
     delta: float
     ownership: Ownership = "assigned"
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """What a run's privacy statement says besides what was released.
-
-    Attributes:
-        foreign: names of classes that are not this package's.
-        window: most tokens of a record; None where that is not known.
-        public: what is taken as public, as noun phrases.
-        precision: what products are done in.
-        evaluated_on: which users are scored.
-    """
-
-    foreign: tuple[str, ...] = ()
-    window: int | None = None
-    public: tuple[str, ...] = PUBLIC
-    precision: str = "float32"
-    evaluated_on: Literal["heldout", "validation"] = "heldout"
 
 
 @dataclass(frozen=True)
@@ -157,7 +137,7 @@ class Task:
         path = checkpoint_path(self.folder, self.run_name)
         origin = {**self.fingerprint, "settings": self.settings, **code_versions()}
         return CheckpointFolder(
-            path, origin, self.checkpoint_keep, allow_changes=self.allow_changes, fixed=_NEVER_CHANGED
+            path, origin, self.checkpoint_keep, allow_changes=self.allow_changes, fixed=NEVER_CHANGED
         )
 
     @property
@@ -248,7 +228,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     if config.threads is not None:
         torch.set_num_threads(_threads(config.threads))
     model: ModelSource = instantiate(config.model)
-    lora = LoraSettings(**_plain(config.lora))
+    lora = LoraSettings(**plain(config.lora))
     store = configured_store(config, model)
     selector = _client_selector(config)
     keep_places = store.declares_owners or not _is_add_or_remove(selector, store.num_users, config)
@@ -257,7 +237,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     population = Population(np.asarray(store.id_hashes)[split.train])
     fingerprint = fingerprint_of(store, population, model, settings)
     name, seed = str(config.mechanism.name), _seed(config.seed)
-    keys = _keys(config, identity_of(settings, fingerprint), checkpoint_path(folder, run_name(name, seed)))
+    keys = keys_of_run(config, identity_of(settings, fingerprint), checkpoint_path(folder, run_name(name, seed)))
     records, optimizer_fn = _record_selector(config, model, store), _optimizer_fn(config)
     return Task(
         name=name,
@@ -289,29 +269,13 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         fingerprint=fingerprint,
         resolved=json.dumps(OmegaConf.to_container(config, resolve=True)),
         circumstances=Circumstances(
-            foreign=_foreign(config, selector, records, optimizer_fn),
+            foreign=foreign_classes(config, selector, records, optimizer_fn),
             window=int(config.tokens.window),
-            public=_taken_as_public(config, keep_places=keep_places),
+            public=taken_as_public(config, keep_places=keep_places),
             precision=model.product_dtype,
             evaluated_on=config.evaluation.users,
         ),
     )
-
-
-def settings_digest(config: DictConfig) -> str:
-    """Returns a digest of the settings that decide a run's releases; data, split and weights have digests of their own.
-
-    Left out are names, paths, output, engine, threads and evaluation; whatever else a configuration holds counts.
-    """
-    plain = {key: value for key, value in _plain(config).items() if key not in _WITHOUT_EFFECT}
-    for group in ("mechanism", "model", "local", "privacy"):
-        plain[group] = {k: v for k, v in plain[group].items() if f"{group}.{k}" not in _WITHOUT_EFFECT}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def identity_of(settings: str, fingerprint: Mapping[str, str]) -> str:
-    """Returns what a run's releases depend on, as text."""
-    return json.dumps({**fingerprint, "settings": settings}, sort_keys=True)
 
 
 def run_name(mechanism: str, seed: int) -> str:
@@ -322,26 +286,6 @@ def run_name(mechanism: str, seed: int) -> str:
 def checkpoint_path(folder: Path, name: str) -> Path:
     """Returns where the checkpoints of the run called `name` are; they hold diagnostics too, hence the place."""
     return folder / NOT_PRIVATE / "checkpoints" / name
-
-
-_WITHOUT_EFFECT = FREE | {
-    # what is digested by itself, or decides nothing that is released
-    *("compare", "data", "evaluation", "hydra", "noise", "seed", "split", "tokens", "tuned"),
-    *("local.max_tokens", "mechanism.name", "model.device", "model.name", "model.package", "model.path"),
-    "model.activation_checkpointing",
-    "privacy.num_searched",
-}
-# What a run's noise and claims rest on, in a checkpoint's origin: `checkpoint.allow_changes` does not reach it.
-_NEVER_CHANGED = frozenset({"data", "training split", "base model"})
-
-
-def _keys(config: DictConfig, identity: str, path: Path) -> RunKeys:
-    """The run's keys: those of the run that is gone on with, or new ones."""
-    if config.noise.source not in ("seeded", "os"):
-        raise ConfigError(f"noise.source={config.noise.source} is unknown; expected seeded or os")
-    seeded = RunKey.seeded(config.seed, identity) if config.noise.source == "seeded" else None
-    stored = stored_keys(path, seeded) if config.resume is not None else None
-    return stored or RunKeys.of(seeded or RunKey.drawn())
 
 
 def _split(config: DictConfig, store: TokenStore, *, keep_places: bool) -> UserSplit:
@@ -363,43 +307,6 @@ def _is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConf
     except ValueError:  # said where the run begins
         return False
     return release.adjacency is acc.Adjacency.ADD_OR_REMOVE_USER
-
-
-def _foreign(config: DictConfig, selector: ClientSelector, *others: object) -> tuple[str, ...]:
-    """Names of the classes that are not this package's: what they do is believed, and the statement says so."""
-    named = [str(config.mechanism._target_), str(config.data._target_)]
-    kinds = [getattr(other, "func", None) or type(other) for other in others]
-    named += [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
-    foreign = [name for name in named if name.split(".")[0] not in _OWN_CODE and not name.startswith("torch.optim.")]
-    chooser = foreign_name(selector)
-    return (*([chooser] if chooser else []), *dict.fromkeys(foreign))
-
-
-_OWN_CODE = ("fedsim_userdp", "simulations")
-
-
-def _taken_as_public(config: DictConfig, *, keep_places: bool) -> tuple[str, ...]:
-    """What a claim takes as public, though some of it follows from users' text."""
-    tokens, split = config.tokens, config.split
-    filters = f"at least {tokens.min_words} words in all, and a record of at least {tokens.min_tokens} tokens"
-    who = "every id that the corpus names, with usable text or not" if keep_places else f"who has {filters}"
-    return (
-        f"the number of users, and who is one: {who}",
-        f"the split by a hash of ids: {split.heldout_users} held out, {split.validation_users} for validation",
-        f"that records are cut into windows of {tokens.window} tokens"
-        if tokens.long_records == "split"
-        else f"that records are cut to their first {tokens.window} tokens",
-        *(["delta, which follows from the number of users"] if config.privacy.delta is None else []),
-        "the settings of the run",
-    )
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    """The node as a plain dict, interpolations resolved."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    if not isinstance(resolved, dict):
-        raise ConfigError(f"expected a mapping in the configuration, got {resolved!r}")
-    return {str(key): tuple(value) if isinstance(value, list) else value for key, value in resolved.items()}
 
 
 def _path(value: str | None) -> Path | None:

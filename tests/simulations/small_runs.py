@@ -36,11 +36,12 @@ from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.users import in_order_of_ids
 from simulations.adaptive_clipping import UserWiseAdaptive
+from simulations.circumstances import Circumstances
 from simulations.diary import Outcome
 from simulations.folder import RunFolder
 from simulations.keys import RunKeys, stored_keys
 from simulations.mechanisms import Mechanism, NonPrivate, RecordLevelDP, UserWise
-from simulations.task import Budget, Circumstances, Task
+from simulations.task import Budget, Task
 
 VOCABULARY = 40
 ROUNDS = 3

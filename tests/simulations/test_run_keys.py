@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
 
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import draw_cohort
+from simulations.identity import settings_digest
 from simulations.task import Task, build_task
+from strategies import every_other_user
 from tests.simulations.corpora import small_settings, write_jsonl
 
 
@@ -70,6 +73,29 @@ def test_the_key_follows_from_the_data_and_not_from_where_they_lie(tmp_path: Pat
     assert task_of(tmp_path, settings, f"data.path={copied}").keys.run == own
     other = write_jsonl(tmp_path / "other.jsonl", num_users=41)
     assert task_of(tmp_path, settings, f"data.path={other}").keys.run != own
+
+
+def test_another_version_of_ones_own_code_is_another_run(
+    tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = Path(every_other_user.__file__).read_text()
+    for name, text in (("choice_one", source), ("choice_two", source + "\n# another version\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+    keys = []
+    for name in ("choice_one", "choice_two"):
+        changed = OmegaConf.merge(composed(settings), {"selection": {"_target_": f"{name}.EveryOtherUser"}})
+        keys.append(settings_digest(changed))
+        (tmp_path / "choice_one.py").write_text((tmp_path / "choice_two.py").read_text())
+        keys.append(settings_digest(changed))
+    assert keys[0] != keys[1], "the file changed"
+    assert keys[2] == keys[3], "this one did not"
+
+
+def composed(settings: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("run", overrides=[*settings, "output_dir=x"])
 
 
 def test_nothing_of_a_release_follows_from_what_it_publishes(tmp_path: Path, settings: list[str]) -> None:

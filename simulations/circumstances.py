@@ -1,0 +1,57 @@
+"""What a run's privacy statement says besides what was released: foreign code, and what is taken as public."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from omegaconf import DictConfig
+
+from fedsim_userdp.privacy.statement import PUBLIC
+from fedsim_userdp.selection import ClientSelector, foreign_name
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a run's privacy statement says besides what was released.
+
+    Attributes:
+        foreign: names of classes that are not this package's.
+        window: most tokens of a record; None where that is not known.
+        public: what is taken as public, as noun phrases.
+        precision: what products are done in.
+        evaluated_on: which users are scored.
+    """
+
+    foreign: tuple[str, ...] = ()
+    window: int | None = None
+    public: tuple[str, ...] = PUBLIC
+    precision: str = "float32"
+    evaluated_on: Literal["heldout", "validation"] = "heldout"
+
+
+def foreign_classes(config: DictConfig, selector: ClientSelector, *others: object) -> tuple[str, ...]:
+    """Returns the names of classes that are not this package's; what they do is believed, as the statement says."""
+    named = [str(config.mechanism._target_), str(config.data._target_)]
+    kinds = [getattr(other, "func", None) or type(other) for other in others]
+    named += [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
+    foreign = [name for name in named if name.split(".")[0] not in _OWN_CODE and not name.startswith("torch.optim.")]
+    chooser = foreign_name(selector)
+    return (*([chooser] if chooser else []), *dict.fromkeys(foreign))
+
+
+_OWN_CODE = ("fedsim_userdp", "simulations")
+
+
+def taken_as_public(config: DictConfig, *, keep_places: bool) -> tuple[str, ...]:
+    """Returns what a claim takes as public, though some of it follows from users' text."""
+    tokens, split = config.tokens, config.split
+    filters = f"at least {tokens.min_words} words in all, and a record of at least {tokens.min_tokens} tokens"
+    who = "every id that the corpus names, with usable text or not" if keep_places else f"who has {filters}"
+    return (
+        f"the number of users, and who is one: {who}",
+        f"the split by a hash of ids: {split.heldout_users} held out, {split.validation_users} for validation",
+        f"that records are cut into windows of {tokens.window} tokens"
+        if tokens.long_records == "split"
+        else f"that records are cut to their first {tokens.window} tokens",
+        *(["delta, which follows from the number of users"] if config.privacy.delta is None else []),
+        "the settings of the run",
+    )
