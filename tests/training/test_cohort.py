@@ -5,10 +5,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fedsim_userdp.models.adapters import lora_layers, trainable_state
+from fedsim_userdp.models.adapters import LoraSettings, attach_lora, factors, lora_layers, trainable_state
+from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
-from fedsim_userdp.training.gradients import StackedGradients
+from fedsim_userdp.training.gradients import StackedGradients, unit_gradients
 from tests.conftest import ragged_units
 
 CLIP_NORM = 0.05
@@ -86,3 +87,36 @@ def test_training_leaves_the_models_own_adapter_alone(model: PeftModel) -> None:
     total(model, ragged_units(3), LocalTraining(steps=2))
     assert all(torch.equal(before[name], tensor) for name, tensor in trainable_state(model).items())
     assert all(layer.lora_A["default"].weight.grad is None for layer in lora_layers(model).values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "local"),
+    [
+        ({}, LocalTraining()),
+        ({}, LocalTraining(steps=10, learning_rate=1000.0)),
+        ({"autocast": "bfloat16"}, LocalTraining()),
+        ({"dtype": "bfloat16"}, LocalTraining()),
+        ({"autocast": "bfloat16"}, LocalTraining(steps=5, learning_rate=10.0)),
+    ],
+    ids=["float32", "diverging steps", "autocast", "bfloat16", "steps in autocast"],
+)
+def test_a_user_who_joins_adds_an_update_and_changes_nobody_elses(
+    changes: dict[str, str], local: LocalTraining
+) -> None:
+    """Eight users with as many records of one length, and one who makes the micro-batch uneven and longer."""
+    generator = np.random.default_rng(0)
+    model = attach_lora(ModelSource(device="cpu", **changes).load(), LoraSettings(rank=4), seed=0)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            factors(layer)[1].normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    users = [Unit(u, [generator.integers(0, 2000, 24) for _ in range(2)], f"user {u}") for u in range(8)]
+    joining = Unit(8, [generator.integers(0, 2000, size) for size in (40, 9, 13)], "joining")
+    gradients, state = unit_gradients(model), trainable_state(model)
+
+    def sum_of(units: list[Unit]) -> torch.Tensor:
+        update = clipped_update_sum(gradients, state, units, local, CLIP_NORM)
+        return torch.cat([update.clipped.total[name].flatten() for name in sorted(state)]).double()
+
+    moved = sum_of([*users, joining]) - sum_of(users)
+    assert float(sum_of([joining]).norm()) > 0.5 * CLIP_NORM
+    assert float((moved - sum_of([joining])).norm()) <= 2e-5 * CLIP_NORM
