@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.records import RecordSelector
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
@@ -137,16 +138,19 @@ def _occurrences(piece: bytes, text: bytes) -> int:
 
 
 def in_order_of_ids(store: TokenStore, users: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the users, numbers in the store, in an order that their ids alone decide: by hash, then by id.
+    """Returns the users, numbers in the store, in an order that their ids alone decide: that of their ids' hashes.
 
     So a user's number does not depend on where the user stands in the corpus.
+
+    Raises:
+        DataError: when two ids have one hash, as which nobody meets by chance: both would take part in the same rounds,
+            and neither's coin would be the other's secret.
     """
     hashes = np.asarray(store.id_hashes)[users]
     order = np.argsort(hashes, kind="stable")
-    ordered, sorted_hashes = users[order], hashes[order]
-    for first in np.flatnonzero(sorted_hashes[1:] == sorted_hashes[:-1]):
-        pair = ordered[first : first + 2]
-        ordered[first : first + 2] = sorted(pair, key=lambda user: store.user_id(int(user)))
+    ordered, ascending = users[order], hashes[order]
+    if (ascending[1:] == ascending[:-1]).any():
+        raise DataError("two user ids have the same 64-bit hash, by which coins are drawn: rename one of these users")
     return ordered
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim_userdp.data.corpus import Record
+from fedsim_userdp.data.corpus import DataError, Record
 from fedsim_userdp.data.records import LongestRecords, RandomRecords
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.tokens import TokenSettings
@@ -157,6 +157,17 @@ def test_a_users_number_and_records_do_not_depend_on_the_place_in_the_corpus(ope
     assert {k: v[0] for k, v in units(texts).items()} == {k: v[0] for k, v in units(backwards).items()}
     more = units({"in front": ["some text here"]} | texts)
     assert {k: len(v[1]) for k, v in more.items() if k != "in front"} == {k: len(v[1]) for k, v in units(texts).items()}
+
+
+def test_two_ids_of_one_hash_are_refused(opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their coins would be one: whoever sees that one of them took part knows it of the other."""
+    store = opened(texts_of(6), RandomRecords()).store
+    assert len(in_order_of_ids(store, np.arange(6))) == 6
+    hashes = np.asarray(store.id_hashes).copy()
+    hashes[4] = hashes[1]
+    monkeypatch.setattr(TokenStore, "id_hashes", hashes)
+    with pytest.raises(DataError, match="the same 64-bit hash"):
+        in_order_of_ids(store, np.arange(6))
 
 
 def test_k_must_be_at_least_one(opened) -> None:
