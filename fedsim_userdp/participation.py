@@ -1,5 +1,6 @@
 """A run's cohorts, and what its selector declared held against what it draws (docs/design.md, rules 6 and 11)."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -81,6 +82,7 @@ class Cohorts:
         self._selector, self._population, self._key, self._declared = selector, population, key, declared
         self._counts = np.zeros(len(population), dtype=np.int64)
         self._num_drawn = self._last = 0
+        self._history = hashlib.sha256()
         self._name = type(selector).__name__
         is_foreign = foreign_name(selector) is not None
         self._has_memory = isinstance(selector, Choosing) and is_foreign
@@ -93,17 +95,37 @@ class Cohorts:
         Raises:
             ValueError: when the selector does not keep to what it declared; nothing of the round was released.
         """
-        if self._has_memory or isinstance(self._declared, acc.NoAmplification):
-            for earlier in range(self._last + 1, round):
-                self._drawn(earlier)
+        self.catch_up(round - 1)
         self._last = round
         return [int(user) for user in self._drawn(round)]
+
+    @property
+    def counts_earlier(self) -> bool:
+        """Whether what a round may draw depends on the rounds before: a declared cap, or a memory of the selector's."""
+        return self._has_memory or isinstance(self._declared, acc.NoAmplification)
+
+    @property
+    def history(self) -> str:
+        """Digest of the users of every round so far where these count, else empty; whoever can guess them tells them by
+        it."""
+        return self._history.hexdigest() if self.counts_earlier else ""
+
+    def catch_up(self, round: int) -> None:
+        """Draws the rounds up to `round` that were not drawn yet, where they count.
+
+        Raises:
+            ValueError: see `draw`.
+        """
+        for earlier in range(self._last + 1, round + 1) if self.counts_earlier else ():
+            self._last = earlier
+            self._drawn(earlier)
 
     def _drawn(self, round: int) -> NDArray[np.int64]:
         """The cohort, counted and checked."""
         cohort = draw_cohort(self._selector, self._population.id_hashes, round, self._key)
         self._counts[cohort] += 1
         self._num_drawn += len(cohort)
+        self._history.update(repr((round, self._population.id_hashes[cohort].tolist())).encode())
         match self._declared:
             case acc.NoAmplification(max_participations=most):
                 self._check_cap(most, cohort, round)

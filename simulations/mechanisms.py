@@ -119,6 +119,7 @@ class UserWise(_Training):
             settings = self._settings(task, guarantee, saver, worker)
             after_round = partial(_note_round, saver, optimizer)
             strategy = UserLevelDP(settings, task.selector, optimizer, task.noise, saver.record, after_round)
+            saver.follow(strategy.cohorts)
             rounds = Rounds(saver.first, diary.num_rounds)
             if rounds.first <= rounds.last:
                 task.engine.run(strategy, task.worker_recipe(self.records_per_user), worker, state, rounds)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim_userdp.models.adapters import load_trainable_state
+from fedsim_userdp.participation import Cohorts
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.entries import NoiseSource
 from fedsim_userdp.privacy.errors import ReleasedOtherwise
@@ -46,6 +47,7 @@ class Saver:
         self.diary, self._ledger, self._start, self.first = diary, ledger, start, first
         self._folder, self._every = task.checkpoints, task.checkpoint_every if task.noise.is_seeded else 1
         self._journal, self._num_saved = Journal(self._folder.path / JOURNAL), 0
+        self._cohorts: Cohorts | None = None
 
     @property
     def clip_norm(self) -> float | None:
@@ -77,6 +79,24 @@ class Saver:
         if self.diary.rounds[-1].round != self._start.round:
             raise CheckpointError(f"{self._journal.path} does not end with round {self._start.round}")
 
+    def follow(self, cohorts: Cohorts) -> None:
+        """Puts the selection of users where the checkpoint left it; every later checkpoint marks what was drawn.
+
+        Raises:
+            CheckpointError: when other users are drawn now for the rounds that were done: who was in how many of them
+                would be counted wrongly.
+        """
+        self._cohorts = cohorts
+        if self._start is None:
+            return
+        cohorts.catch_up(self._start.round)
+        if self._mark_of_cohorts() != self._start.notes.get("cohorts"):
+            raise CheckpointError(
+                f"resume={self.diary.task.folder}: the selection draws other users for rounds 1 to {self._start.round} "
+                "than took part in them, so that nobody's rounds can be counted: go back to the settings, the code and "
+                "the versions that the run was started with"
+            )
+
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Puts the checkpoint's optimizer state in place; nothing from the beginning."""
         if self._start is not None:
@@ -106,6 +126,7 @@ class Saver:
             "ledger_head": None if self._ledger is None else self._ledger.head,
             "promise": promise_in_json(self.diary),
             "clip_norm": clip_norm,
+            "cohorts": self._mark_of_cohorts(),
         }
         self._folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
 
@@ -128,6 +149,11 @@ class Saver:
         except ReleasedOtherwise:
             self.diary.note_lost(round)
             raise
+
+    def _mark_of_cohorts(self) -> str | None:
+        """A mark of the users of every round so far; None where they do not count."""
+        history = "" if self._cohorts is None else self._cohorts.history
+        return self.diary.task.keys.marks.mark("cohorts", history) if history else None
 
     def end(self) -> None:
         """Removes the run's secret key, once its last checkpoint is there; of a seeded run there is none to hide."""
@@ -230,7 +256,14 @@ def _first_round(diary: Diary, ledger: Ledger, done: int) -> int:
     they stand for, or participations are capped, the run ends earlier.
     """
     recorded = max(done, *ledger.rounds, 0)
-    is_same_again = diary.task.noise.is_seeded and ledger.is_of_this_run(done)
+    is_of_this_run = ledger.is_of_this_run(done)
+    if not is_of_this_run and (done == 0 or diary.guarantee.max_participations is not None):
+        raise CheckpointError(
+            f"resume={diary.task.folder}: rounds {done + 1} to {recorded} were released with other settings, data or "
+            f"code: {ledger.num_releases} releases and no checkpoint holds their result: go back to what it was, or "
+            "start a new run in another folder"
+        )
+    is_same_again = diary.task.noise.is_seeded and is_of_this_run
     is_same_again = is_same_again and (ledger.num_torn_at_end == ledger.num_unfinished)
     first = done + 1 if is_same_again else recorded + 1 + (ledger.num_torn_at_end > 0)
     num_torn = ledger.num_torn - (ledger.num_unfinished if is_same_again else 0)

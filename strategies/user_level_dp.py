@@ -110,7 +110,7 @@ class UserLevelDP(RetryingStrategy):
         self.clip_norm = settings.clip_norm
         self.noise_stddev(self.clip_norm)  # numbers that do not fit raise here, not in the first round
         self.expected_cohort = selector.expected_cohort_size(len(settings.population))
-        self._cohorts = Cohorts(selector, settings.population, settings.key, settings.declared)
+        self.cohorts = Cohorts(selector, settings.population, settings.key, settings.declared)
         self._before_release, self._after_round = before_release, after_round
         hosts = Hosts(settings.population, settings.key, has_node_per_user=settings.has_node_per_user)
         self._exchange = Exchange(settings.num_nodes, hosts, settings.sizes_fn, settings.run)
@@ -124,7 +124,7 @@ class UserLevelDP(RetryingStrategy):
             ValueError: when the selector does not keep to what it declared.
             TimeoutError: when too few nodes come up.
         """
-        cohort = self._cohorts.draw(server_round)
+        cohort = self.cohorts.draw(server_round)
         return self._exchange.begin(server_round, cohort, self.clip_norm, arrays, self.optimizer.state, grid)
 
     def configure_retry(self, server_round: int, replies: Iterable[Message], grid: Grid) -> Sequence[Message]:

@@ -60,14 +60,17 @@ class Exchange:
         """Takes an attempt's replies; returns messages for users still missing.
 
         They go to nodes that did not fail in the round, if there are any.  Users with nodes of their own stay on them:
-        elsewhere they would share one, and who shares it would be a matter of how many users there are.
+        elsewhere they would share one, and who shares it would be a matter of how many users there are.  Users who
+        live on a shared node by a hash of their ids are not asked for again: a node that is asked for one user alone,
+        and fails, would move everybody's second node (docs/decisions/0007).
 
         Raises:
             RoundError: when a node refused what it was asked.
         """
         self._failed |= self._answers.take(replies)
-        stay = self._sizes_fn is None and self._hosts.has_node_per_user
-        usable = [node for node in self._nodes if stay or node not in self._failed]
+        if self._sizes_fn is None and not self._hosts.has_node_per_user:
+            return []
+        usable = [node for node in self._nodes if self._sizes_fn is None or node not in self._failed]
         return self._ask(usable or self._nodes, grid) if self._answers.missing else []
 
     def finish(self, replies: Iterable[Message]) -> RoundReplies:

@@ -151,10 +151,9 @@ def write_reply(update: CohortUpdate, run: RunDescription | None = None) -> Reco
             "norm_sum": clipped.norm_sum,
             "loss_sum": update.loss_sum,
             "num_tokens": update.num_tokens,
-            "num_failed": update.num_failed,
         }
     )
-    mark = ConfigRecord({"mark": "" if run is None else run.mark})
+    mark = ConfigRecord({"mark": "" if run is None else run.mark, "failed": list(update.failed)})
     return RecordDict({"arrays": to_arrays(clipped.total), "metrics": metrics, "run": mark})
 
 
@@ -181,5 +180,5 @@ def read_reply(content: RecordDict) -> CohortUpdate:
         ),
         loss_sum=float(metrics["loss_sum"]),  # type: ignore[arg-type]
         num_tokens=int(metrics["num_tokens"]),  # type: ignore[arg-type]
-        num_failed=int(metrics["num_failed"]),  # type: ignore[arg-type]
+        failed=tuple(int(user) for user in content.config_records["run"]["failed"]),  # type: ignore[union-attr]
     )

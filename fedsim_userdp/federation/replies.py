@@ -32,6 +32,7 @@ class RoundReplies:
         num_retried: users whose node failed and whose update another node then computed.
         errors: one sentence for each failed node; where users failed, at least one.
         missing: users without an answer of a node, ascending.
+        cohort: the users that the selector drew.
     """
 
     update: CohortUpdate
@@ -41,11 +42,13 @@ class RoundReplies:
     num_retried: int
     errors: tuple[str, ...]
     missing: tuple[int, ...] = ()
+    cohort: tuple[int, ...] = ()
 
     def answers(self) -> str:
-        """Returns whose updates are in the sum, as text: the same cohort with other failures gives another."""
+        """Returns whose updates are in the sum, as text: another cohort, or another user who failed, gives another."""
         clipped = self.update.clipped
-        return repr((self.missing, self.update.num_failed, clipped.num_units, clipped.num_nonfinite))
+        failed = (self.missing, tuple(sorted(self.update.failed)))
+        return repr((self.cohort, *failed, clipped.num_units, clipped.num_nonfinite))
 
     def counts(self) -> dict[str, int | float | list[int] | list[float]]:
         """Returns the counts as plain numbers; they are diagnostics, not private."""
@@ -78,7 +81,7 @@ class RoundAnswers:
     ) -> None:
         self.missing = list(cohort)
         self.errors: list[str] = []
-        self._num_sampled, self._num_retried = len(cohort), 0
+        self._cohort, self._num_retried = tuple(sorted(cohort)), 0
         self._state, self.clip_norm = state, clip_norm
         self._mark = "" if run is None else run.mark
         self._total = zero_update(state)
@@ -102,7 +105,7 @@ class RoundAnswers:
         failed, answered = set[int](), set[int]()
         for question, users in self._asked:
             node = question.metadata.dst_node_id
-            update = self._checked(first.get(question.metadata.message_id), node, len(users))
+            update = self._checked(first.get(question.metadata.message_id), node, users)
             if isinstance(update, str):
                 self.errors.append(update)
                 failed.add(node)
@@ -120,9 +123,10 @@ class RoundAnswers:
         nobody_said = ["users' own updates could not be computed, or no node was there"] if failed else []
         errors = tuple(self.errors or nobody_said)
         missing = tuple(sorted(self.missing))
-        return RoundReplies(self._total, self.clip_norm, self._num_sampled, failed, self._num_retried, errors, missing)
+        counts = len(self._cohort), failed, self._num_retried
+        return RoundReplies(self._total, self.clip_norm, *counts, errors, missing, self._cohort)
 
-    def _checked(self, reply: Message | None, node: int, num_users: int) -> CohortUpdate | str:
+    def _checked(self, reply: Message | None, node: int, users: Sequence[int]) -> CohortUpdate | str:
         """The answer to a question, or why it cannot be used."""
         if reply is None:
             return "no answer"
@@ -143,10 +147,10 @@ class RoundAnswers:
                 "a node answered without saying that it trains this run, as other versions of fedsim_userdp do: give "
                 "every node the server's version; nothing of the round was released"
             )
-        total, bound = update.clipped.total, num_users * self.clip_norm
+        total, bound = update.clipped.total, len(users) * self.clip_norm
         if any(tensor.shape != self._state[name].shape for name, tensor in total.items()):
             return "the answer's shapes are not the adapter's"
-        if problem := _impossible_counts(update, num_users):
+        if problem := _impossible_counts(update, users):
             return problem
         norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in total.values()))
         if not norm <= bound * _SUM_TOLERANCE or not math.isfinite(norm):
@@ -166,11 +170,13 @@ class RoundAnswers:
         return None
 
 
-def _impossible_counts(update: CohortUpdate, num_users: int) -> str | None:
-    """What is wrong with an answer's counts, for so many users; adaptive clipping rests on them."""
-    clipped = update.clipped
-    if not 0 <= update.num_failed <= num_users:
-        return f"the answer counts {update.num_failed} failed of {num_users} users"
+def _impossible_counts(update: CohortUpdate, users: Sequence[int]) -> str | None:
+    """What is wrong with an answer's counts, for these users; adaptive clipping rests on them."""
+    clipped, num_users = update.clipped, len(users)
+    if len(set(update.failed)) < update.num_failed or not set(update.failed) <= set(users):
+        return (
+            f"the answer names users {str(update.failed)[:80]} as failed, not among the {num_users} asked for"
+        )
     if not 0 <= clipped.num_units <= num_users - update.num_failed:
         return f"the answer counts {clipped.num_units} updates and {update.num_failed} failed of {num_users} users"
     if min(clipped.num_nonfinite, clipped.num_clipped) < 0:

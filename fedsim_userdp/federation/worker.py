@@ -87,7 +87,7 @@ class Worker:
             try:
                 total = add(total, self._sum_of(request, [user], self.local))
             except _USERS_FAULTS:
-                total = replace(total, num_failed=total.num_failed + 1)
+                total = replace(total, failed=(*total.failed, user))
         if total.num_failed == len(request.users):
             raise error
         return total

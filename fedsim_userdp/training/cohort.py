@@ -52,13 +52,18 @@ class CohortUpdate:
         clipped: the sum of the units' clipped updates, and counts.
         loss_sum: sum over the units of their mean loss before any local step, in nats.
         num_tokens: predicted tokens, times local steps.
-        num_failed: units whose update could not be computed; they add an exact zero and are not in `clipped`.
+        failed: numbers of users whose update could not be computed; they add an exact zero and are not in `clipped`.
     """
 
     clipped: ClippedSum
     loss_sum: float
     num_tokens: int
-    num_failed: int = 0
+    failed: tuple[int, ...] = ()
+
+    @property
+    def num_failed(self) -> int:
+        """Number of users whose update could not be computed."""
+        return len(self.failed)
 
 
 def clipped_update_sum(
@@ -162,5 +167,5 @@ def add(a: CohortUpdate, b: CohortUpdate) -> CohortUpdate:
         ),
         loss_sum=a.loss_sum + b.loss_sum,
         num_tokens=a.num_tokens + b.num_tokens,
-        num_failed=a.num_failed + b.num_failed,
+        failed=a.failed + b.failed,
     )

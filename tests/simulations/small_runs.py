@@ -120,11 +120,17 @@ MECHANISMS: dict[str, Callable[..., Mechanism]] = {
 }
 
 
-def run_small(task: Task, mechanism: str = "user_wise", rounds: int = ROUNDS, write_results: bool = True) -> Outcome:
-    """Runs a mechanism and writes its results, all but the plot, into the task's folder."""
+def run_small(
+    task: Task,
+    mechanism: str = "user_wise",
+    rounds: int = ROUNDS,
+    write_results: bool = True,
+    key: RunKey = SMALL_KEY,
+) -> Outcome:
+    """Runs a mechanism and writes its results, all but the plot, into the task's folder; `key` is a seeded run's."""
     task = replace(task, name=mechanism)
     if task.is_resumed:
-        stored = stored_keys(task.checkpoints.path, SMALL_KEY if task.noise.is_seeded else None)
+        stored = stored_keys(task.checkpoints.path, key if task.noise.is_seeded else None)
         task = replace(task, keys=stored or task.keys)
     console = Console(file=io.StringIO(), width=100)
     with RunProgress(console) as progress:

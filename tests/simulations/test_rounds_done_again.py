@@ -1,9 +1,11 @@
 """Rounds that were released before a run died, and what the ledger and the budget make of doing them again."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -16,9 +18,9 @@ from fedsim_userdp.privacy import accountants
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.errors import BudgetExceeded, ReleasedOtherwise
 from fedsim_userdp.privacy.ledger import Ledger
-from fedsim_userdp.selection import CyclicSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector, draw_cohort
 from fedsim_userdp.training.errors import CheckpointError
-from simulations.errors import ConfigError
 from simulations.task import Task
 from tests.simulations.small_runs import (
     dies_after_release,
@@ -30,6 +32,7 @@ from tests.simulations.small_runs import (
     small_task,
     what_a_run_left,
 )
+from tests.simulations.test_foreign_selectors import SaysPoisson
 from tests.test_selection import Shuffled
 
 pytestmark = pytest.mark.usefixtures("quick_accounting")
@@ -98,7 +101,7 @@ def test_where_no_result_of_the_budgets_releases_is_left_nothing_more_is_release
     run_small(task)
     shutil.rmtree(tmp_path / "not_private" / "checkpoints")
     ledger = (tmp_path / "ledger" / "user_wise-seed0.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="3 releases and no checkpoint holds their result"):
+    with pytest.raises(CheckpointError, match="3 releases and no checkpoint holds their result"):
         run_small(resumed(task))
     assert (tmp_path / "ledger" / "user_wise-seed0.jsonl").read_bytes() == ledger
 
@@ -219,6 +222,72 @@ def test_a_selector_with_a_memory_is_resumed_where_it_was(
     broken = resumed(shuffled("broken"))
     run_small(broken)
     assert what_a_run_left(broken.folder) == what_a_run_left(whole.folder)
+
+
+def dies_after_checkpoint(task: Task, round: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs until the checkpoint of `round` is there, and dies before the next release."""
+    dies_after_release(task, round + 1, monkeypatch)
+    ledger = task.folder / "ledger" / "user_wise-seed0.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:round]))
+
+
+OTHER_KEY = RunKey.seeded(0, "a small run with another learning rate")
+
+
+@pytest.mark.parametrize("selector", [Shuffled(declared=2), SaysPoisson(0.4)], ids=lambda each: type(each).__name__)
+def test_changed_settings_do_not_draw_the_rounds_that_were_done_anew_and_count_those(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, selector: ClientSelector
+) -> None:
+    """Another key draws others for rounds 1 and 2: who was really in them could be in twice as many as declared."""
+    task = small_task(tmp_path, store, selector=selector)
+    dies_after_checkpoint(task, 2, monkeypatch)
+    changed = resumed(task, settings="others", allow_changes=True, selector=copy.deepcopy(selector))
+    with pytest.raises(CheckpointError, match=r"the selection draws other users for rounds 1 to 2 than took part"):
+        run_small(changed, key=OTHER_KEY)
+    assert releases_of(task)[0] == (1, 2)
+
+
+def test_a_release_whose_selectors_code_has_changed_does_not_go_on(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reversed(Shuffled):
+        def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+            return num_users - 1 - super().select(num_users, round, generator)
+
+    task = os_noise(small_task(tmp_path, store, selector=Shuffled(declared=2)))
+    dies_after_checkpoint(task, 2, monkeypatch)
+    with pytest.raises(CheckpointError, match="the selection draws other users"):
+        run_small(resumed(task, selector=Reversed(declared=2), allow_changes=True))
+
+
+def test_a_public_schedule_goes_on_with_changed_settings(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small_task(tmp_path, store, selector=CyclicSelector(5))
+    dies_after_checkpoint(task, 2, monkeypatch)
+    run_small(resumed(task, settings="others", allow_changes=True), key=OTHER_KEY)
+    assert result_of(task)["rounds"] == 3
+
+
+def test_a_capped_round_that_was_lost_under_other_settings_is_not_counted_as_what_these_would_draw(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small_task(tmp_path, store, selector=CyclicSelector(5))
+    dies_after_release(task, 3, monkeypatch)
+    with pytest.raises(CheckpointError, match="rounds 3 to 3 were released with other settings, data or code"):
+        run_small(resumed(task, settings="others", allow_changes=True), key=OTHER_KEY)
+
+
+@pytest.mark.parametrize("allow_changes", [False, True])
+def test_a_run_without_a_checkpoint_is_not_gone_on_with_as_another_one(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, allow_changes: bool
+) -> None:
+    task = small_task(tmp_path, store)
+    dies_after_release(task, 1, monkeypatch)
+    changed = resumed(task, fingerprint={"data": "others"}, allow_changes=allow_changes)
+    with pytest.raises(CheckpointError, match="1 releases and no checkpoint holds their result: go back"):
+        run_small(changed, key=OTHER_KEY)
+    assert releases_of(task)[0] == (1,)
 
 
 def test_a_run_whose_selector_exceeds_what_it_declared_stops_before_that_release(
