@@ -174,9 +174,7 @@ def _impossible_counts(update: CohortUpdate, users: Sequence[int]) -> str | None
     """What is wrong with an answer's counts, for these users; adaptive clipping rests on them."""
     clipped, num_users = update.clipped, len(users)
     if len(set(update.failed)) < update.num_failed or not set(update.failed) <= set(users):
-        return (
-            f"the answer names users {str(update.failed)[:80]} as failed, not among the {num_users} asked for"
-        )
+        return f"the answer names users {str(update.failed)[:80]} as failed, not among the {num_users} asked for"
     if not 0 <= clipped.num_units <= num_users - update.num_failed:
         return f"the answer counts {clipped.num_units} updates and {update.num_failed} failed of {num_users} users"
     if min(clipped.num_nonfinite, clipped.num_clipped) < 0:

@@ -329,7 +329,8 @@ def test_the_ledger_is_told_which_users_are_in_the_sum_and_not_only_how_many() -
     def answers(num_users: int, *failed: int) -> str:
         def content_of(request: TrainRequest, node: int) -> Content:
             gone = tuple(user for user in request.users if user in failed)
-            return lambda update: write_reply(replace(update, failed=gone, clipped=replace(update.clipped, num_units=1)))
+            counted = {"num_units": 1, "num_clipped": 0}
+            return lambda update: write_reply(replace(update, failed=gone, clipped=replace(update.clipped, **counted)))
 
         run = Run(app_of(content_of), num_nodes=2, num_users=num_users, has_node_per_user=False)
         return run.replies[0].answers()
