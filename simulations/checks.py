@@ -89,6 +89,8 @@ def run_checks(folder: Path, runs: Sequence[StatedRun]) -> Iterator[Check]:
         before.append(statement.mechanism)
         if statement.release is not None:
             yield from _ledger_checks(folder, run, statement.release, adapter)
+        if run.adapter:
+            yield Check(f"{run.name}: adapter as stated", _adapter_problem(adapter, run.adapter, "the statement"))
         if statement.release is not None or adapter.exists():
             yield Check(f"{run.name}: model card", _card_problem(folder, adapter, run))
 
@@ -158,15 +160,15 @@ def _cost_problem(contents: entries.Contents, statement: PrivacyStatement) -> st
     return ""
 
 
-def _adapter_problem(adapter: Path, sealed: str | None) -> str:
-    """Why an adapter is not the one that a ledger ends with; empty where it is."""
+def _adapter_problem(adapter: Path, sealed: str | None, source: str = "the ledger") -> str:
+    """Why an adapter is not the one that a ledger ends with, or a statement names; empty where it is."""
     if sealed is None:
         return "the ledger has no closing line"
     path = adapter / WEIGHTS
     if not path.is_file():
         return f"{path} is not there"
     found = digest_of(path.read_bytes())
-    return "" if found == sealed else f"{path} has sha256 {found}, the ledger says {sealed}"
+    return "" if found == sealed else f"{path} has sha256 {found}, {source} says {sealed}"
 
 
 def _card_problem(folder: Path, adapter: Path, run: StatedRun) -> str:

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.privacy.statement import PrivacyStatement
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.training.central import StepReport
@@ -20,12 +21,13 @@ from simulations.task import Task
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its row, what it promises, its rounds and the model with the trained adapter."""
+    """A finished run: its row, what it promises, its rounds, the model with the trained adapter, and its key."""
 
     row: ResultRow
     statement: PrivacyStatement
     rounds: list[RoundRecord]
     model: PeftModel
+    key: RunKey
 
 
 class Diary:
@@ -138,7 +140,7 @@ class Diary:
 
     def outcome(self, row: ResultRow) -> Outcome:
         """Returns the outcome of the finished run."""
-        return Outcome(row, self._statement(row), self.rounds, self.model)
+        return Outcome(row, self._statement(row), self.rounds, self.model, self.task.keys.run)
 
     def _statement(self, row: ResultRow) -> PrivacyStatement:
         """What the run promises."""

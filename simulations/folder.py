@@ -20,6 +20,7 @@ from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import footnote, result_console, results_table
 from simulations.diary import Outcome
+from simulations.keys import mark_of_draw
 from simulations.run_files import CARD, CONFIG_FILE, WEIGHTS, adapter_folder, ledger_file
 from simulations.sweep import path_to, sweep_of_this_job, update_sweep
 
@@ -54,21 +55,26 @@ class RunFolder:
 
     def add(self, outcome: Outcome) -> None:
         """Adds a finished run: its adapter, and the result files written anew."""
-        row = outcome.row
+        row, adapter = outcome.row, ""
         if row.rounds:
             before = [other.mechanism for other in self.rows]
-            self._save_adapter(adapter_folder(self.path, row.mechanism, row.seed, before), outcome)
+            adapter = self._save_adapter(adapter_folder(self.path, row.mechanism, row.seed, before), outcome)
+        draw = mark_of_draw(self._sweep or self.path, outcome.key)
         self.rows.append(row)
         self.rounds.extend(outcome.rounds)
-        self.runs.append(StatedRun(outcome.statement, row.seed))
+        self.runs.append(StatedRun(outcome.statement, row.seed, draw=draw, adapter=adapter))
         write_results(self.path, self.rows)
         write_rounds(self.path, self.rounds)
         write_privacy(self.path, self.runs, None if self._sweep is None else path_to(self._sweep, self.path))
         if self._sweep is not None:
             update_sweep(self._sweep)
 
-    def _save_adapter(self, path: Path, outcome: Outcome) -> None:
-        """Writes an adapter in PEFT's format, with a card in place of PEFT's empty one, and closes its ledger."""
+    def _save_adapter(self, path: Path, outcome: Outcome) -> str:
+        """Writes an adapter in PEFT's format, with a card in place of PEFT's empty one, and closes its ledger.
+
+        Returns:
+            sha256 of the file with the weights.
+        """
         base_model = str(outcome.model.peft_config[ADAPTER].base_model_name_or_path)
         origin = AdapterOrigin(base_model, model=self._choices["model"], data=self._choices["data"])
         with replacing(path) as folder:
@@ -78,9 +84,10 @@ class RunFolder:
                 number = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(path)) from error
             write_text(folder / CARD, model_card(outcome.row, outcome.statement, origin))
+        digest = digest_of((path / WEIGHTS).read_bytes())
         if outcome.statement.release is not None:
-            file = ledger_file(self.path, outcome.row.mechanism, outcome.row.seed)
-            ledger.seal(file, digest_of((path / WEIGHTS).read_bytes()))
+            ledger.seal(ledger_file(self.path, outcome.row.mechanism, outcome.row.seed), digest)
+        return digest
 
     def finish(self) -> None:
         """Draws the plot and prints the table."""

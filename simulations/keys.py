@@ -2,15 +2,17 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedsim_userdp.data.layout import sync_folder
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.training.errors import CheckpointError, naming
 
-FILE = "secret.json"
+FILE, DRAWS_FILE = "secret.json", "draws.json"
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,8 @@ class RunKeys:
             OSError: when they cannot be written.
         """
         content = {"run": None if self.run.is_seeded else self.run.secret.hex(), "marks": self.marks.secret.hex()}
-        with naming(folder / FILE):
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder / f".{FILE}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(folder / f".{FILE}.new", folder / FILE)
-            sync_folder(folder)
+        with naming(folder / FILE), _written(folder, FILE, content) as temporary:
+            os.replace(temporary, folder / FILE)
 
 
 def stored_keys(folder: Path, seeded: RunKey | None) -> RunKeys | None:
@@ -77,6 +72,50 @@ def stored_keys(folder: Path, seeded: RunKey | None) -> RunKeys | None:
 def remove_keys(folder: Path) -> None:
     """Removes the keys of a run that has ended."""
     (folder / FILE).unlink(missing_ok=True)
+
+
+def mark_of_draw(root: Path, run: RunKey) -> str:
+    """Returns what two runs below `root` have in common where they have one key, so the same noise; else empty.
+
+    It is made with a secret of `root`, so that whoever reads it cannot test a guess of the key, or of the data that a
+    seeded key follows from.  Keys from the operating system never meet.
+
+    Args:
+        root: the run folder, or the folder of the sweep whose job it is.
+        run: the run's key.
+
+    Raises:
+        OSError: when the secret cannot be written.
+        CheckpointError: when it is damaged.
+    """
+    if not run.is_seeded:
+        return ""
+    folder = root / NOT_PRIVATE
+    file = folder / DRAWS_FILE
+    if not file.exists():
+        with naming(file), _written(folder, DRAWS_FILE, {"marks": RunKey.drawn().secret.hex()}) as temporary:
+            with suppress(FileExistsError):  # another job of the sweep was faster
+                os.link(temporary, file)
+            temporary.unlink()
+    try:
+        marks = _key(json.loads(file.read_bytes()), "marks")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged: it tells which runs have the same noise") from error
+    return "" if marks is None else marks.mark("draw", run.secret.hex())
+
+
+@contextmanager
+def _written(folder: Path, name: str, content: Mapping[str, str | None]) -> Iterator[Path]:
+    """Gives a file beside the one of that name, written to the disk, readable by this user only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{name}.{os.getpid()}.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    yield temporary
+    sync_folder(folder)
 
 
 def _key(content: Mapping[str, str | None], name: str) -> RunKey | None:

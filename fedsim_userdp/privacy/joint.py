@@ -1,7 +1,9 @@
 """What several runs on the same users promise together: one (epsilon, delta) of all that claims anything.
 
-Guarantee: adaptive composition of every release that a user-level claim in the list covers. Runs have independent noise
-    and independent cohorts (each derives both from a key of its own), so nothing is counted as shared.
+Guarantee: adaptive composition of every release that a user-level claim in the list covers. Runs with keys of their own
+    have independent noise and cohorts. Runs with one key (the same seed, settings and data) have the same: where they
+    ended with the same adapter, they are one release and count once; where they did not (a node failed in one of them,
+    or sums were rounded otherwise), the difference tells of users' updates without noise, and no epsilon is finite.
 Assumes: all runs are of the same users, the worst case; what the statements assume.
 
 Neighbouring relations are brought together so:
@@ -52,11 +54,16 @@ class StatedRun:
         statement: What it promises.
         seed: The run's seed.
         job: The folder of a sweep that it lies in; empty outside of one.
+        draw: Stands for the run's key: two runs with the same have the same noise and cohorts; empty for one that no
+            other run can have.
+        adapter: sha256 of the released weights, in hexadecimal; empty where there are none.
     """
 
     statement: PrivacyStatement
     seed: int
     job: str = ""
+    draw: str = ""
+    adapter: str = ""
 
     @property
     def name(self) -> str:
@@ -110,10 +117,10 @@ class JointStatement:
     @functools.cached_property
     def together(self) -> Composition:
         """What the claims add up to."""
-        if len(self.claims) == 1:
+        if len(_distinct(self.claims)) == 1 and not _torn_apart(self.claims):
             statement = self.claims[0].statement
             return Composition(statement.epsilon, statement.accountant)
-        return self._composed(tuple(run.statement for run in self.claims))
+        return self._composed(self.claims)
 
     @property
     def num_searched(self) -> int:
@@ -125,7 +132,7 @@ class JointStatement:
         """The claim that the searched runs are counted as: the one of which so many cost most; None without claims."""
 
         def cost(run: StatedRun) -> float:
-            found = self._composed((run.statement,) * (self.num_searched + 1))
+            found = self._composed((run,), (run.statement,) * self.num_searched)
             return math.inf if found.epsilon is None else found.epsilon
 
         return max(self.claims, key=cost, default=None)
@@ -135,15 +142,14 @@ class JointStatement:
         """The same with the declared search; None where none was declared."""
         if not self.num_searched or self.costliest is None:
             return None
-        statements = tuple(run.statement for run in self.claims)
-        return self._composed((*statements, *(self.costliest.statement,) * self.num_searched))
+        return self._composed(self.claims, (self.costliest.statement,) * self.num_searched)
 
     @functools.cached_property
     def with_record_level(self) -> Composition | None:
         """The same with the runs that promise something for single records; None where there is none, or no claim."""
         if not self.of_records or not self.claims:
             return None
-        return self._composed(tuple(run.statement for run in (*self.claims, *self.of_records)))
+        return self._composed((*self.claims, *self.of_records))
 
     @functools.cached_property
     def adjacency(self) -> str | None:
@@ -174,10 +180,13 @@ class JointStatement:
             "sentences": list(self.sentences()),
         }
 
-    def _composed(self, statements: Sequence[PrivacyStatement]) -> Composition:
-        """What the releases of these statements add up to at the joint delta."""
+    def _composed(self, runs: Sequence[StatedRun], more: Sequence[PrivacyStatement] = ()) -> Composition:
+        """What the releases of these runs, and of `more` with keys of their own, add up to at the joint delta."""
+        if self.delta is None or _torn_apart(runs):
+            return Composition(None, None)
+        statements = [*(run.statement for run in _distinct(runs)), *more]
         releases = [statement.release for statement in statements if statement.release is not None]
-        return Composition(None, None) if self.delta is None else composed(releases, self.delta)
+        return composed(releases, self.delta)
 
     def _sum(self) -> list[str]:
         """What all claims add up to."""
@@ -191,9 +200,23 @@ class JointStatement:
         return [
             f"{len(self.claims)} runs here make a claim for users, each for itself. All of them together have {value} "
             f"by composition (accountant {self.together.accountant}; neighbouring data sets: {self.adjacency})"
-            f"{at if len(deltas) > 1 else ''}. Noise and cohorts of different runs are independent; all are "
-            "counted as runs on the same users."
+            f"{at if len(deltas) > 1 else ''}. All are counted as runs on the same users; noise and cohorts of runs "
+            f"with different seeds or settings are independent.{self._repeated()}"
         ]
+
+    def _repeated(self) -> str:
+        """What runs with one key, which have the same noise, mean for the sum."""
+        found = ""
+        for group in _of_one_draw(self.claims):
+            names = " and ".join(run.name for run in group)
+            found += f" {names} have the same seed, settings and data, so the same noise and cohorts"
+            found += (
+                ": they ended with different adapters, whose difference tells of users' updates without noise, so that "
+                "both together promise nothing (repeat a run with another seed)."
+                if _torn_apart(group)
+                else " and the same adapter: one release, counted once."
+            )
+        return found
 
     def _seeded(self) -> list[str]:
         """To whom seeded runs promise nothing."""
@@ -240,6 +263,33 @@ class JointStatement:
             "Publishing the best of them, or one alone after looking at all, is a choice by data: the joint figure is "
             "what covers it, not the run's own."
         ]
+
+
+def _of_one_draw(runs: Sequence[StatedRun]) -> list[list[StatedRun]]:
+    """The runs that share a key with another one, by key."""
+    groups: dict[str, list[StatedRun]] = {}
+    for run in runs:
+        if run.draw:
+            groups.setdefault(run.draw, []).append(run)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _torn_apart(runs: Sequence[StatedRun]) -> bool:
+    """Whether some runs with the same noise released different adapters."""
+    return any(
+        not all(run.adapter and run.adapter == group[0].adapter for run in group) for group in _of_one_draw(runs)
+    )
+
+
+def _distinct(runs: Sequence[StatedRun]) -> list[StatedRun]:
+    """The runs without those that are the same release as an earlier one."""
+    seen = set[str]()
+    found = []
+    for run in runs:
+        if not run.draw or run.draw not in seen:
+            found.append(run)
+        seen.add(run.draw)
+    return found
 
 
 def composed(releases: Sequence[Description], delta: float) -> Composition:

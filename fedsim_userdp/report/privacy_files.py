@@ -11,7 +11,7 @@ from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import write_text
 from fedsim_userdp.report.statement_page import page, sweep_page
 
-FORMAT = 2
+FORMAT = 3
 JSON_FILE, PAGE_FILE = "privacy.json", "PRIVACY.md"
 
 
@@ -66,7 +66,9 @@ def run_content(runs: Sequence[StatedRun], sweep: str | None) -> dict[str, objec
     """Returns what `privacy.json` of a run folder holds."""
     return {
         "format": FORMAT,
-        "runs": [{"seed": run.seed, **run.statement.to_json()} for run in runs],
+        "runs": [
+            {"seed": run.seed, "draw": run.draw, "adapter": run.adapter, **run.statement.to_json()} for run in runs
+        ],
         "joint": JointStatement(tuple(runs)).to_json(),
         "sweep": sweep,
     }
@@ -114,7 +116,10 @@ def read_privacy(folder: Path, job: str = "") -> PrivacyFile | SweepFile:
         if "jobs" in stored:
             jobs = {str(name): str(digest) for name, digest in stored["jobs"].items()}
             return SweepFile(jobs, tuple(map(str, stored["unfinished"])), stored)
-        runs = tuple(StatedRun(PrivacyStatement.from_json(run), int(run["seed"]), job) for run in stored["runs"])
+        runs = tuple(
+            StatedRun(PrivacyStatement.from_json(run), int(run["seed"]), job, str(run["draw"]), str(run["adapter"]))
+            for run in stored["runs"]
+        )
         return PrivacyFile(runs, stored["sweep"], stored)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PrivacyFileError(f"{path} holds something else than statements: {error}") from error

@@ -1,6 +1,7 @@
 """What several runs promise together: checked against the same releases composed by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,42 @@ def test_runs_of_one_kind_are_one_longer_run() -> None:
     assert composed([SCHEDULE] * 2, DELTA).epsilon == acc.epsilon(acc.NoAmplification(3.0, 8), DELTA)
     assert composed([FIXED] * 2, DELTA).epsilon == acc.epsilon(acc.FixedSize(6.0, 1000, 50, 40), DELTA)
     assert composed([acc.AdaptiveClipping(USERS, 5.0), USERS], DELTA).epsilon == composed([USERS] * 2, DELTA).epsilon
+
+
+def test_the_same_release_again_counts_once() -> None:
+    one, again = (replace(stated(USERS), job=job, draw="a", adapter="x") for job in ("0", "1"))
+    other = replace(stated(OTHERS, seed=1), draw="b", adapter="y")
+    assert joint(one, again).together == joint(one).together
+    assert joint(one, other, again).together == composed([USERS, OTHERS], DELTA)
+    (said, *_) = joint(one, again).sentences()
+    assert "m, seed 0 (job 0) and m, seed 0 (job 1) have the same seed, settings and data" in said
+    assert "one release, counted once" in said
+    assert "counted once" not in " ".join(joint(one, other).sentences())
+
+
+@pytest.mark.parametrize("adapters", [("x", "y"), ("", ""), ("x", "")])
+def test_one_noise_on_two_sums_leaves_no_guarantee(adapters: tuple[str, str]) -> None:
+    """A node failed in one of them: their difference is a user's update without noise."""
+    runs = [replace(stated(USERS), job=str(at), draw="a", adapter=adapter) for at, adapter in enumerate(adapters)]
+    other = replace(stated(OTHERS, seed=1), draw="b", adapter="z")
+    for made in (joint(*runs), joint(runs[0], other, runs[1])):
+        assert made.together.epsilon is None
+        assert made.to_json()["epsilon"] is None
+        assert "both together promise nothing" in made.sentences()[0]
+        assert "no finite epsilon" in made.sentences()[0]
+    assert joint(runs[0], other).together.epsilon is not None
+
+
+def test_runs_with_a_key_from_the_operating_system_are_never_taken_for_one() -> None:
+    runs = [replace(stated(USERS, noise_source="os"), job=job, adapter="x") for job in ("0", "1")]
+    assert joint(*runs).together == composed([USERS] * 2, DELTA)
+
+
+def test_record_level_runs_of_one_noise_are_looked_at_as_well() -> None:
+    runs = [replace(stated(RECORDS, level="record"), job=str(at), draw="a", adapter=str(at)) for at in (0, 1)]
+    found = joint(stated(USERS), *runs).with_record_level
+    assert found is not None
+    assert found.epsilon is None
 
 
 def test_unlike_runs_are_not_taken_as_copies_of_one() -> None:

@@ -1,6 +1,7 @@
 """Rounds that were released before a run died, and what the ledger and the budget make of doing them again."""
 
 import copy
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from rich.console import Console
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.in_process import InProcessGrid
@@ -21,6 +23,8 @@ from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector, draw_cohort
 from fedsim_userdp.training.errors import CheckpointError
+from simulations.folder import RunFolder
+from simulations.keys import mark_of_draw
 from simulations.task import Task
 from tests.simulations.small_runs import (
     dies_after_release,
@@ -371,3 +375,32 @@ def test_what_is_expected_to_fit_needs_no_accounting_of_its_own_and_no_more_than
                 ledger.record(round, release)
         with pytest.raises(BudgetExceeded):
             ledger.record(6, release)
+
+
+def test_two_jobs_of_one_seed_of_which_one_lost_a_node_promise_nothing_together(
+    tmp_path: Path, store: TokenStore
+) -> None:
+    def job(name: str, failing: int) -> float | None:
+        task = small_task(tmp_path / name, store, selector=PoissonSelector(1.0), engine=FailsOnce(failing))
+        outcome = run_small(task, write_results=False)
+        folder = RunFolder(task.folder, Console(file=io.StringIO()), {"model": "small", "data": "small"}, tmp_path)
+        folder.add(outcome)
+        return json.loads((tmp_path / "privacy.json").read_text())["joint"]["epsilon"]
+
+    alone = job("0", failing=0)
+    assert alone is not None
+    assert job("1", failing=0) == alone, "the same release again"
+    assert job("2", failing=2) is None
+    assert "both together promise nothing" in (tmp_path / "PRIVACY.md").read_text()
+
+
+def test_what_runs_of_one_noise_have_in_common_tests_no_guess_of_the_key(tmp_path: Path) -> None:
+    one, other, secret = RunKey.seeded(0, "a"), RunKey.seeded(0, "b"), RunKey.drawn()
+    marks = [mark_of_draw(tmp_path / folder, key) for folder in ("x", "y") for key in (one, one, other)]
+    assert [marks.index(mark) for mark in marks] == [0, 0, 2, 3, 3, 5]
+    assert mark_of_draw(tmp_path / "x", secret) == ""
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(files)] == [
+        "x/not_private/draws.json", "y/not_private/draws.json"
+    ]  # fmt: skip
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in files)

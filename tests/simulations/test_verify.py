@@ -160,9 +160,11 @@ def test_a_statement_that_was_written_anew_as_a_whole_is_found(run: Path) -> Non
 def test_another_adapter_is_found(run: Path, name: str) -> None:
     other = run / "adapters" / "non_private" / "adapter_model.safetensors"
     shutil.copy(other, run / "adapters" / name / "adapter_model.safetensors")
-    (problem,) = problems(run)
-    assert problem.startswith(f"{name}, seed 0: adapter is the one that its ledger ends with: ")
-    assert "sha256" in problem
+    ledgers, stated = problems(run)
+    assert stated.startswith(f"{name}, seed 0: adapter as stated: ")
+    assert ledgers.startswith(f"{name}, seed 0: adapter is the one that its ledger ends with: ")
+    assert "sha256" in stated
+    assert "sha256" in ledgers
 
 
 @pytest.mark.parametrize("gone", ["adapters/user_wise", "ledger", "PRIVACY.md", "privacy.json", "results.json",
