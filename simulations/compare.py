@@ -22,7 +22,8 @@ def main(config: DictConfig) -> None:
             from simulations.folder import RunFolder  # here, so that --help need not load torch
             from simulations.session import run_mechanism
 
-        folder = RunFolder.of_this_job(config)
+        names = [f"{run['mechanism']}, seed {run['seed']}" for run in compared_runs(config)]
+        folder = RunFolder.of_this_job(config, names)
         configs = mechanism_configs(config)
         with folder.progress() as progress:
             for one in configs:

@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -33,19 +33,28 @@ class RunFolder:
         console: where tables are printed.
         choices: names of the configuration files that were chosen, by group.
         sweep: the folder of the sweep that this one is a job of; None outside of one.
+        planned: names of the runs to come, in their order; those that have not ended yet are no part of what is stated.
     """
 
-    def __init__(self, path: Path, console: Console, choices: Mapping[str, str], sweep: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        console: Console,
+        choices: Mapping[str, str],
+        sweep: Path | None = None,
+        planned: Sequence[str] = (),
+    ) -> None:
         self.path, self.console, self._choices, self._sweep = path, console, choices, sweep
+        self._planned = tuple(planned)
         self.rows: list[ResultRow] = []
         self.rounds: list[RoundRecord] = []
         self.runs: list[StatedRun] = []
 
     @classmethod
-    def of_this_job(cls, config: DictConfig) -> "RunFolder":
+    def of_this_job(cls, config: DictConfig, planned: Sequence[str] = ()) -> "RunFolder":
         """Returns the folder of the running Hydra job, the resolved configuration written to it."""
         runtime = HydraConfig.get().runtime
-        folder = cls(Path(runtime.output_dir), result_console(), runtime.choices, sweep_of_this_job())
+        folder = cls(Path(runtime.output_dir), result_console(), runtime.choices, sweep_of_this_job(), planned)
         write_text(folder.path / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
         return folder
 
@@ -65,7 +74,8 @@ class RunFolder:
         self.runs.append(StatedRun(outcome.statement, row.seed, draw=draw, adapter=adapter))
         write_results(self.path, self.rows)
         write_rounds(self.path, self.rounds)
-        write_privacy(self.path, self.runs, None if self._sweep is None else path_to(self._sweep, self.path))
+        sweep = None if self._sweep is None else path_to(self._sweep, self.path)
+        write_privacy(self.path, self.runs, sweep, self._planned[len(self.runs) :])
         if self._sweep is not None:
             update_sweep(self._sweep)
 

@@ -1,8 +1,10 @@
 """What a run's releases depend on, and the keys that derive from it (docs/decisions/0011)."""
 
+import ast
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,49 @@ def settings_digest(config: DictConfig) -> str:
 
 
 def _source_digest(target: str) -> str:
-    """A digest of the file that a `_target_` is defined in; empty where there is none."""
+    """A digest of the code behind a `_target_`: its whole package, or its file and those it imports from beside it.
+
+    Empty where there is no such code, as in a notebook.  What code reads when it runs is not looked at.
+    """
     try:
-        file = inspect.getsourcefile(get_object(target))
+        module = inspect.getmodule(get_object(target))
     except (ImportError, AttributeError, TypeError, ValueError, HydraException):
         return ""  # whoever instantiates it says what is wrong
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    if module is None or getattr(module, "__file__", None) is None:
+        return ""
+    package = sys.modules.get(module.__name__.partition(".")[0], module)
+    if getattr(package, "__path__", None) and package.__file__:
+        root = Path(package.__file__).parent
+        files = {path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    else:
+        root = Path(str(module.__file__)).parent
+        files = _with_imported(Path(str(module.__file__)), set())
+    found = hashlib.sha256()
+    for file in sorted(files):
+        found.update(repr((file.relative_to(root).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest())).encode())
+    return found.hexdigest()
+
+
+def _with_imported(file: Path, seen: set[Path]) -> set[Path]:
+    """`seen` with a file and all that it imports, one from the other, out of its own folder."""
+    if file in seen:
+        return seen
+    seen.add(file)
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError):  # a compiled module
+        return seen
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
+        base = node.module or ""
+        names |= {base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names)}
+    for name in names - {""}:
+        place = file.parent.joinpath(*name.split("."))
+        beside = [*place.parent.glob(f"{place.name}.*"), place / "__init__.py"] if place.parent.is_dir() else []
+        for path in beside:
+            if path.is_file() and path.suffix in (".py", ".so", ".pyd"):
+                _with_imported(path, seen)
+    return seen
 
 
 def identity_of(settings: str, fingerprint: Mapping[str, str]) -> str:

@@ -70,10 +70,10 @@ def folder_checks(folder: Path, *, is_job: bool = False) -> Iterator[Check]:
 
 def _checks(folder: Path, content: PrivacyFile, is_job: bool) -> Iterator[Check]:
     """What was checked of a run folder."""
-    again = run_content(content.runs, content.sweep)
+    again = run_content(content.runs, content.sweep, content.unfinished)
     yield Check(f"{JSON_FILE}: epsilon, delta and the joint figure recomputed", difference(content.stored, again))
     digest = digest_of((folder / JSON_FILE).read_bytes())
-    yield _page_check(folder, page(content.runs, digest, content.sweep))
+    yield _page_check(folder, page(content.runs, digest, content.sweep, content.unfinished))
     yield from configuration_checks(folder, content.runs)
     yield from results_checks(folder, content.runs)
     yield from run_checks(folder, content.runs)

@@ -52,7 +52,7 @@ def assumptions_of(
         "the cohorts are kept secret" if claims_amplification(release) else "the schedule is public, whatever the data",
         _KEY[noise_source],
         floating_point(precision),
-        *(f"{name}, which is not part of this package, does what it declares" for name in foreign),
+        *(f"{name}, which is not part of this package, does what it declares, by its code alone" for name in foreign),
     )
 
 

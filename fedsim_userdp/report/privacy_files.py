@@ -26,11 +26,13 @@ class PrivacyFile:
     Attributes:
         runs: The runs, made anew from the attributes of their statements.
         sweep: Path from the folder to that of the sweep whose job it is; None outside of one.
+        unfinished: Runs of the folder that had not ended.
         stored: The file's whole content.
     """
 
     runs: tuple[StatedRun, ...]
     sweep: str | None
+    unfinished: tuple[str, ...]
     stored: Mapping[str, object]
 
 
@@ -49,26 +51,30 @@ class SweepFile:
     stored: Mapping[str, object]
 
 
-def write_privacy(folder: Path, runs: Sequence[StatedRun], sweep: str | None = None) -> None:
+def write_privacy(
+    folder: Path, runs: Sequence[StatedRun], sweep: str | None = None, unfinished: Sequence[str] = ()
+) -> None:
     """Writes both files of a run folder.
 
     Args:
         folder: The run folder.
         runs: Its runs, at least one.
         sweep: Path from the folder to that of the sweep whose job it is; None outside of one.
+        unfinished: Its runs that have not ended, and may have released something already.
     """
-    text = _text(run_content(runs, sweep))
+    text = _text(run_content(runs, sweep, unfinished))
     write_text(folder / JSON_FILE, text)
-    write_text(folder / PAGE_FILE, page(runs, digest_of(text.encode()), sweep))
+    write_text(folder / PAGE_FILE, page(runs, digest_of(text.encode()), sweep, unfinished))
 
 
-def run_content(runs: Sequence[StatedRun], sweep: str | None) -> dict[str, object]:
+def run_content(runs: Sequence[StatedRun], sweep: str | None, unfinished: Sequence[str] = ()) -> dict[str, object]:
     """Returns what `privacy.json` of a run folder holds."""
     return {
         "format": FORMAT,
         "runs": [
             {"seed": run.seed, "draw": run.draw, "adapter": run.adapter, **run.statement.to_json()} for run in runs
         ],
+        "unfinished": list(unfinished),
         "joint": JointStatement(tuple(runs)).to_json(),
         "sweep": sweep,
     }
@@ -120,7 +126,7 @@ def read_privacy(folder: Path, job: str = "") -> PrivacyFile | SweepFile:
             StatedRun(PrivacyStatement.from_json(run), int(run["seed"]), job, str(run["draw"]), str(run["adapter"]))
             for run in stored["runs"]
         )
-        return PrivacyFile(runs, stored["sweep"], stored)
+        return PrivacyFile(runs, stored["sweep"], tuple(map(str, stored["unfinished"])), stored)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PrivacyFileError(f"{path} holds something else than statements: {error}") from error
 

@@ -47,16 +47,19 @@ def joint_text(joint: JointStatement) -> str:
     return f"## All of it together\n\n{table}\n\n{' '.join(joint.sentences())}"
 
 
-def page(runs: Sequence[StatedRun], digest: str, sweep: str | None = None) -> str:
+def page(runs: Sequence[StatedRun], digest: str, sweep: str | None = None, unfinished: Sequence[str] = ()) -> str:
     """Returns `PRIVACY.md` of a run folder.
 
     Args:
         runs: The runs in it, at least one.
         digest: sha256 of `privacy.json`, in hexadecimal.
         sweep: Path from the folder to that of the sweep whose job it is; None outside of one.
+        unfinished: Runs of the folder that have not ended.
     """
     sections = [f"## {run.name}\n\n{statement_text(run.statement)}" for run in runs]
     closing = joint_text(JointStatement(tuple(runs)))
+    if unfinished:
+        closing += f" NOT counted, since they had not ended: {'; '.join(unfinished)}."
     if sweep is not None:
         closing += f" This is one job of a sweep: what all of its jobs promise together is in `{sweep}/PRIVACY.md`."
     return "\n\n".join(["# What is guaranteed", *sections, closing, _footer(digest)]) + "\n"

@@ -101,3 +101,9 @@ def test_a_sweeps_page_lists_its_runs_and_the_jobs_that_are_not_counted() -> Non
     assert "m, seed 0 (job 1)" in text
     assert "NOT counted, since they were still running or were stopped: jobs 2." in text
     assert "jobs 2" not in sweep_page(JointStatement(runs), [], DIGEST)
+
+
+def test_what_had_not_ended_is_named_as_not_counted() -> None:
+    text = page([run()], DIGEST, unfinished=["record_level, seed 0", "zero_shot, seed 0"])
+    assert "NOT counted, since they had not ended: record_level, seed 0; zero_shot, seed 0." in text
+    assert "NOT counted" not in page([run()], DIGEST)

@@ -404,3 +404,15 @@ def test_what_runs_of_one_noise_have_in_common_tests_no_guess_of_the_key(tmp_pat
         "x/not_private/draws.json", "y/not_private/draws.json"
     ]  # fmt: skip
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in files)
+
+
+def test_a_comparison_that_is_stopped_names_what_it_has_not_counted(tmp_path: Path, store: TokenStore) -> None:
+    folder = RunFolder(
+        tmp_path,
+        Console(file=io.StringIO()),
+        {"model": "small", "data": "small"},
+        planned=["user_wise, seed 0", "b", "c"],
+    )
+    folder.add(run_small(small_task(tmp_path, store), write_results=False))
+    assert json.loads((tmp_path / "privacy.json").read_text())["unfinished"] == ["b", "c"]
+    assert "NOT counted, since they had not ended: b; c." in (tmp_path / "PRIVACY.md").read_text()

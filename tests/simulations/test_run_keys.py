@@ -1,5 +1,6 @@
 """What runs of one seed share, and what a release gives away: nothing."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,6 +91,51 @@ def test_another_version_of_ones_own_code_is_another_run(
         keys.append(settings_digest(changed))
     assert keys[0] != keys[1], "the file changed"
     assert keys[2] == keys[3], "this one did not"
+
+
+def package(folder: Path) -> Path:
+    (folder / "helped").mkdir()
+    (folder / "helped" / "__init__.py").write_text("from strategies.every_other_user import EveryOtherUser as Choice\n")
+    (folder / "helped" / "chooser.py").write_text(f"{CLASS}from helped import table\n")
+    (folder / "helped" / "table.py").write_text("SIZE = 1\n")
+    (folder / "helped" / "sizes.csv").write_text("1\n")
+    return folder / "helped"
+
+
+CLASS = "from strategies.every_other_user import EveryOtherUser\n\n\nclass Choice(EveryOtherUser):\n    pass\n\n\n"
+
+
+@pytest.mark.parametrize("changed", ["table.py", "sizes.csv", "new.so"])
+def test_another_version_of_what_ones_own_package_holds_is_another_run(
+    tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("helped", "helped.chooser", "helped.table"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    folder = package(tmp_path)
+    target = OmegaConf.merge(composed(settings), {"selection": {"_target_": "helped.chooser.Choice"}})
+    before = settings_digest(target)
+    assert settings_digest(target) == before
+    (folder / changed).write_text("SIZE = 2\n")
+    assert settings_digest(target) != before
+
+
+def test_another_version_of_what_ones_own_file_imports_from_beside_it_is_another_run(
+    tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "lone_choice.py").write_text(f"import lone_helper\n{CLASS}")
+    (tmp_path / "lone_helper.py").write_text("from lone_table import SIZE\nimport lone_choice\n")
+    for name in ("lone_table", "lone_unrelated"):
+        (tmp_path / f"{name}.py").write_text("SIZE = 1\n")
+    target = OmegaConf.merge(composed(settings), {"selection": {"_target_": "lone_choice.Choice"}})
+    digests = [settings_digest(target)]
+    for name in ("lone_unrelated", "lone_table", "lone_helper"):
+        with (tmp_path / f"{name}.py").open("a") as file:
+            file.write("# another version\n")
+        digests.append(settings_digest(target))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
 
 
 def composed(settings: Sequence[str]) -> DictConfig:
