@@ -113,6 +113,7 @@ def test_of_several_guesses_the_best_counts_and_the_number_tried_is_paid_for() -
     assert found.noise_agreement == alone.noise_agreement
     assert 0 < alone.noise_p < 0.1
     assert found.noise_p == pytest.approx(3 * alone.noise_p)
+    assert found.cohort_p / seen(PUBLISHED, noise, PUBLISHED).cohort_p == pytest.approx(3)
     assert seen(RunKey.drawn(), noise, *others).cohort_p <= 1.0
 
 
