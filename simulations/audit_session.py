@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,14 +16,12 @@ from torch import Tensor
 from fedsim_userdp.audit.canaries import Canaries, canary_kinds, draw_canaries, kinds_of
 from fedsim_userdp.audit.directions import Directions
 from fedsim_userdp.audit.inference import UserInference, infer_users, mean_log_likelihoods
-from fedsim_userdp.audit.observer import Observation, observe
+from fedsim_userdp.audit.observer import Observed
 from fedsim_userdp.audit.one_shot import Estimate
 from fedsim_userdp.audit.training import GradientsWithCanaries, UsersWithCanaries
-from fedsim_userdp.audit.verdict import Claim, Findings, Trace, check_delta, judge, significance_of_each
+from fedsim_userdp.audit.verdict import Claim, Findings, check_delta, judge, significance_of_each
 from fedsim_userdp.data.records import RandomRecords
-from fedsim_userdp.federation.client_app import TrainFn
 from fedsim_userdp.federation.engines import InProcessEngine
-from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
@@ -33,15 +31,14 @@ from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, AuditRow, verdict_on
 from fedsim_userdp.report.audit_progress import StepProgress
-from fedsim_userdp.selection import draw_cohort
 from fedsim_userdp.training.batches import Unit
-from fedsim_userdp.training.cohort import CohortUpdate
 from fedsim_userdp.training.users import TrainingUsers
 from simulations.audited_run import AuditedRun
 from simulations.errors import ConfigError
 from simulations.guarantee import Guarantee, calibrated
 from simulations.keys import RunKeys
 from simulations.mechanisms import UserWise
+from simulations.observation import Observer, Watch, published_keys
 from simulations.saver import single_release
 from simulations.task import Task
 from strategies.user_level_dp import ServerState, UserLevelSettings
@@ -72,34 +69,17 @@ class AuditSettings:
     def __post_init__(self) -> None:
         if not self.epsilons or any(not epsilon > 0 for epsilon in self.epsilons):
             raise ConfigError(f"audit.epsilons={list(self.epsilons)} must name at least one epsilon, each above 0")
-        if len(set(self.epsilons)) < len(self.epsilons):
-            raise ConfigError(f"audit.epsilons={list(self.epsilons)} names an epsilon twice")
+        names = [f"{epsilon:g}" for epsilon in self.epsilons]  # in the identity of a run, and of its ledger
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ConfigError(
+                f"audit.epsilons={list(self.epsilons)} names epsilon {twice[0]} twice (six digits count): "
+                "leave out one of each two that are the same"
+            )
 
     @property
     def significance(self) -> float:
         """Of each test."""
         return significance_of_each(self.confidence, len(self.epsilons))
-
-
-class _Watch:
-    """Remembers which users the nodes of a run were asked for."""
-
-    def __init__(self) -> None:
-        self._asked: dict[int, set[int]] = {}
-
-    def watching(self, train_fn: TrainFn) -> TrainFn:
-        """Returns the train function, its requests remembered."""
-
-        def train(request: TrainRequest) -> CohortUpdate:
-            """Answers as the other does."""
-            self._asked.setdefault(request.round, set()).update(request.users)
-            return train_fn(request)
-
-        return train
-
-    def cohorts(self, rounds: int) -> list[tuple[int, ...]]:
-        """Returns the cohort of each round, from the first."""
-        return [tuple(sorted(self._asked.get(round, ()))) for round in range(1, rounds + 1)]
 
 
 class AuditSession:
@@ -127,13 +107,14 @@ class AuditSession:
         directions = Directions(size, settings.num_candidates, task.seed)
         self.canaries = draw_canaries(kinds, len(self._users), directions, task.seed)
         self._members = _units_of(task, self._users, settings.records_per_user)
+        self._observer = Observer(task.selector, task.noise.is_seeded)
         self._base: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def audit(self, epsilon: float) -> AuditedClaim:
         """Returns what the audit of the run that claims `epsilon` found; infinity trains without noise."""
         start = time.perf_counter()
         guarantee, keys = self._guarantee(epsilon), self._keys(epsilon)
-        watch = _Watch()
+        watch = Watch()
         run = self._run(guarantee, keys, watch)
         with _open_ledger(self._task, guarantee, epsilon) as ledger:
             self._progress.start(f"epsilon {epsilon:g}: training", run.rounds, "rounds")
@@ -142,8 +123,9 @@ class AuditSession:
         claim = Claim(spent, self._task.budget.delta, run.expected_cohort / self.canaries.num_users)
         self._progress.start(f"epsilon {epsilon:g}: weighing", len(self.canaries), "canaries")
         findings = judge(trace, self.canaries, claim, self._settings.significance, self._progress.advance)
-        seen = self._observe(epsilon, run, watch.cohorts(run.rounds), trace)
-        return self._report(epsilon, guarantee, findings, self._infer(state), seen, time.perf_counter() - start)
+        published = published_keys(self._task.seed, (self._identity(epsilon), self._task.identity))
+        observed = self._observer.observe(run, watch, trace.releases, published)
+        return self._report(epsilon, guarantee, findings, self._infer(state), observed, time.perf_counter() - start)
 
     @property
     def _model(self) -> PeftModel:
@@ -168,21 +150,7 @@ class AuditSession:
             return RunKeys.of(RunKey.drawn())
         return RunKeys.of(RunKey.seeded(self._task.seed, self._identity(epsilon)))
 
-    def _observe(self, epsilon: float, run: AuditedRun, cohorts: list[tuple[int, ...]], trace: Trace) -> Observation:
-        """What the seed, the settings and, at worst, all digests tell of the run's cohorts and noise."""
-        guessed, size = RunKey.seeded(self._task.seed, self._identity(epsilon)), trace.releases.shape[1]
-        selector, hashes = copy.deepcopy(self._task.selector), run.settings.population.id_hashes
-        rounds = range(1, run.rounds + 1)
-        noise = SeededNoise(guessed)
-        return observe(
-            [draw_cohort(selector, hashes, round, guessed).tolist() for round in rounds],
-            cohorts,
-            min(run.expected_cohort / self.canaries.num_users, 1.0),
-            np.stack([noise.standard_normal(size, round) for round in rounds]),
-            trace.releases,
-        )
-
-    def _run(self, guarantee: Guarantee, keys: RunKeys, watch: "_Watch") -> AuditedRun:
+    def _run(self, guarantee: Guarantee, keys: RunKeys, watch: Watch) -> AuditedRun:
         """The run with the canaries among the task's users."""
         task, mechanism, canaries = self._task, self._mechanism, self.canaries
         users = self._worker.users
@@ -191,6 +159,7 @@ class AuditSession:
         )
         gradients = GradientsWithCanaries(self._worker.gradients, canaries, mechanism.clip_norm)
         audited = Worker(gradients, audited_users, task.local)
+        noise = replace(task.noise, key=keys.run) if isinstance(task.noise, SeededNoise) else task.noise
         settings = UserLevelSettings(
             population=audited_users.population,
             clip_norm=mechanism.clip_norm,
@@ -201,8 +170,8 @@ class AuditSession:
         )
         return AuditedRun(
             settings=settings,
-            selector=task.selector,
-            noise=replace(task.noise, key=keys.run) if isinstance(task.noise, SeededNoise) else task.noise,
+            selector=copy.deepcopy(task.selector),  # what it remembers of another run must not tell in this one
+            noise=watch.listening(noise),
             train_fn=watch.watching(audited.train),
             state=self._state,
             optimizer_fn=task.optimizer_fn,
@@ -239,7 +208,7 @@ class AuditSession:
         guarantee: Guarantee,
         findings: Findings,
         inference: UserInference,
-        seen: Observation,
+        observed: Observed,
         seconds: float,
     ) -> AuditedClaim:
         """Everything about one audited run, as plain values."""
@@ -264,9 +233,10 @@ class AuditSession:
             curve=inference.curve,
             num_members=inference.num_members,
             num_others=inference.num_others,
-            observer=seen.in_words(is_seeded=self._task.noise.is_seeded),
-            is_secret_found=(seen.knows_cohorts or seen.knows_noise) and not self._task.noise.is_seeded,
-            observed=asdict(seen),
+            observer=observed.in_words(),
+            is_secret_found=observed.refutes_claim,
+            is_secret_shared=observed.refutes_independence,
+            observed=observed.numbers(),
             seconds=round(seconds, 3),
             tests=self._rows(findings),
         )

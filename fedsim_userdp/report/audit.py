@@ -80,6 +80,7 @@ class AuditedClaim:
         num_others: held-out users whose text was tried.
         observer: what somebody who knows all that is published tells of cohorts and noise, in words.
         is_secret_found: whether that is something that the run's statement takes as secret.
+        is_secret_shared: whether an earlier run has the same noise or secret cohorts, against their joint statement.
         observed: the same in numbers, by name.
         seconds: wall-clock time of run and audit.
         tests: the tests.
@@ -106,14 +107,21 @@ class AuditedClaim:
     num_others: int
     observer: str
     is_secret_found: bool
+    is_secret_shared: bool
     observed: dict[str, float]
     seconds: float
     tests: tuple[AuditRow, ...]
 
     @property
     def is_refuted(self) -> bool:
-        """Whether one of the tests refuted the claim, or the observer found what it takes as secret."""
-        return self.is_secret_found or any(row.verdict == "refuted" for row in self.tests)
+        """Whether one of the tests or the observer refuted what the run claims, alone or with others."""
+        return self.is_claim_refuted or self.is_secret_shared
+
+    @property
+    def is_claim_refuted(self) -> bool:
+        """Whether one of the tests refuted the run's own claim, or the observer found what it takes as secret."""
+        is_found = self.is_secret_found or any(row.verdict == "refuted" for row in self.tests)
+        return self.claimed_epsilon is not None and is_found
 
 
 def verdict_on(claimed_epsilon: float | None, lower_bound: float) -> str:
@@ -175,16 +183,20 @@ def legend(claims: Sequence[AuditedClaim]) -> str:
 
 def observers(claims: Sequence[AuditedClaim]) -> list[str]:
     """Returns what the observer tells of each run."""
-    return [f"epsilon {_epsilon(claim.claimed_epsilon)}: {claim.observer}" for claim in claims]
+    names = ["no claim" if c.claimed_epsilon is None else f"epsilon {_epsilon(c.claimed_epsilon)}" for c in claims]
+    return [f"{name}: {claim.observer}" for name, claim in zip(names, claims, strict=True)]
 
 
 def summary(claims: Sequence[AuditedClaim]) -> str:
     """Returns the outcome in one sentence."""
-    refuted = [_epsilon(claim.claimed_epsilon) for claim in claims if claim.is_refuted]
+    own = [_epsilon(claim.claimed_epsilon) for claim in claims if claim.is_claim_refuted]
+    refuted = [f"epsilon {', '.join(own)} of the run that was audited"] if own else []
+    if any(claim.is_secret_shared for claim in claims):
+        refuted.append("the joint epsilon of the runs, which are not independent")
     if refuted:
         confidence = claims[0].tests[0].confidence
         return (
-            f"REFUTED at {confidence:.0%} confidence: epsilon {', '.join(refuted)} of the run that was audited. "
+            f"REFUTED at {confidence:.0%} confidence: {' and '.join(refuted)}. "
             f"If every claim were true, an audit would refute one with a chance of at most {1 - confidence:.0%}."
         )
     tested = [_epsilon(claim.claimed_epsilon) for claim in claims if claim.claimed_epsilon is not None]

@@ -24,6 +24,7 @@ SMALL = [
 WRONG = {
     "audit.epsilons=8": "audit.epsilons",
     "audit.epsilons=[0]": "audit.epsilons",
+    "audit.epsilons=[8,3,8.0000001]": "names epsilon 8 twice",
     "audit.confidence=1": "audit.confidence",
     "audit.candidates=1000": "audit.candidates",
     "audit.real_users=0": "audit.real_users",
@@ -81,8 +82,9 @@ def test_the_folder_holds_the_numbers_the_figure_and_what_an_audit_cannot_show(
         assert claim["auc_interval"][0] < claim["auc"] < claim["auc_interval"][1]
         assert sum(kind["planted"] for kind in claim["canaries"].values()) == 180
         assert "cohorts recomputed" in claim["observer"]
-        assert "promises nothing towards whoever knows or guesses the seed" in claim["observer"]
+    assert "promises nothing towards whoever knows or guesses the seed" in correct["observer"]
     assert "noise recomputed" in correct["observer"]
+    assert "No claim rests on it" in without_noise["observer"]
     with (folder / "audit.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["verdict"] for row in rows] == ["not refuted"] * 2 + ["no claim"] * 2

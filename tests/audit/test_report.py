@@ -49,6 +49,7 @@ def claim_of(claimed: float | None, bound: float) -> AuditedClaim:
         num_others=100,
         observer="Who knows all that is published: cohorts not better than chance. Nothing is gained from it.",
         is_secret_found=False,
+        is_secret_shared=False,
         observed={"cohort_agreement": 0.05, "cohort_p": 0.4, "noise_agreement": 0.0, "noise_p": 0.5},
         seconds=12.5,
         tests=(row, replace(row, test="in_or_out", num_candidates=1)),
@@ -70,6 +71,21 @@ def test_a_secret_that_an_observer_finds_refutes_whatever_the_canaries_say() -> 
     assert not CLAIMS[0].is_refuted
     assert replace(CLAIMS[0], is_secret_found=True).is_refuted
     assert observers(CLAIMS)[0].startswith("epsilon 1.00: Who knows all that is published")
+
+
+def test_a_run_without_a_claim_is_never_refuted_and_named_as_such() -> None:
+    found = replace(CLAIMS[2], is_secret_found=True)
+    assert not found.is_refuted
+    assert summary([found]) == "No claim to refute: the runs had no noise."
+    assert observers([found])[0].startswith("no claim: Who knows all that is published")
+    assert "none" not in summary([*CLAIMS[:1], found]) + "".join(observers([found]))
+
+
+def test_secrets_that_runs_share_refute_what_they_claim_together() -> None:
+    shared = replace(CLAIMS[0], is_secret_shared=True)
+    assert shared.is_refuted
+    assert summary([shared]).startswith("REFUTED at 95% confidence: the joint epsilon of the runs")
+    assert "epsilon 8.00 of the run that was audited and the joint epsilon" in summary([shared, CLAIMS[1]])
 
 
 @pytest.mark.parametrize(

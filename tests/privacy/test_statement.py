@@ -109,7 +109,9 @@ def test_selection_says_what_it_is_worth(release: acc.Description, words: str) -
 def test_every_foreign_class_is_named_as_an_assumption(release: acc.Description) -> None:
     made = statement(release=release, foreign=("mine.Selector", "torch.optim.Mine"))
     for name in ("mine.Selector", "torch.optim.Mine"):
-        assert f"{name}, which is not part of this package, does what it declares, by its code alone" in made.assumptions
+        assert (
+            f"{name}, which is not part of this package, does what it declares, by its code alone" in made.assumptions
+        )
     assert "which is not part of this package" not in statement(release=release).paragraph()
 
 
