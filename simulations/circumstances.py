@@ -1,12 +1,14 @@
 """What a run's privacy statement says besides what was released: foreign code, and what is taken as public."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from omegaconf import DictConfig
 
 from fedsim_userdp.privacy.statement import PUBLIC
 from fedsim_userdp.selection import ClientSelector, foreign_name
+from simulations.arguments import foreign_targets
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,13 @@ class Circumstances:
 
 def foreign_classes(config: DictConfig, selector: ClientSelector, *others: object) -> tuple[str, ...]:
     """Returns the names of classes that are not this package's; what they do is believed, as the statement says."""
-    named = [str(config.mechanism._target_), str(config.data._target_)]
-    kinds = [getattr(other, "func", None) or type(other) for other in others]
-    named += [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
+    kinds = [other.func if isinstance(other, partial) else type(other) for other in others]
+    named = [*foreign_targets(config, ()), *(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)]
     foreign = [name for name in named if name.split(".")[0] not in _OWN_CODE and not name.startswith("torch.optim.")]
     chooser = foreign_name(selector)
-    return (*([chooser] if chooser else []), *dict.fromkeys(foreign))
+    chosen = str(config.selection.get("_target_")) if chooser else ""  # what makes it, which may lie elsewhere
+    found = [name for name in dict.fromkeys(foreign) if name not in (chooser, chosen)]
+    return (*([chooser] if chooser else []), *found)
 
 
 _OWN_CODE = ("fedsim_userdp", "simulations")

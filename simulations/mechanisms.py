@@ -18,6 +18,7 @@ from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import attach_lora, load_trainable_state, trainable_state
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.adaptive_clipping import LEAST, MOST
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
 from fedsim_userdp.selection import PoissonSelector
@@ -34,9 +35,6 @@ from strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 
 if TYPE_CHECKING:
     from fedsim_userdp.training.opacus_step import OpacusStep
-
-
-_MOST = 1e30  # of a learning rate or a clip norm: beyond, float32 overflows
 
 
 class Mechanism(Protocol):
@@ -220,9 +218,9 @@ class NonPrivate(_Training):
 
 
 def _check_positive(field: str, value: float) -> None:
-    """Raises ConfigError unless the setting is above 0 and a float32 can work with it."""
-    if not isinstance(value, int | float) or not 0 < value <= _MOST:
-        raise ConfigError(f"mechanism.{field}={value} must be a number above 0 and at most {_MOST:g}")
+    """Raises ConfigError unless the setting, a learning rate or a clip norm, is above 0 and float32 holds it well."""
+    if not isinstance(value, int | float) or not LEAST <= value <= MOST:
+        raise ConfigError(f"mechanism.{field}={value} must be a number from {LEAST:g} to {MOST:g}")
 
 
 def _fresh_model(task: Task) -> PeftModel:

@@ -238,6 +238,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     fingerprint = fingerprint_of(store, population, model, settings)
     name, seed = str(config.mechanism.name), _seed(config.seed)
     keys = keys_of_run(config, identity_of(settings, fingerprint), checkpoint_path(folder, run_name(name, seed)))
+    engine: Engine = instantiate(config.engine)
     records, optimizer_fn = _record_selector(config, model, store), _optimizer_fn(config)
     return Task(
         name=name,
@@ -255,7 +256,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         selector=selector,
         optimizer_fn=optimizer_fn,
         noise=SeededNoise(keys.run) if keys.run.is_seeded else OperatingSystemNoise(),
-        engine=instantiate(config.engine),
+        engine=engine,
         local=local_training(config, model, lora, _path(config.cache_dir) or default_cache_dir()),
         central_engine=_central_engine(config.central.engine),
         evaluation_units=_evaluation_units(config, store, split),
@@ -269,7 +270,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         fingerprint=fingerprint,
         resolved=json.dumps(OmegaConf.to_container(config, resolve=True)),
         circumstances=Circumstances(
-            foreign=foreign_classes(config, selector, records, optimizer_fn),
+            foreign=foreign_classes(config, selector, records, optimizer_fn, engine, model),
             window=int(config.tokens.window),
             public=taken_as_public(config, keep_places=keep_places),
             precision=model.product_dtype,

@@ -7,6 +7,7 @@ is large all the same.
 
 import math
 
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.validation import check_count, check_delta
 
 LARGE_DELTA = 1e-3
@@ -41,6 +42,7 @@ def large_delta_in_words(delta: float) -> str | None:
     if not is_large(delta):
         return None
     return (
-        f"A delta of {delta:.3g} is large: one user in {math.ceil(1 / delta)} could be published whole and the claim "
-        f"would still hold. N^-{_EXPONENT:g} is at most {SMALL_DELTA:g} from {users_needed(SMALL_DELTA):,} users on."
+        f"A delta of {rounded_up(delta, 3)} is large: one user in {math.floor(1 / delta)} could be published whole and "
+        f"the claim would still hold. N^-{_EXPONENT:g} is at most {SMALL_DELTA:g} from {users_needed(SMALL_DELTA):,} "
+        "users on."
     )

@@ -140,11 +140,15 @@ class HyperparameterSearch:
         return dataclasses.replace(self, run=self.run.with_noise_multiplier(noise_multiplier))
 
 
+_REPLACED = {Adjacency.REPLACE_USER, Adjacency.REPLACE_RECORDS}
+
+
 @dataclasses.dataclass(frozen=True)
 class Composed:
     """Several runs one after the other, all of them released: other noise from some round on, or a search by hand.
 
-    Guarantee: adaptive composition of the parts, which must share one neighbouring relation. A search over a fixed
+    Guarantee: adaptive composition of the parts, which must share one neighbouring relation; what holds for replacing a
+        user by any other holds for replacing their records as well. A search over a fixed
         list of m settings is `Composed((run,) * m)`, whatever is kept of it.
 
     Attributes:
@@ -160,14 +164,15 @@ class Composed:
         for part in self.parts:
             if not isinstance(part, Run | AdaptiveClipping):
                 raise ValueError(f"parts must be descriptions of single runs, got {part!r}")
-        relations = sorted({part.adjacency.value for part in self.parts})
-        if len(relations) > 1:
-            raise ValueError(f"parts must share one neighbouring relation to have one epsilon, got {relations}")
+        relations = {part.adjacency for part in self.parts}
+        if len(relations) > 1 and relations != _REPLACED:
+            names = sorted(relation.value for relation in relations)
+            raise ValueError(f"parts must share one neighbouring relation to have one epsilon, got {names}")
 
     @property
     def adjacency(self) -> Adjacency:
-        """Neighbouring relation of every part."""
-        return self.parts[0].adjacency
+        """Neighbouring relation of every part, the narrower of two that hold."""
+        return min((part.adjacency for part in self.parts), key=lambda one: one is not Adjacency.REPLACE_RECORDS)
 
     @property
     def noise_multiplier(self) -> float:

@@ -13,9 +13,10 @@ Neighbouring relations are brought together so:
   constants: the sum has the distribution that it has without the user. So an add-or-remove bound bounds emptying as
   well. Releases without amplification are, for an emptied user, Gaussians of sensitivity C, the same as Poisson
   sampling with probability 1.
-- *Replace one user* beside others: a schedule is accounted with sensitivity 2 C. What is known for adding or removing
-  is taken twice (remove the one, add the other): (2 epsilon, (1 + e^epsilon) delta), added by basic composition, delta
-  divided evenly among the claims that are added.
+- *Replace one user* beside others: a schedule is accounted with sensitivity 2 C, and the relation is that the user's
+  records are replaced and their id is kept, since another id would shift everybody's place in the schedule. What is
+  known for adding or removing is taken twice (remove the one, add the other): (2 epsilon, (1 + e^epsilon) delta),
+  added by basic composition, delta divided evenly among the claims that are added.
 - *Blank all records of one owner* covers emptying the records that are filed under a user, who is one of their owners.
 """
 
@@ -36,6 +37,7 @@ from fedsim_userdp.privacy.descriptions import (
     Run,
     UserWise,
 )
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.serialization import Json
 from fedsim_userdp.privacy.statement import PrivacyStatement
 
@@ -43,6 +45,7 @@ _TIGHTEST_FIRST = ("tight", "pld", "rdp", "group")
 _NARROW = 0.01
 _LEAST_LOG_DELTA = -600.0
 _REPLACED = "one user with all their records replaced by another"
+_RECORDS_REPLACED = "one user's records replaced by others, their id and so their place in the schedule kept"
 _EMPTIED = "one user's records are emptied"
 
 
@@ -158,7 +161,9 @@ class JointStatement:
         if len(relations) < 2:
             return relations.pop() if relations else None
         parts = [part for run in self.claims for part in _parts(run.statement.release)]
-        return _REPLACED if any(_is_replacing(part) for part in parts) else _EMPTIED
+        if not any(_is_replacing(part) for part in parts):
+            return _EMPTIED
+        return _RECORDS_REPLACED if any(isinstance(part, NoAmplification) for part in parts) else _REPLACED
 
     def sentences(self) -> list[str]:
         """Returns the joint statement in plain words."""
@@ -196,7 +201,8 @@ class JointStatement:
         if len(self.claims) == 1:
             return [f"One run here makes a claim for users ({self.claims[0].name}): all that it releases has {value}."]
         deltas = sorted({run.statement.delta or 0.0 for run in self.claims})
-        at = f"; the runs' deltas differ ({deltas[0]:.3g} to {deltas[-1]:.3g}), this is the largest"
+        least, most = rounded_up(deltas[0], 3), rounded_up(deltas[-1], 3)
+        at = f"; the runs' deltas differ ({least} to {most}), this is the largest"
         return [
             f"{len(self.claims)} runs here make a claim for users, each for itself. All of them together have {value} "
             f"by composition (accountant {self.together.accountant}; neighbouring data sets: {self.adjacency})"
@@ -334,13 +340,13 @@ def _parts(release: Description | None) -> list[Run | HyperparameterSearch]:
 
 def _is_replacing(part: Run | HyperparameterSearch) -> bool:
     """Whether a part is accounted for replacing a user."""
-    return part.adjacency is Adjacency.REPLACE_USER
+    return part.adjacency in (Adjacency.REPLACE_USER, Adjacency.REPLACE_RECORDS)
 
 
 def _run(run: Run, is_replacing: bool) -> Run:
     """The run under the relation of the sum, where it is known under more than one."""
     if is_replacing and isinstance(run, NoAmplification):
-        return dataclasses.replace(run, adjacency=Adjacency.REPLACE_USER)
+        return dataclasses.replace(run, adjacency=Adjacency.REPLACE_RECORDS)
     return run
 
 
@@ -402,4 +408,4 @@ def _is_trained_without_noise(statement: PrivacyStatement) -> bool:
 
 def _value(epsilon: float | None, delta: float) -> str:
     """An (epsilon, delta) in words."""
-    return "no finite epsilon" if epsilon is None else f"({epsilon:.4g}, {delta:.3g})-DP"
+    return "no finite epsilon" if epsilon is None else f"({rounded_up(epsilon)}, {rounded_up(delta, 3)})-DP"

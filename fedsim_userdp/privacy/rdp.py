@@ -71,7 +71,7 @@ def divergences(description: Description) -> Floats:
         case Composed():
             return np.asarray(np.sum([count * divergences(run) for run, count in description.counted()], axis=0))
         case FixedSize():
-            whole = NoAmplification(description.noise_multiplier, 1, Adjacency.REPLACE_USER)
+            whole = NoAmplification(description.noise_multiplier, 1, Adjacency.REPLACE_RECORDS)
             each = np.minimum(_of_one_release(description.first(1)), _of_one_release(whole))
             return description.num_releases * each
         case _:
@@ -92,6 +92,7 @@ def _of_event(event: "dp_accounting.DpEvent", adjacency: Adjacency) -> Floats:
     relations = {
         Adjacency.ADD_OR_REMOVE_USER: dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
         Adjacency.REPLACE_USER: dp.NeighboringRelation.REPLACE_ONE,
+        Adjacency.REPLACE_RECORDS: dp.NeighboringRelation.REPLACE_ONE,
         Adjacency.ZERO_OUT_USER: dp.NeighboringRelation.REPLACE_SPECIAL,
     }
     accountant = rdp.RdpAccountant(neighboring_relation=relations[adjacency])

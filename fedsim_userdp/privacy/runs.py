@@ -26,6 +26,7 @@ class Adjacency(enum.Enum):
 
     ADD_OR_REMOVE_USER = "add or remove one user with all their records"
     REPLACE_USER = "replace one user with all their records by another"
+    REPLACE_RECORDS = "replace the records of one user, who keeps their id and their place in the public schedule"
     ZERO_OUT_USER = "empty the records of one user, who keeps their place in the public schedule"
     ADD_OR_REMOVE_RECORD = "add or remove one record of the pool"
 
@@ -200,14 +201,16 @@ class NoAmplification:
     """Any other selection of users (shuffled, cyclic, custom): no amplification, a declared cap on participations.
 
     Guarantee: a user's data enters at most `max_participations` releases, each a Gaussian of sensitivity C when their
-        records are emptied (ZERO_OUT_USER) or 2 C when they are replaced (REPLACE_USER); the other releases are equal.
-    Assumes: who takes part when is a public schedule that does not depend on anyone's data. Adding or removing a user
-        would shift the places of others in a shuffle or cycle, so that relation is refused here.
+        records are emptied (ZERO_OUT_USER) or 2 C when they are replaced (REPLACE_RECORDS); the other releases are
+        equal.
+    Assumes: who takes part when is a public schedule that does not depend on anyone's data. Adding or removing a user,
+        or another user with another id in their place, would shift the places of others in a shuffle or cycle, so these
+        relations are refused here.
 
     Attributes:
         noise_multiplier: stddev of the noise on the sum / clip norm C, in (0, inf).
         max_participations: Largest number of rounds in which one user takes part, in [1, 1e9].
-        adjacency: ZERO_OUT_USER (default) or REPLACE_USER.
+        adjacency: ZERO_OUT_USER (default) or REPLACE_RECORDS.
     """
 
     noise_multiplier: float
@@ -218,16 +221,16 @@ class NoAmplification:
         """Raises ValueError where an attribute is out of range or the relation does not fit."""
         check_noise_multiplier("noise_multiplier", self.noise_multiplier)
         check_count("max_participations", self.max_participations)
-        if self.adjacency not in (Adjacency.ZERO_OUT_USER, Adjacency.REPLACE_USER):
+        if self.adjacency not in (Adjacency.ZERO_OUT_USER, Adjacency.REPLACE_RECORDS):
             raise ValueError(
-                f"adjacency must be ZERO_OUT_USER or REPLACE_USER, got {self.adjacency!r}: without Poisson sampling, "
-                "adding or removing a user changes who else takes part when"
+                f"adjacency must be ZERO_OUT_USER or REPLACE_RECORDS, got {self.adjacency!r}: without Poisson "
+                "sampling, adding, removing or exchanging a user changes who else takes part when"
             )
 
     @property
     def sensitivity(self) -> float:
         """Largest change of one release's sum, in clip norms: 1 or 2."""
-        return 2.0 if self.adjacency is Adjacency.REPLACE_USER else 1.0
+        return 2.0 if self.adjacency is Adjacency.REPLACE_RECORDS else 1.0
 
     def event(self) -> "dp_accounting.DpEvent":
         """Returns the dp_accounting event of the whole run; the sensitivity is already in its noise multiplier."""

@@ -21,6 +21,7 @@ from fedsim_userdp.privacy.descriptions import (
     UserWise,
 )
 from fedsim_userdp.privacy.entries import NoiseSource
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.ownership import BLANK_RECORDS, COVERED, Ownership, check_ownership
 from fedsim_userdp.privacy.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.validation import check_count, check_delta, check_epsilon, check_real
@@ -158,7 +159,7 @@ class PrivacyStatement:
         if self.release is None or self.delta is None or isinstance(self.release, Composed):
             return text + ", which is part of no claim"
         cost = _epsilon(Composed((self.release,) * self.num_searched), self.delta, self.accountant)
-        price = "have no finite epsilon" if cost is None else f"have an epsilon of {cost:.4g}"
+        price = "have no finite epsilon" if cost is None else f"have an epsilon of {rounded_up(cost)}"
         return (
             f"{text}, which is NOT part of epsilon: all of them together {price} by composition, if each of them cost "
             "what this one did (an assumption)"
@@ -231,7 +232,11 @@ class PrivacyStatement:
         """Who is protected, and how far, as a sentence."""
         if self.accountant is None or self.delta is None:
             return f"The run of {self.mechanism} makes no privacy claim for anybody."
-        value = "no finite epsilon" if self.epsilon is None else f"({self.epsilon:.4g}, {self.delta:.3g})-DP"
+        value = (
+            "no finite epsilon"
+            if self.epsilon is None
+            else f"({rounded_up(self.epsilon)}, {rounded_up(self.delta, 3)})-DP"
+        )
         whom = "single records" if self.level == "record" else "users"
         text = (
             f"What {self.mechanism} releases has {value} for {whom} by the accountant '{self.accountant}'; "
@@ -311,7 +316,7 @@ class PrivacyStatement:
     def epsilons_in_words(self) -> str:
         """Returns user-level epsilon by each accountant that fits, as a list."""
         each = {name: value for name, value in self.epsilon_by_accountant.items() if name != "record"}
-        return ", ".join(f"{name} {'none' if value is None else format(value, '.4g')}" for name, value in each.items())
+        return ", ".join(f"{name} {'none' if value is None else rounded_up(value)}" for name, value in each.items())
 
     def _terms(self) -> list[str]:
         """How it was reached."""
@@ -362,11 +367,11 @@ class PrivacyStatement:
 
     def _unmet(self) -> list[str]:
         """That less epsilon was spent than asked for."""
-        if self.is_met:
+        if self.is_met or self.epsilon is None:
             return []
         return [
-            f"Epsilon {self.target_epsilon:.4g} was asked for and {self.epsilon:.4g} is what holds: noise has a least "
-            "size that can be accounted for, and the claim is stronger than asked."
+            f"Epsilon {self.target_epsilon:.4g} was asked for and {rounded_up(self.epsilon)} is what holds: noise has "
+            "a least size that can be accounted for, and the claim is stronger than asked."
         ]
 
     def _large_delta(self) -> list[str]:

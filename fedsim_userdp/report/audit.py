@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedsim_userdp.privacy.figures import in_column, in_powers
 from fedsim_userdp.report.files import write_csv, write_json
 
 GAMES = {"which_direction": "which direction", "in_or_out": "in or out"}
@@ -140,7 +141,7 @@ def bounds_table(claims: Sequence[AuditedClaim]) -> Table:
         for row in claim.tests:
             table.add_row(
                 _epsilon(row.claimed_epsilon),
-                f"{row.delta:.0e}",
+                in_powers(row.delta),
                 GAMES[row.test],
                 str(row.num_guesses),
                 str(row.num_correct),
@@ -213,7 +214,7 @@ def write_audit(folder: Path, claims: Sequence[AuditedClaim]) -> None:
 
 def _epsilon(value: float | None) -> str:
     """A claimed epsilon."""
-    return "none" if value is None else f"{value:.2f}"
+    return "none" if value is None else in_column(value)
 
 
 def _estimate(value: float | None) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.report.audit import GAMES, NOT_PRIVATE, AuditedClaim, AuditRow
 from fedsim_userdp.report.plots import COLOURS, mark  # its import chooses the backend that needs no display
 
@@ -67,7 +68,7 @@ def _curves(axes: Axes, claims: Sequence[AuditedClaim]) -> None:
     shades = plt.get_cmap("viridis")
     for place, claim in enumerate(claims):
         low, high = claim.auc_interval
-        name = "no noise" if claim.claimed_epsilon is None else f"epsilon {claim.claimed_epsilon:.2g}"
+        name = "no noise" if claim.claimed_epsilon is None else f"epsilon {rounded_up(claim.claimed_epsilon, 3)}"
         label = f"{name}: AUC {claim.auc:.3f} ({low:.3f}-{high:.3f})"
         axes.plot(*claim.curve, color=shades(place / max(len(claims) - 0.8, 1)), linewidth=1.3, label=label)
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=":", label="chance")
@@ -81,4 +82,4 @@ def _label(claim: AuditedClaim) -> str:
     """The claim under its bars."""
     if claim.claimed_epsilon is None:
         return "no noise,\nno claim"
-    return f"epsilon {claim.claimed_epsilon:.2g}{chr(10) + 'refuted' if claim.is_refuted else ''}"
+    return f"epsilon {rounded_up(claim.claimed_epsilon, 3)}{chr(10) + 'refuted' if claim.is_refuted else ''}"

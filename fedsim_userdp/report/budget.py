@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from fedsim_userdp.privacy.delta import large_delta_in_words
+from fedsim_userdp.privacy.figures import in_column, rounded_up
 from fedsim_userdp.privacy.planning import BudgetRow, BudgetSetting
 from fedsim_userdp.privacy.statement import MET
 from fedsim_userdp.report.files import write_csv, write_json
@@ -53,7 +54,9 @@ def setting_in_words(setting: BudgetSetting, axis: str | None = None) -> str:
     delta = setting.user_level_delta
     parts = {
         "epsilon": f"epsilon {setting.epsilon:g}",
-        "delta": "delta num_users^-1.1" if axis == "num_users" and setting.delta is None else f"delta {delta:.2g}",
+        "delta": "delta num_users^-1.1"
+        if axis == "num_users" and setting.delta is None
+        else f"delta {rounded_up(delta, 2)}",
         "num_users": f"{setting.num_users} users",
         "records_per_user": f"k = {setting.records_per_user}",
         "rounds": f"{setting.rounds} rounds",
@@ -123,8 +126,8 @@ def _large_delta(deltas: Sequence[float]) -> list[str]:
 def _unmet(rows: Sequence[BudgetRow], where: str = "") -> list[str]:
     """Which mechanisms stay below the target, since noise has a least size that can be accounted for."""
     return [
-        f"{where}{row.mechanism}: epsilon {row.epsilon_target:g} was asked for and {row.epsilon:.4g} holds: noise has "
-        "a least size that can be accounted for, and the claim is stronger than asked."
+        f"{where}{row.mechanism}: epsilon {row.epsilon_target:g} was asked for and {rounded_up(row.epsilon)} holds: "
+        "noise has a least size that can be accounted for, and the claim is stronger than asked."
         for row in rows
         if row.epsilon is not None and row.epsilon < MET * row.epsilon_target
     ]
@@ -142,8 +145,8 @@ def _cells(row: BudgetRow) -> list[str]:
         f"{row.clip_norm:g}",
         f"{row.expected_units:{',.0f' if row.expected_units >= 100 else '.3g'}} {row.unit}s",
         cell(row.noise_stddev, ".3g"),
-        cell(row.epsilon, ".3f"),
-        cell(row.epsilon_tight, ".3f"),
+        "-" if row.epsilon is None else in_column(row.epsilon, 3),
+        "-" if row.epsilon_tight is None else in_column(row.epsilon_tight, 3),
         cell(row.tie_ratio, ".3f"),
     ]
 

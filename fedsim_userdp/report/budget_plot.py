@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.planning import MECHANISMS, BudgetRow
 from fedsim_userdp.report.budget import axis_value
 from fedsim_userdp.report.plots import COLOURS  # its import chooses the backend that needs no display
@@ -45,7 +46,9 @@ def _bars(axes: Axes, rows: Sequence[BudgetRow], values: dict[str, float | None]
     for position, row in enumerate(rows):
         value = values[row.mechanism]
         axes.barh(position, value or 0.0, color=COLOURS[row.mechanism])
-        axes.annotate(" none" if value is None else f" {value:.3g}", (value or 0.0, position), va="center", fontsize=9)
+        axes.annotate(
+            " none" if value is None else f" {rounded_up(value, 3)}", (value or 0.0, position), va="center", fontsize=9
+        )
     names = [f"{row.mechanism}\nclip norm {row.clip_norm:g}" for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=9)
     axes.invert_yaxis()

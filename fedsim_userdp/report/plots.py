@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.report.records import ResultRow, RoundRecord, people_of
 
 COLOURS = {
@@ -96,5 +97,5 @@ def _label(name: str, rows: Sequence[ResultRow]) -> str:
     """The mechanism and its user-level guarantee."""
     row = next(row for row in rows if row.mechanism == name)
     if row.epsilon is not None:
-        return f"{name}\nuser-level $\\varepsilon$ = {row.epsilon:.3g}"
+        return f"{name}\nuser-level $\\varepsilon$ = {rounded_up(row.epsilon, 3)}"
     return f"{name}\n{'no training' if name == 'zero_shot' else 'no user-level guarantee'}"

@@ -7,6 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fedsim_userdp.privacy.figures import in_column
+
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -68,7 +70,10 @@ class RunProgress:
 
     def _note(self, epsilon: float | None, perplexity: float | None, rate: float) -> str:
         """What stands beside the bar."""
-        parts = [f"eps {epsilon:.2f}" if epsilon is not None else "no user-level eps", f"{rate:.0f} {self._unit}/s"]
+        parts = [
+            f"eps {in_column(epsilon)}" if epsilon is not None else "no user-level eps",
+            f"{rate:.0f} {self._unit}/s",
+        ]
         if perplexity is not None:
             parts.append(f"perplexity {perplexity:.1f}")
         return "  ".join(parts)

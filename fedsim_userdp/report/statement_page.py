@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.privacy.ownership import COVERED
 from fedsim_userdp.privacy.statement import PrivacyStatement
@@ -33,10 +34,10 @@ def statement_text(statement: PrivacyStatement) -> str:
 
 def joint_text(joint: JointStatement) -> str:
     """Returns the joint statement of several runs as Markdown, with its heading."""
-    value = "none" if joint.together.epsilon is None else f"{joint.together.epsilon:.4g}"
+    value = "none" if joint.together.epsilon is None else rounded_up(joint.together.epsilon)
     facts = [("Claims for users", str(len(joint.claims)))]
     if joint.delta is not None:
-        facts += [("Joint epsilon", value), ("Delta", f"{joint.delta:.3g}")]
+        facts += [("Joint epsilon", value), ("Delta", rounded_up(joint.delta, 3))]
         if joint.with_search is not None:
             facts.append(("With the declared search", _number(joint.with_search.epsilon)))
         if joint.with_record_level is not None:
@@ -96,7 +97,7 @@ def _facts(statement: PrivacyStatement) -> list[tuple[str, str]]:
     facts = [
         ("Unit", unit),
         ("Epsilon", f"{_number(statement.epsilon)}{'' if is_of_users else ' for one record; none for users'}"),
-        ("Delta", f"{statement.delta:.3g}"),
+        ("Delta", rounded_up(statement.delta, 3)),
         ("Neighbours", str(statement.adjacency)),
         ("Accountant", f"{statement.accountant}{_others(statement)}"),
         ("Sampling", str(statement.selection)),
@@ -138,14 +139,14 @@ def _search(statement: PrivacyStatement) -> str:
 def _row(run: StatedRun) -> str:
     """A run in the list of a sweep."""
     statement = run.statement
-    delta = "-" if statement.delta is None else f"{statement.delta:.3g}"
+    delta = "-" if statement.delta is None else rounded_up(statement.delta, 3)
     epsilon = _number(statement.epsilon) if statement.level == "user" else "none"
     return f"| {_cell(run.name)} | {statement.level} | {epsilon} | {delta} |"
 
 
 def _number(epsilon: float | None) -> str:
     """An epsilon in a cell."""
-    return "none" if epsilon is None else f"{epsilon:.4g}"
+    return "none" if epsilon is None else rounded_up(epsilon)
 
 
 def _cell(text: str) -> str:

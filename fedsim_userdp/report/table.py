@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim_userdp.privacy.delta import is_large, large_delta_in_words
+from fedsim_userdp.privacy.figures import in_column, in_powers, rounded_up
 from fedsim_userdp.privacy.statement import MET
 from fedsim_userdp.report.records import ResultRow, people_of
 
@@ -52,9 +53,9 @@ def _cells(row: ResultRow) -> list[str]:
     return [
         row.mechanism,
         row.unit if row.unit != "none" else "-",
-        without if row.epsilon is None else f"{row.epsilon:.2f}",
-        "-" if row.epsilon_tight is None else f"{row.epsilon_tight:.2f}",
-        "-" if row.delta is None else f"{row.delta:.1e}",
+        without if row.epsilon is None else in_column(row.epsilon),
+        "-" if row.epsilon_tight is None else in_column(row.epsilon_tight),
+        "-" if row.delta is None else in_powers(row.delta),
         f"{row.noise_multiplier:.3f}" if row.noise_multiplier else "-",
         "-" if row.clip_norm is None else f"{row.clip_norm:g}",
         str(row.records_per_user) if row.rounds else "-",
@@ -71,6 +72,6 @@ def _is_unmet(row: ResultRow) -> bool:
 def _unmet(row: ResultRow) -> str:
     """That a target was not met."""
     return (
-        f"{row.mechanism}: epsilon {row.target_epsilon:g} was asked for and {row.epsilon:.4g} holds: noise has a least "
-        "size that can be accounted for, and the claim is stronger than asked."
+        f"{row.mechanism}: epsilon {row.target_epsilon:g} was asked for and {rounded_up(row.epsilon or 0.0)} holds: "
+        "noise has a least size that can be accounted for, and the claim is stronger than asked."
     )

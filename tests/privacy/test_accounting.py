@@ -115,7 +115,7 @@ def test_shuffled_or_cyclic_selection_cannot_claim_the_poisson_epsilon() -> None
     poisson = acc.epsilon(acc.UserWise(2.0, 0.05, 200), DELTA)
     cyclic = acc.epsilon(acc.NoAmplification(2.0, max_participations=10), DELTA)
     assert cyclic > 2.0 * poisson
-    with pytest.raises(ValueError, match="adding or removing a user changes who else takes part"):
+    with pytest.raises(ValueError, match="adding, removing or exchanging a user changes who else takes part"):
         acc.NoAmplification(2.0, 10, Adjacency.ADD_OR_REMOVE_USER)
 
 
@@ -126,7 +126,7 @@ def test_without_amplification_the_cost_is_the_closed_form_of_the_declared_parti
 
 
 def test_replacing_a_user_costs_twice_the_sensitivity_of_emptying_them() -> None:
-    replaced = acc.NoAmplification(4.0, 9, Adjacency.REPLACE_USER)
+    replaced = acc.NoAmplification(4.0, 9, Adjacency.REPLACE_RECORDS)
     assert acc.epsilon(replaced, DELTA) == pytest.approx(acc.epsilon(acc.NoAmplification(2.0, 9), DELTA), rel=1e-12)
 
 
@@ -160,7 +160,7 @@ def test_composition_of_unequal_runs_lies_between_those_of_its_parts() -> None:
     assert acc.epsilon(parts, DELTA) <= acc.epsilon(parts, DELTA, "rdp")
 
 
-REPLACED = acc.NoAmplification(2.0, 10, acc.Adjacency.REPLACE_USER)
+REPLACED = acc.NoAmplification(2.0, 10, acc.Adjacency.REPLACE_RECORDS)
 
 
 @pytest.mark.parametrize("method", [None, "pld", "rdp", "tight"])
@@ -168,7 +168,7 @@ REPLACED = acc.NoAmplification(2.0, 10, acc.Adjacency.REPLACE_USER)
     "parts",
     [
         (REPLACED, acc.FixedSize(2.0, 1000, 50, 100)),
-        (REPLACED, acc.NoAmplification(4.0, 5, acc.Adjacency.REPLACE_USER)),
+        (REPLACED, acc.NoAmplification(4.0, 5, acc.Adjacency.REPLACE_RECORDS)),
         (acc.NoAmplification(2.0, 10), acc.AdaptiveClipping(acc.NoAmplification(3.0, 4), 9.0)),
         (acc.UserWise(2.0, 0.05, 100), acc.RecordLevel(4.0, 0.05, 100, 3)),
     ],

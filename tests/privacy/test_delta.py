@@ -22,7 +22,7 @@ def test_a_delta_of_1e_minus_5_wants_35112_users() -> None:
 
 def test_a_delta_above_a_thousandth_is_put_into_words() -> None:
     words = str(large_delta_in_words(0.118))
-    assert "one user in 9 could be published whole" in words
+    assert "one user in 8 could be published whole" in words
     assert "35,112 users" in words
     assert is_large(0.00101)
     assert large_delta_in_words(1e-3) is None

@@ -14,11 +14,11 @@ ALL = [
     acc.RecordLevel(4.0, 0.05, 200, 10),
     acc.FixedSize(2.0, 1000, 50, 200),
     acc.NoAmplification(2.0, 4),
-    acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_USER),
+    acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_RECORDS),
     acc.AdaptiveClipping(acc.FixedSize(2.0, 1000, 50, 200), 5.0),
     acc.AdaptiveClipping(acc.NoAmplification(2.0, 4), 5.0),
     acc.HyperparameterSearch(acc.RecordLevel(4.0, 0.05, 200, 10), 10.0, 0.5),
-    acc.HyperparameterSearch(acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_USER), 10.0),
+    acc.HyperparameterSearch(acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_RECORDS), 10.0),
     acc.Composed((acc.UserWise(1.0, 0.05, 200), acc.AdaptiveClipping(acc.UserWise(2.0, 0.1, 5), 5.0))),
 ]
 
@@ -82,5 +82,5 @@ def test_neighbouring_relations_are_stated() -> None:
         "ADD_OR_REMOVE_USER",
         "REPLACE_USER",
         "ZERO_OUT_USER",
-        "REPLACE_USER",
+        "REPLACE_RECORDS",
     ]

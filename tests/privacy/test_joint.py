@@ -15,7 +15,7 @@ OTHERS = acc.UserWise(2.0, 0.05, 30)
 RECORDS = acc.RecordLevel(3.0, 0.1, 20, 4)
 MORE_RECORDS = acc.RecordLevel(4.0, 0.1, 10, 2)
 SCHEDULE = acc.NoAmplification(3.0, 4)
-REPLACED = acc.NoAmplification(3.0, 4, acc.Adjacency.REPLACE_USER)
+REPLACED = acc.NoAmplification(3.0, 4, acc.Adjacency.REPLACE_RECORDS)
 FIXED = acc.FixedSize(6.0, 1000, 50, 20)
 
 
@@ -178,6 +178,8 @@ def test_choosing_the_best_is_said_to_be_covered_by_the_joint_figure_only() -> N
 
 def test_relations_that_differ_have_a_common_one_in_words() -> None:
     assert joint(stated(USERS), stated(SCHEDULE, 1)).adjacency == "one user's records are emptied"
-    assert "replaced" in str(joint(stated(USERS), stated(FIXED, 1)).adjacency)
+    assert joint(stated(USERS), stated(FIXED, 1)).adjacency == "one user with all their records replaced by another"
+    kept = "one user's records replaced by others, their id and so their place in the schedule kept"
+    assert joint(stated(SCHEDULE), stated(FIXED, 1)).adjacency == kept
     declared = stated(RECORDS, 1, ownership="declared")
     assert joint(stated(USERS), declared).adjacency == "one user's records are emptied"

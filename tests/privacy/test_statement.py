@@ -4,6 +4,7 @@ import math
 import pytest
 
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.statement import PrivacyStatement
 
 USER_WISE = acc.UserWise(1.0, 0.05, 200)
@@ -19,7 +20,7 @@ def test_claim_is_what_the_accountants_say() -> None:
     made = statement()
     assert made.epsilon == acc.epsilon(USER_WISE, 1e-5)
     assert made.epsilon_by_accountant == {m: acc.epsilon(USER_WISE, 1e-5, m) for m in ("pld", "rdp")}
-    assert f"({made.epsilon:.4g}, 1e-05)-DP for users" in made.paragraph()
+    assert f"({rounded_up(made.epsilon)}, 1e-05)-DP for users" in made.paragraph()
     assert "add or remove one user" in made.paragraph()
 
 
@@ -170,14 +171,14 @@ def test_lost_releases_are_said_to_be_paid_for() -> None:
 
 
 def test_a_large_delta_is_put_into_words_and_a_small_one_is_not() -> None:
-    assert "one user in 9 could be published whole" in statement(delta=0.118).paragraph()
+    assert "one user in 8 could be published whole" in statement(delta=0.118).paragraph()
     assert "published whole" not in statement(delta=1e-5).paragraph()
 
 
 def test_a_target_that_is_not_met_is_said() -> None:
     made = statement(target_epsilon=1e6)
     assert not made.is_met
-    assert f"Epsilon 1e+06 was asked for and {made.epsilon:.4g} is what holds" in made.paragraph()
+    assert f"Epsilon 1e+06 was asked for and {rounded_up(made.epsilon)} is what holds" in made.paragraph()
     assert statement(target_epsilon=made.epsilon).is_met
     assert "asked for" not in statement(target_epsilon=made.epsilon).paragraph()
 

@@ -78,7 +78,7 @@ def test_the_footnote_names_the_users_a_large_delta_and_an_unmet_target() -> Non
     assert "published whole" not in plain
     assert "asked for" not in plain
     assert "on validation users" in footnote([replace(row, evaluated_on="validation") for row in ROWS])
-    assert "one user in 9 could be published whole" in footnote([replace(ROWS[0], delta=0.118)])
+    assert "one user in 8 could be published whole" in footnote([replace(ROWS[0], delta=0.118)])
     unmet = footnote([replace(ROWS[0], epsilon=838.9, target_epsilon=1e6)])
     assert "epsilon 1e+06 was asked for and 838.9 holds" in unmet
     assert "asked for" not in footnote([replace(ROWS[0], target_epsilon=8.0)])

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.statement_page import page, statement_table, sweep_page
@@ -39,7 +40,7 @@ def test_a_statement_is_a_table_of_all_that_a_signer_asks_for() -> None:
     table = statement_table(run(window=64).statement)
     assert [name for name, _ in cells(table)] == ROWS
     facts = dict(cells(table))
-    assert facts["Epsilon"] == f"{acc.epsilon(USERS, 1e-5):.4g}"
+    assert facts["Epsilon"] == rounded_up(acc.epsilon(USERS, 1e-5))
     assert facts["Delta"] == "1e-05"
     assert facts["Population"] == "1000 users"
     assert "at most 64 tokens" in facts["Records"]
@@ -89,8 +90,8 @@ def test_the_joint_section_has_the_figures_with_search_records_and_without_noise
     joint, text = JointStatement(tuple(runs)), page(runs, DIGEST, sweep="..")
     assert joint.with_search is not None
     assert joint.with_record_level is not None
-    assert f"| With the declared search | {joint.with_search.epsilon:.4g} |" in text
-    assert f"| With the record-level runs | {joint.with_record_level.epsilon:.4g} |" in text
+    assert f"| With the declared search | {rounded_up(joint.with_search.epsilon)} |" in text
+    assert f"| With the record-level runs | {rounded_up(joint.with_record_level.epsilon)} |" in text
     assert "| With the runs without noise | none |" in text
     assert "`../PRIVACY.md`" in text
 

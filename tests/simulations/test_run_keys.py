@@ -10,6 +10,9 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from fedsim_userdp.data.records import RandomRecords
+from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import draw_cohort
@@ -167,3 +170,26 @@ def test_records_and_masks_of_a_release_are_as_secret_as_its_cohorts(tmp_path: P
     assert chosen[0] != chosen[1]
     pools = [[unit.records[0].tolist() for unit in task.pool(2).units] for task in tasks]
     assert pools[0] != pools[1]
+
+
+class OwnEngine(InProcessEngine):
+    """Could do anything with a node's sum."""
+
+
+class OwnModel(ModelSource):
+    """Could be anything."""
+
+
+class OwnRecords(RandomRecords):
+    """Hides behind a class of the package in an attribute that `functools.partial` has."""
+
+    func = RandomRecords
+
+
+@pytest.mark.parametrize(("key", "kind"), [("engine", OwnEngine), ("model", OwnModel), ("records", OwnRecords)])
+def test_whatever_class_is_not_the_packages_is_named_as_an_assumption(
+    tmp_path: Path, settings: list[str], key: str, kind: type
+) -> None:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    assert task_of(tmp_path, settings, f"{key}._target_={name}").circumstances.foreign == (name,)
+    assert task_of(tmp_path, settings).circumstances.foreign == ()
