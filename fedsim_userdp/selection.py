@@ -141,7 +141,7 @@ class CyclicSelector(_CohortOfOneSize):
         return acc.Unamplified(noise_multiplier=noise_multiplier, max_participations=most)
 
 
-_OWN = (PoissonSelector, FixedSizeSelector, CyclicSelector)
+OWN = (PoissonSelector, FixedSizeSelector, CyclicSelector)
 
 
 def foreign_name(selector: ClientSelector) -> str | None:
@@ -150,7 +150,7 @@ def foreign_name(selector: ClientSelector) -> str | None:
     A subclass is foreign: whichever of its methods it overrides, what it declares may no longer fit what it does.
     """
     kind = type(selector)
-    return None if kind in _OWN else f"{kind.__module__}.{kind.__qualname__}"
+    return None if kind in OWN else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def draw_cohort(selector: ClientSelector, id_hashes: NDArray[np.uint64], round: int, key: RunKey) -> NDArray[np.int64]:

@@ -6,13 +6,11 @@ from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
 from simulations.errors import ConfigError
-from simulations.guarantee import Guarantee
+from simulations.guarantee import Guarantee, default_count_stddev
 from simulations.mechanisms import UserWise
 from simulations.saver import Saver
 from simulations.task import Task
 from strategies.user_level_dp import UserLevelSettings
-
-_COUNT_SHARE = 0.05  # of the expected cohort: what the source takes as the count's standard deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ class UserWiseAdaptive(UserWise):
             return promise  # without noise: then the count has none either
         needed = promise.release.noise_multiplier
         expected_cohort = task.selector.expected_cohort_size(task.num_users)
-        default = max(_COUNT_SHARE * expected_cohort, needed)
+        default = default_count_stddev(expected_cohort, needed)
         count_stddev = default if self.count_stddev is None else self.count_stddev
         if count_stddev <= needed / 2:
             raise ConfigError(

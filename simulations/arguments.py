@@ -7,7 +7,7 @@ the program, no settings of Hydra, and no code but what this package's own confi
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import hydra
@@ -103,6 +103,7 @@ def begin_folder(config: DictConfig, command: str) -> None:
         "command": command,
         "version": __version__,
         "overrides": list(HydraConfig.get().overrides.task),
+        "choices": {group: name for group, name in HydraConfig.get().runtime.choices.items() if group in GROUPS},
         "config": settings,
     }
     write_text(folder / RUN_FILE, json.dumps(content, indent=1) + "\n")
@@ -226,6 +227,23 @@ def _check_targets(settings: object, folder: Path) -> None:
     for key, value in _leaves(settings):
         if key.endswith("_target_") and not _is_own_code(str(value)) and value not in named:
             raise ConfigError(f"resume={folder}: {key}={value} is code that does not belong to this program")
+
+
+def override_problem(overrides: Sequence[str], settings: object, choices: Mapping[str, str]) -> str:
+    """Returns which override is not in the settings or choices that it led to, in words; empty where all are.
+
+    Args:
+        overrides: `KEY=VALUE` each; of those with one key the last counts.
+        settings: The resolved configuration, nested mappings.
+        choices: Names of the files of settings that were chosen, by group.
+    """
+    for override in {override_key(override): override for override in overrides}.values():
+        key, value = override_key(override), _parsed(override).value()
+        now = choices.get(key, _ABSENT) if key in GROUPS else _at(settings, key)
+        is_plain = isinstance(now, str | int | float | None) and "${" not in str(value)
+        if is_plain and not override.startswith("~") and now != (str(value) if isinstance(now, str) else value):
+            return f"{RUN_FILE}: {override} led to {now!r}"
+    return ""
 
 
 def foreign_targets(config: DictConfig, overrides: Sequence[str]) -> list[str]:

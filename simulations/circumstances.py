@@ -6,6 +6,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
+from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.statement import PUBLIC
 from fedsim_userdp.selection import ClientSelector, foreign_name
 from simulations.arguments import foreign_targets
@@ -33,15 +34,27 @@ class Circumstances:
 def foreign_classes(config: DictConfig, selector: ClientSelector, *others: object) -> tuple[str, ...]:
     """Returns the names of classes that are not this package's; what they do is believed, as the statement says."""
     kinds = [other.func if isinstance(other, partial) else type(other) for other in others]
-    named = [*foreign_targets(config, ()), *(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)]
-    foreign = [name for name in named if name.split(".")[0] not in _OWN_CODE and not name.startswith("torch.optim.")]
+    classes = (f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+    foreign = [name for name in classes if name.split(".")[0] not in _OWN_CODE and not name.startswith("torch.optim.")]
     chooser = foreign_name(selector)
-    chosen = str(config.selection.get("_target_")) if chooser else ""  # what makes it, which may lie elsewhere
-    found = [name for name in dict.fromkeys(foreign) if name not in (chooser, chosen)]
-    return (*([chooser] if chooser else []), *found)
+    return tuple(dict.fromkeys((*([chooser] if chooser else []), *named_foreign(config), *foreign)))
 
 
 _OWN_CODE = ("fedsim_userdp", "simulations")
+
+
+def named_foreign(config: DictConfig) -> tuple[str, ...]:
+    """Returns the `_target_`s of a configuration that are not this package's, as they are named there."""
+    return tuple(name for name in foreign_targets(config, ()) if name.split(".")[0] not in _OWN_CODE)
+
+
+def is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConfig) -> bool:
+    """Returns whether the selection's claim is for adding or removing a user, so that nobody has a place to keep."""
+    try:
+        release = selector.release(1.0, num_users, int(config.mechanism.get("rounds", 1)))
+    except ValueError:  # said where the run begins
+        return False
+    return release.adjacency is acc.Adjacency.ADD_OR_REMOVE_USER
 
 
 def taken_as_public(config: DictConfig, *, keep_places: bool) -> tuple[str, ...]:

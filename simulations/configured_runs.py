@@ -1,9 +1,9 @@
-"""Holds the statements of a run folder against its configuration, for `fedsim verify`."""
+"""What a run folder's files say was to be run, and whether that was stated, for `fedsim verify`."""
 
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +14,71 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim_userdp.privacy.assumptions import single_run
-from fedsim_userdp.privacy.delta import default_delta
 from fedsim_userdp.privacy.joint import StatedRun
-from fedsim_userdp.privacy.statement import PrivacyStatement
-from simulations.arguments import RUN_FILE
-from simulations.checks import Check, difference, is_same
+from simulations.arguments import RUN_FILE, override_problem
+from simulations.checks import Check, difference
 from simulations.compare import compared_runs, composed
+from simulations.configured_claims import differences
 from simulations.errors import ConfigError
 from simulations.run_files import CONFIG_FILE
 
-_UNKNOWN = object()
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_ABOUT = f"{CONFIG_FILE} and {RUN_FILE}"
 
 
-def configuration_checks(folder: Path, runs: Sequence[StatedRun]) -> Iterator[Check]:
-    """Yields whether the configuration of a run folder is one, and whether every run is stated as it was configured."""
-    about = f"{CONFIG_FILE} and {RUN_FILE}"
+@dataclass(frozen=True)
+class Configured:
+    """What was to be run.
+
+    Attributes:
+        configs: The configuration of each run, by mechanism and seed.
+        choices: Names of the files of settings that were chosen, by group.
+        check: Whether the files that say so agree.
+    """
+
+    configs: Mapping[tuple[str, int], DictConfig] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict)
+    check: Check = field(default=Check(_ABOUT))
+
+    def rounds(self, run: StatedRun) -> int | None:
+        """Returns how many rounds a run was to have; None where that is not known."""
+        config = self.configs.get((run.statement.mechanism, run.seed))
+        return None if config is None else config.mechanism.get("rounds")
+
+
+def configured(folder: Path) -> Configured:
+    """Returns what a run folder's files say was to be run; nothing, with the reason, where they cannot be read."""
     try:
         settings = yaml.load((folder / CONFIG_FILE).read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - safe
         started = json.loads((folder / RUN_FILE).read_bytes())
-        yield Check(about, difference(settings, started["config"]))
-        configs = _configs(started["command"], started["config"], started["overrides"])
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        yield Check(about, f"they cannot be read: {error!r}")
-        return
+        overrides, choices = started["overrides"], started["choices"]
+        problem = difference(settings, started["config"]) or override_problem(overrides, started["config"], choices)
+        configs = _configs(started["command"], started["config"], overrides)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        return Configured(check=Check(_ABOUT, f"they cannot be read: {error!r}"))
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        yield Check(about, f"{RUN_FILE} cannot be composed again: {error}")
+        return Configured(check=Check(_ABOUT, f"{RUN_FILE} cannot be composed again: {error}"))
+    by_name = {(str(config.mechanism.name), int(config.seed)): config for config in configs}
+    return Configured(by_name, choices, Check(_ABOUT, problem))
+
+
+def configuration_checks(runs: Sequence[StatedRun], found: Configured) -> Iterator[Check]:
+    """Yields whether the configuration of a run folder is one, and whether every run is stated as it was configured."""
+    yield found.check
+    if not found.configs:
         return
-    expected = [(str(config.mechanism.name), int(config.seed)) for config in configs]
-    found = [(run.statement.mechanism, run.seed) for run in runs]
-    missing = [f"{name}, seed {seed}" for name, seed in expected if (name, seed) not in found]
-    spare = [f"{name}, seed {seed}" for name, seed in found if (name, seed) not in expected]
+    expected, stated = list(found.configs), [(run.statement.mechanism, run.seed) for run in runs]
+    missing = [f"{name}, seed {seed}" for name, seed in expected if (name, seed) not in stated]
+    spare = [f"{name}, seed {seed}" for name, seed in stated if (name, seed) not in expected]
     problem = "; ".join(
         f"{', '.join(names)} {what}" for names, what in ((missing, "not stated"), (spare, "not configured")) if names
     )
     yield Check("every run that was configured is stated", problem)
+    yield Check("all runs are on the same users", _other_users(runs))
     for run in runs:
-        config = dict(zip(expected, configs, strict=True)).get((run.statement.mechanism, run.seed))
+        config = found.configs.get((run.statement.mechanism, run.seed))
         if config is not None:
-            yield Check(f"{run.name}: stated as configured", _problem(run.statement, config))
+            yield Check(f"{run.name}: stated as configured", _problem(run, config))
 
 
 def _configs(command: str, settings: Mapping[str, Any], overrides: Sequence[str]) -> list[DictConfig]:
@@ -72,46 +97,18 @@ def _compared(overrides: tuple[str, ...], changes: tuple[tuple[str, str | int], 
         return composed("compare", overrides, dict(changes))
 
 
-def _problem(statement: PrivacyStatement, config: DictConfig) -> str:
+def _other_users(runs: Sequence[StatedRun]) -> str:
+    """Which numbers of users are stated where there is one; with declared owners, people are counted as well."""
+    for ownership in ("assigned", "declared"):
+        numbers = sorted({run.statement.num_users for run in runs if run.statement.ownership == ownership})
+        if len(numbers) > 1:
+            return f"of {', '.join(map(str, numbers))} users"
+    return ""
+
+
+def _problem(run: StatedRun, config: DictConfig) -> str:
     """How a statement differs from a run's configuration; empty where it does not."""
-    pairs: dict[str, tuple[object, object]] = {
-        "evaluation.users": (statement.evaluated_on, config.evaluation.users),
-        "mechanism.records_per_user": (statement.records_per_user, config.mechanism.get("records_per_user")),
-        "mechanism.clip_norm": (statement.clip_norm, config.mechanism.get("clip_norm")),
-    }
-    if statement.release is not None:
-        pairs |= _of_release(statement, config)
-    wrong = [f"{key}={told} and {stated} is stated" for key, (stated, told) in pairs.items() if _differ(stated, told)]
-    if statement.level == "nobody" and math.isfinite(config.privacy.epsilon) and statement.clip_norm is not None:
-        wrong.append(f"privacy.epsilon={config.privacy.epsilon} and no claim is stated")
-    rounds = config.mechanism.get("rounds")
-    if rounds is not None and statement.rounds > rounds:
-        wrong.append(f"mechanism.rounds={rounds} and {statement.rounds} releases are stated")
-    return "; ".join(wrong)
-
-
-def _of_release(statement: PrivacyStatement, config: DictConfig) -> dict[str, tuple[object, object]]:
-    """What is stated of a release and what was configured, by key."""
-    run = single_run(statement.release)
-    delta = config.privacy.delta
-    searched = config.privacy.num_searched
-    return {
-        "privacy.epsilon": (statement.target_epsilon, config.privacy.epsilon),
-        "privacy.delta": (statement.delta, default_delta(statement.num_users) if delta is None else delta),
-        "privacy.num_searched": (statement.num_searched, _UNKNOWN if searched is None else searched),
-        "noise.source": (statement.noise_source, config.noise.source),
-        "tokens.window": (statement.window, _UNKNOWN if statement.window is None else config.tokens.window),
-        "selection.sampling_prob": _both(run, config, "sampling_prob"),
-        "selection.cohort_size": _both(run, config, "cohort_size"),
-    }
-
-
-def _both(run: object, config: DictConfig, name: str) -> tuple[object, object]:
-    """An attribute of a release and the selection's setting; the same unknown where one of them has none."""
-    stated, told = getattr(run, name, _UNKNOWN), config.selection.get(name, _UNKNOWN)
-    return (_UNKNOWN, _UNKNOWN) if _UNKNOWN in (stated, told) else (stated, told)
-
-
-def _differ(stated: object, told: object) -> bool:
-    """Whether something stated is not what was configured."""
-    return told is not _UNKNOWN and stated is not _UNKNOWN and not is_same(stated, told)
+    try:
+        return "; ".join(differences(run.statement, config))
+    except (ConfigError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+        return f"it cannot be compared: {error}"

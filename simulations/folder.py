@@ -86,7 +86,12 @@ class RunFolder:
             sha256 of the file with the weights.
         """
         base_model = str(outcome.model.peft_config[ADAPTER].base_model_name_or_path)
-        origin = AdapterOrigin(base_model, model=self._choices["model"], data=self._choices["data"])
+        origin = AdapterOrigin(
+            base_model,
+            model=self._choices["model"],
+            data=self._choices["data"],
+            is_on_hub=not Path(base_model).exists(),
+        )
         with replacing(path) as folder:
             try:
                 outcome.model.save_pretrained(str(folder))

@@ -3,15 +3,20 @@
 import bisect
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedsim_userdp.participation import UserLevel
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ownership import BLANK_RECORDS, Ownership, check_ownership
 from simulations.errors import ConfigError
-from simulations.task import Budget
 
+if TYPE_CHECKING:
+    from simulations.task import Budget
+
+Level = Literal["user", "record", "nobody"]
+UNTRAINED, UNNOISED = "no training data used", "none: trained without privacy"  # a result's guarantee in words
 _COMPUTED_ROUNDS = 40  # each takes 10 to 100 ms
+_COUNT_SHARE = 0.05  # of the expected cohort: what the source takes as the count's standard deviation
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Guarantee:
     release: acc.Description | None
     method: str | None
     delta: float
-    level: Literal["user", "record", "nobody"]
+    level: Level
     ownership: Ownership = "assigned"
 
     @property
@@ -97,8 +102,23 @@ class Guarantee:
         return f"user level (neighbours: {neighbours}), accountant {self.method or 'default'}"
 
 
+def level_of(accountant: str) -> Literal["user", "record"]:
+    """Returns whom a promise by an accountant of record-level DP-SGD covers."""
+    return "record" if accountant == "record" else "user"
+
+
+def default_count_stddev(expected_cohort: float, noise_multiplier: float) -> float:
+    """Returns the noise on the count of unclipped users where none is given: a twentieth of the expected cohort.
+
+    Args:
+        expected_cohort: Expected number of users in a round.
+        noise_multiplier: Of update and count together, the least that comes back.
+    """
+    return max(_COUNT_SHARE * expected_cohort, noise_multiplier)
+
+
 def calibrated(
-    release: acc.Description, budget: Budget, method: str | None, level: Literal["user", "record"]
+    release: acc.Description, budget: "Budget", method: str | None, level: Literal["user", "record"]
 ) -> Guarantee:
     """Returns the promise of `release` with the least noise that keeps the budget; no noise at epsilon = infinity.
 

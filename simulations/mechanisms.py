@@ -27,7 +27,7 @@ from fedsim_userdp.training.record_steps import PlainStep, StackedStep
 from fedsim_userdp.training.schedule import LearningRate
 from simulations.diary import Diary, Outcome
 from simulations.errors import ConfigError
-from simulations.guarantee import NO_GUARANTEE, Guarantee, calibrated
+from simulations.guarantee import NO_GUARANTEE, UNNOISED, UNTRAINED, Guarantee, calibrated, level_of
 from simulations.saver import Saver, open_saver
 from simulations.task import Task
 from strategies.optimizers import ServerOptimizer
@@ -57,7 +57,7 @@ class ZeroShot:
         """Scores the base model with an adapter that does nothing yet."""
         diary = Diary(self.name, "users", 0, task, NO_GUARANTEE, _fresh_model(task), progress)
         diary.begin()
-        return diary.outcome(_row(self.name, "none", diary, "no training data used"))
+        return diary.outcome(_row(self.name, "none", diary, UNTRAINED))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +165,7 @@ class RecordLevelDP(_Training):
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Trains with noise calibrated to the task's budget under the accountant."""
         release = acc.RecordLevel(1.0, _sampling_prob(task, self.name), self.rounds, self.records_per_user)
-        level: Literal["user", "record"] = "record" if self.accountant == "record" else "user"
-        guarantee = calibrated(release, task.budget, self.accountant, level)
+        guarantee = calibrated(release, task.budget, self.accountant, level_of(self.accountant))
         pool = task.pool(self.records_per_user)
         model = _fresh_model(task)
         step = self._step(task, model, guarantee)
@@ -214,7 +213,7 @@ class NonPrivate(_Training):
         )
         diary = Diary(self.name, "records", self.rounds, task, NO_GUARANTEE, model, progress)
         _train_centrally(diary, step, pool)
-        return diary.outcome(_row(self.name, "none", diary, "none: trained without privacy", self))
+        return diary.outcome(_row(self.name, "none", diary, UNNOISED, self))
 
 
 def _check_positive(field: str, value: float) -> None:

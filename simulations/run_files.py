@@ -6,6 +6,7 @@ from pathlib import Path
 CONFIG_FILE = "config.yaml"
 WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def adapter_folder(folder: Path, mechanism: str, seed: int, before: Sequence[str]) -> Path:

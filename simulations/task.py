@@ -25,7 +25,6 @@ from fedsim_userdp.federation.worker import Worker, WorkerRecipe, fingerprint_of
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
-from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.ownership import Ownership
 from fedsim_userdp.privacy.streams import RunKey
@@ -39,7 +38,12 @@ from fedsim_userdp.training.evaluation import perplexity
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
 from fedsim_userdp.training.scoring import BaseModelScorer
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe, in_order_of_ids
-from simulations.circumstances import Circumstances, foreign_classes, taken_as_public
+from simulations.circumstances import (
+    Circumstances,
+    foreign_classes,
+    is_add_or_remove,
+    taken_as_public,
+)
 from simulations.corpora import configured_corpus, configured_store
 from simulations.errors import ConfigError
 from simulations.identity import NEVER_CHANGED, identity_of, keys_of_run, plain, settings_digest
@@ -231,7 +235,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     lora = LoraSettings(**plain(config.lora))
     store = configured_store(config, model)
     selector = _client_selector(config)
-    keep_places = store.declares_owners or not _is_add_or_remove(selector, store.num_users, config)
+    keep_places = store.declares_owners or not is_add_or_remove(selector, store.num_users, config)
     split = _split(config, store, keep_places=keep_places)
     settings = settings_digest(config)
     population = Population(np.asarray(store.id_hashes)[split.train])
@@ -299,15 +303,6 @@ def _split(config: DictConfig, store: TokenStore, *, keep_places: bool) -> UserS
         keep_places=keep_places,
     )
     return replace(found, train=in_order_of_ids(store, found.train))
-
-
-def _is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConfig) -> bool:
-    """Whether the selection's claim is for adding or removing a user, so that nobody has a place to keep."""
-    try:
-        release = selector.release(1.0, num_users, int(config.mechanism.get("rounds", 1)))
-    except ValueError:  # said where the run begins
-        return False
-    return release.adjacency is acc.Adjacency.ADD_OR_REMOVE_USER
 
 
 def _path(value: str | None) -> Path | None:

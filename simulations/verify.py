@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedsim_userdp.privacy import cache
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.report.privacy_files import (
     JSON_FILE,
@@ -19,9 +20,11 @@ from fedsim_userdp.report.privacy_files import (
 )
 from fedsim_userdp.report.statement_page import page, sweep_page
 from simulations.arguments import RUN_FILE
-from simulations.checks import Check, difference, results_checks, run_checks, spare_files
-from simulations.configured_runs import configuration_checks
+from simulations.checks import Check, difference
+from simulations.configured_runs import configuration_checks, configured
 from simulations.errors import ConfigError
+from simulations.result_checks import results_checks
+from simulations.run_checks import run_checks, spare_files
 from simulations.sweep import jobs_of, unfinished_jobs
 
 DISAGREES = 1  # exit code
@@ -35,10 +38,11 @@ def main() -> None:
     for folder in folders:
         check_is_run_folder(folder)
     problems = 0
-    for folder in folders:
-        for check in folder_checks(folder):
-            print(f"{folder}: {check.line()}", flush=True)
-            problems += bool(check.problem)
+    with cache.unused():
+        for folder in folders:
+            for check in folder_checks(folder):
+                print(f"{folder}: {check.line()}", flush=True)
+                problems += bool(check.problem)
     print(f"{problems} checks FAILED" if problems else "every check passed")
     sys.exit(DISAGREES if problems else 0)
 
@@ -74,9 +78,10 @@ def _checks(folder: Path, content: PrivacyFile, is_job: bool) -> Iterator[Check]
     yield Check(f"{JSON_FILE}: epsilon, delta and the joint figure recomputed", difference(content.stored, again))
     digest = digest_of((folder / JSON_FILE).read_bytes())
     yield _page_check(folder, page(content.runs, digest, content.sweep, content.unfinished))
-    yield from configuration_checks(folder, content.runs)
-    yield from results_checks(folder, content.runs)
-    yield from run_checks(folder, content.runs)
+    found = configured(folder)
+    yield from configuration_checks(content.runs, found)
+    yield from results_checks(folder, content.runs, found.configs)
+    yield from run_checks(folder, content.runs, found)
     yield spare_files(folder, content.runs)
     if content.sweep is not None and not is_job:
         yield Check("the sweep that it is a job of", _not_listed(folder, folder / content.sweep, digest))

@@ -10,11 +10,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 
 ALGORITHM_VERSION = 6  # to be raised whenever an answer of the accounting may change
+_IS_USED: ContextVar[bool] = ContextVar("is_used", default=True)
 
 
 def remembered(question: tuple[str | float, ...], compute: Callable[[], float], *, worth: bool) -> float:
@@ -25,7 +28,7 @@ def remembered(question: tuple[str | float, ...], compute: Callable[[], float], 
         compute: Called where the answer is not known. What it raises is passed on, and nothing is kept.
         worth: Whether the disk is used at all.
     """
-    if not worth:
+    if not worth or not _IS_USED.get():
         return compute()
     key = json.dumps([ALGORITHM_VERSION, *_versions(), *question])
     path = directory() / "accounting" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
@@ -34,6 +37,16 @@ def remembered(question: tuple[str | float, ...], compute: Callable[[], float], 
         answer = compute()
         _write(path, key, answer)
     return answer
+
+
+@contextmanager
+def unused() -> Iterator[None]:
+    """Within the block every answer is computed, whatever is on disk, and nothing is kept there."""
+    token = _IS_USED.set(False)
+    try:
+        yield
+    finally:
+        _IS_USED.reset(token)
 
 
 def directory() -> Path:

@@ -1,7 +1,6 @@
 """The README.md of an adapter's folder, in the Hub's format: base model, how to load it, and what is guaranteed."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
@@ -40,18 +39,19 @@ class AdapterOrigin:
         base_model: the folder or Hub name of the base model.
         model: its label in the configuration.
         data: the corpus's label in the configuration.
+        is_on_hub: whether the base model is a name on the Hub rather than a folder.
     """
 
     base_model: str
     model: str
     data: str
+    is_on_hub: bool
 
 
 def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigin) -> str:
     """Returns the text of the card: metadata that the Hub reads, then Markdown."""
-    is_on_hub = not Path(origin.base_model).exists()
     metadata = ModelCardData(
-        base_model=origin.base_model if is_on_hub else None,
+        base_model=origin.base_model if origin.is_on_hub else None,
         library_name="peft",
         pipeline_tag="text-generation",
         tags=[

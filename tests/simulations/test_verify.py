@@ -5,20 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy, write_privacy
-from simulations.checks import run_checks
 from simulations.cli import run_command
+from simulations.configured_runs import configured
+from simulations.run_checks import run_checks
 from simulations.verify import folder_checks
 from tests.simulations.corpora import small_settings, write_jsonl
+from tests.simulations.verified import change_json, change_text, configure, first_problem, problems
 
 MECHANISMS = ["zero_shot", "user_wise", "group_privacy", "record_level", "non_private"]
 
@@ -59,26 +60,6 @@ def sweep(swept: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(swept, tmp_path / "sweep"))
 
 
-def problems(folder: Path) -> list[str]:
-    return [f"{check.about}: {check.problem}" for check in folder_checks(folder) if check.problem]
-
-
-def first_problem(folder: Path) -> str:
-    return next((f"{check.about}: {check.problem}" for check in folder_checks(folder) if check.problem), "")
-
-
-def change_json(path: Path, change: Callable[[Any], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def change_text(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
 def leaves(node: object) -> Iterator[tuple[Any, Any]]:
     """Each container of a JSON value with the key or index of a plain value in it."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):  # type: ignore[arg-type]
@@ -111,11 +92,12 @@ def test_the_joint_figure_of_a_sweep_is_that_of_all_its_jobs(swept: Path) -> Non
 def test_one_changed_byte_of_a_ledger_is_found(run: Path) -> None:
     path = run / "ledger" / "user_wise-seed0.jsonl"
     data, stated = path.read_bytes(), read_privacy(run).runs[1:2]  # type: ignore[union-attr]
-    assert not any(check.problem for check in run_checks(run, stated))
+    found = configured(run)
+    assert not any(check.problem for check in run_checks(run, stated, found))
     newlines = [at for at, byte in enumerate(data) if byte == ord("\n")]
     for at in [*range(0, len(data), len(data) // 40), *newlines]:
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-        assert any(check.problem for check in run_checks(run, stated)), at
+        assert any(check.problem for check in run_checks(run, stated, found)), at
 
 
 @pytest.mark.parametrize("num_left", [0, 1, 2])
@@ -212,18 +194,7 @@ def test_a_changed_configuration_is_found(run: Path, old: str, new: str) -> None
      ("selection.sampling_prob", 0.1), ("tuned.user_wise.clip_norm", 0.1), ("tuned.rounds", 1), ("seed", 4)],
 )  # fmt: skip
 def test_a_configuration_that_was_changed_in_both_files_is_found(run: Path, key: str, value: object) -> None:
-    def change(content: dict[str, Any]) -> None:
-        node = content["config"]
-        *parents, last = key.split(".")
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-        content["overrides"] = [each for each in content["overrides"] if not each.startswith(f"{key}=")]
-        content["overrides"].append(f"{key}={value}")
-
-    change_json(run / "run.json", change)
-    stored = json.loads((run / "run.json").read_text())["config"]
-    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    configure(run, key, value)
     assert problems(run)
 
 

@@ -1,0 +1,159 @@
+"""What `fedsim verify` holds an adapter's folder against: ledger and statement, configuration, results."""
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fedsim_userdp.privacy.joint import StatedRun
+from fedsim_userdp.report.model_card import AdapterOrigin, model_card
+from fedsim_userdp.report.privacy_files import digest_of
+from simulations.arguments import foreign_targets
+from simulations.checks import difference
+from simulations.result_checks import result_rows
+from simulations.run_files import ADAPTER_CONFIG, CARD, WEIGHTS
+
+_FEW = 20  # layers: PEFT shortens a longer list of their names
+_EVERY_LAYER = "all-linear"  # PEFT writes down their names
+_BUNDLED = "/fedsim_userdp/models/tiny_gpt2"
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?A(?:\.weight)?")
+_LABEL = r"[\w./-]+"
+_OF_PEFT = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "bias": "none",
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+}
+_NOT_TOLD = ("fan_in_fan_out", "peft_version")  # the base model's layers and the software decide them
+
+
+def weights_problem(adapter: Path, digest: str | None, source: str = "the ledger") -> str:
+    """Returns why an adapter is not the one that a ledger ends with, or a statement names; empty where it is."""
+    if digest is None:
+        return "the ledger has no closing line"
+    path = adapter / WEIGHTS
+    if not path.is_file():
+        return f"{path} is not there"
+    found = digest_of(path.read_bytes())
+    return "" if found == digest else f"{path} has sha256 {found}, {source} says {digest}"
+
+
+def card_problem(folder: Path, adapter: Path, run: StatedRun, choices: Mapping[str, str]) -> str:
+    """Returns why a model card is not what statement, result and configuration give; empty where it is."""
+    try:
+        text = (adapter / CARD).read_text(encoding="utf-8")
+        base = str(_settings(adapter)["base_model_name_or_path"])
+        model, data = choices["model"], choices["data"]
+        row = next(
+            row for row in result_rows(folder) if (row.mechanism, row.seed) == (run.statement.mechanism, run.seed)
+        )
+    except (OSError, ValueError, TypeError, KeyError, StopIteration) as error:
+        return f"it cannot be compared: {error!r}"
+    if not all(re.fullmatch(_LABEL, label) for label in (model, data)):
+        return f"model={model!r} and data={data!r} are no names of settings"
+    for is_on_hub in (False,) if re.match(r"[/~.]|[A-Za-z]:", base) else (True, False):
+        if text == model_card(row, run.statement, AdapterOrigin(base, model, data, is_on_hub=is_on_hub)):
+            return ""
+    return "it is not what statement, results and configuration say"
+
+
+def settings_problem(adapter: Path, config: DictConfig) -> str:
+    """Returns why `adapter_config.json` is not what was configured, or not of the weights; empty where it is."""
+    try:
+        stored, shapes = _settings(adapter), _shapes(adapter / WEIGHTS)
+        told = _configured(config) | {name: value for name, value in _OF_PEFT.items() if name in stored}
+        return (
+            difference({name: stored[name] for name in told}, told)
+            or _other_settings(stored, told)
+            or _target_problem(stored["target_modules"], _asked(config), shapes, stored["r"])
+            or _base_problem(str(stored["base_model_name_or_path"]), config.model)
+        )
+    except (OSError, ValueError, TypeError, KeyError, IndexError, struct.error, OmegaConfBaseException) as error:
+        return f"it cannot be compared: {error!r}"
+
+
+def spare_problem(adapter: Path) -> str:
+    """Returns which files an adapter's folder holds besides its own three; empty where there are none."""
+    spare = sorted(path.name for path in adapter.iterdir() if path.name not in (CARD, WEIGHTS, ADAPTER_CONFIG))
+    return (spare and f"nothing is known of {', '.join(spare)}") or ""
+
+
+def _settings(adapter: Path) -> dict[str, Any]:
+    """What `adapter_config.json` holds."""
+    stored = json.loads((adapter / ADAPTER_CONFIG).read_bytes())
+    if not isinstance(stored, dict):
+        raise ValueError(f"{ADAPTER_CONFIG} holds no settings")
+    return stored
+
+
+def _configured(config: DictConfig) -> dict[str, object]:
+    """Settings of PEFT that were configured, by its names."""
+    lora = config.lora
+    return {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.use_rslora}
+
+
+def _asked(config: DictConfig) -> object:
+    """The layers that were to be adapted: a text, or a list of names."""
+    asked = config.lora.target_modules
+    return asked if isinstance(asked, str) else list(asked)
+
+
+def _shapes(weights: Path) -> dict[str, list[int]]:
+    """The shape of each tensor of a safetensors file, by name, from its header."""
+    data = weights.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _other_settings(stored: Mapping[str, Any], told: Mapping[str, object]) -> str:
+    """A setting that nobody asked for."""
+    known = (*told, *_NOT_TOLD, "target_modules", "base_model_name_or_path")
+    spare = [f"{name}={value}" for name, value in stored.items() if name not in known and value]
+    if not isinstance(stored.get("fan_in_fan_out", False), bool):
+        spare.append("fan_in_fan_out")
+    if not re.fullmatch(r"[\w.+@-]*", str(stored.get("peft_version", ""))):
+        spare.append("peft_version")
+    return f"{', '.join(spare)} was not configured" if spare else ""
+
+
+def _target_problem(targets: Any, asked: object, shapes: Mapping[str, list[int]], rank: int) -> str:
+    """How the names of adapted layers differ from what was configured, and from the layers that have weights."""
+    found = {_FACTOR.fullmatch(name): shape[0] for name, shape in shapes.items()}
+    ranks = {match[1]: size for match, size in found.items() if match}
+    if wrong := [layer for layer, size in ranks.items() if size != rank]:
+        return f"r is {rank}, the weights of {wrong[0]} are of rank {ranks[wrong[0]]}"
+    is_pattern = isinstance(asked, str) and asked != _EVERY_LAYER
+    if is_pattern or isinstance(targets, str):
+        return "" if is_pattern and targets == asked else f"target_modules is {targets!r}, configured is {asked!r}"
+    if isinstance(asked, list) and len(asked) < _FEW and sorted(targets) != sorted(asked):
+        return f"target_modules is {sorted(targets)}, configured is {sorted(asked)}"
+    named = {layer: [name for name in targets if f".{layer}".endswith(f".{name}")] for layer in ranks}
+    spare = sorted(set(targets) - {name for names in named.values() for name in names})
+    spare += [layer for layer, names in named.items() if not names]
+    return f"target_modules and the adapted layers differ in {', '.join(spare)}" if spare else ""
+
+
+def _base_problem(base: str, model: DictConfig) -> str:
+    """Why a base model is not the configured one; empty where it is, or where foreign code chose it."""
+    is_right = _is_base(base, model) if not foreign_targets(model, ()) else re.fullmatch(r"[\w./~:\\+-]+", base)
+    return "" if is_right else f"base_model_name_or_path is {base!r}, which was not configured"
+
+
+def _is_base(base: str, model: DictConfig) -> bool:
+    """Whether a base model is the one that this package's model source loads."""
+    if model.get("path") is None and model.get("package") is None:
+        return Path(base).as_posix().endswith(_BUNDLED)
+    path = Path("" if model.get("path") is None else str(model.path))
+    if base in (str(model.get("path")), str(path), str(path.expanduser())):
+        return True
+    stem = re.escape(path.stem) if path.name else r"[\w.-]+"  # of a GGUF file, whose copy is a folder of the cache
+    return re.fullmatch(f".*/models/{stem}-[0-9a-f]{{16}}", Path(base).as_posix()) is not None

@@ -1,0 +1,110 @@
+"""What `fedsim verify` holds `results.json` and `results.csv` against: the statements and the configuration."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fedsim_userdp.privacy.descriptions import RecordLevel
+from fedsim_userdp.privacy.joint import StatedRun
+from fedsim_userdp.privacy.statement import PrivacyStatement
+from fedsim_userdp.report.files import csv_text
+from fedsim_userdp.report.records import OF_RESULTS, ROW_FIELDS, ResultRow
+from simulations.arguments import foreign_targets
+from simulations.checks import Check, difference
+from simulations.configured_claims import unit_of
+from simulations.guarantee import UNNOISED, UNTRAINED, Guarantee
+
+
+def results_checks(
+    folder: Path, runs: Sequence[StatedRun], configs: Mapping[tuple[str, int], DictConfig]
+) -> Iterator[Check]:
+    """Yields whether `results.json` and `results.csv` claim what the statements do, of runs as they were configured."""
+    try:
+        rows = result_rows(folder)
+    except (OSError, ValueError, TypeError) as error:
+        yield Check("results.json", f"it cannot be read: {error}")
+        return
+    yield Check("results.json: claims of every run", _row_problem(rows, runs, configs))
+    path = folder / "results.csv"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    same = text == csv_text(ROW_FIELDS, [row.to_dict() for row in rows])
+    yield Check("results.csv", "" if same else "it is not what results.json says")
+
+
+def result_rows(folder: Path) -> list[ResultRow]:
+    """Returns the rows of `results.json`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else.
+    """
+    stored: Any = json.loads((folder / "results.json").read_bytes())
+    names = {field.name for field in fields(ResultRow)}
+    if not isinstance(stored, list) or not all(isinstance(row, dict) and row.keys() == names for row in stored):
+        raise ValueError("it holds something else than result rows")
+    return [ResultRow(**row) for row in stored]
+
+
+def _row_problem(
+    rows: Sequence[ResultRow], runs: Sequence[StatedRun], configs: Mapping[tuple[str, int], DictConfig]
+) -> str:
+    """How the rows differ from the statements and the configuration; empty where they do not."""
+    if len(rows) != len(runs):
+        return f"it has {len(rows)} runs, {len(runs)} are stated"
+    for row, run in zip(rows, runs, strict=True):
+        config = configs.get((run.statement.mechanism, run.seed))
+        told = _stated(row, run)
+        if config is not None and unit_of(config) is not None:
+            told |= _configured(run.statement, config)
+        if found := difference({name: getattr(row, name) for name in told}, told):
+            return f"{run.name}: {found}"
+    return ""
+
+
+def _stated(row: ResultRow, run: StatedRun) -> dict[str, object]:
+    """What a statement says of its row."""
+    statement = run.statement
+    is_of_users, is_of_pool = statement.level == "user", isinstance(statement.release, RecordLevel)
+    return {
+        "mechanism": statement.mechanism,
+        "seed": run.seed,
+        "epsilon": statement.epsilon if is_of_users else None,
+        "delta": statement.delta if is_of_users else None,
+        "target_epsilon": statement.target_epsilon if is_of_users else None,
+        "epsilon_tight": statement.epsilon_by_accountant.get("tight") if is_of_pool else None,
+        "epsilon_record": statement.epsilon_by_accountant.get("record") if is_of_pool else None,
+        **({} if statement.level == "nobody" else {"guarantee": _in_words(statement)}),
+        "noise_multiplier": statement.update_noise_multiplier,
+        "clip_norm": statement.clip_norm,
+        "records_per_user": statement.records_per_user or 0,
+        "rounds": row.rounds if statement.rounds == max(row.rounds, 1) else statement.rounds,
+        "evaluated_on": statement.evaluated_on,
+        "not_private": OF_RESULTS,
+    }
+
+
+def _in_words(statement: PrivacyStatement) -> str:
+    """The guarantee in a result's words."""
+    if statement.records_per_user is None and statement.level == "nobody":
+        return UNTRAINED
+    if statement.clip_norm is None and statement.level == "nobody":
+        return UNNOISED
+    delta = 1.0 if statement.delta is None else statement.delta
+    return Guarantee(statement.release, statement.method, delta, statement.level, statement.ownership).in_words()
+
+
+def _configured(statement: PrivacyStatement, config: DictConfig) -> dict[str, object]:
+    """What the configuration of one of this package's mechanisms says of its run's row."""
+    told = {
+        "unit": unit_of(config),
+        "guarantee": _in_words(statement),
+        "learning_rate": config.mechanism.get("learning_rate"),
+    }
+    if not foreign_targets(config.selection, ()):
+        is_trained = config.mechanism.get("rounds") is not None
+        told["sampling_prob"] = config.selection.get("sampling_prob") if is_trained else None
+    return told
