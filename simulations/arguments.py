@@ -72,9 +72,13 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     """Returns the command line for Hydra: values quoted where need be, and what `resume=PATH` stands for.
 
     Raises:
-        ConfigError: when the folder holds no run of this command, or one that would run somebody else's code.
+        ConfigError: when the folder holds no run of this command, or one that would run somebody else's code; when jobs
+            of a sweep would not lie in its folder.
     """
     quoted = [_quoted_if_needed(argument) for argument in arguments]
+    for argument in quoted:
+        if override_key(argument) == "hydra.sweep.subdir" and "=" in argument:
+            check_subdir(str(_parsed(argument).value()))
     found = [_parsed(argument).value() for argument in quoted if override_key(argument) == "resume"]
     if not found or found[-1] is None:
         return quoted
@@ -112,6 +116,16 @@ def begin_folder(config: DictConfig, command: str) -> None:
 def override_key(override: str) -> str:
     """Returns the key of an override such as `+a.b=c` or `~a`."""
     return override.split("=")[0].lstrip("+~")
+
+
+def check_subdir(subdir: str) -> None:
+    """Raises ConfigError unless `hydra.sweep.subdir` leads below the sweep's folder, in which its jobs are counted."""
+    path = Path(subdir)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ConfigError(
+            f"hydra.sweep.subdir={subdir} must name a folder below the sweep's own, such as ${{hydra:job.num}}, with "
+            "neither .. nor / at its start: what all jobs promise together is counted and written there"
+        )
 
 
 def check_types(config: DictConfig, config_name: str) -> None:

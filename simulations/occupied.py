@@ -6,7 +6,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
+from simulations.arguments import check_subdir
 from simulations.errors import ConfigError
 
 LOCK_FILE = ".lock"
@@ -17,9 +19,12 @@ def occupied_folder() -> Iterator[Path]:
     """Gives the running job's folder, kept from other processes for the duration of the block.
 
     Raises:
-        ConfigError: when another process is at work in it.
+        ConfigError: when another process is at work in it, or it is that of a sweep's job and not in the sweep's.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.MULTIRUN:
+        check_subdir(str(settings.sweep.subdir))
+    folder = Path(settings.runtime.output_dir)
     lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(blocking=False)

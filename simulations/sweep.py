@@ -1,5 +1,6 @@
 """The folder of a sweep (`--multirun`): what all of its jobs promise together, brought up to date by each of them."""
 
+import os
 from pathlib import Path
 
 from filelock import FileLock
@@ -14,6 +15,7 @@ from fedsim_userdp.report.privacy_files import (
     read_privacy,
     write_sweep_privacy,
 )
+from simulations.arguments import check_subdir
 from simulations.occupied import LOCK_FILE
 
 _SWEEP_FILE = "multirun.yaml"  # Hydra's mark of a sweep's folder
@@ -24,11 +26,15 @@ def sweep_of_this_job() -> Path | None:
     """Returns the folder of the sweep that the running Hydra job belongs to; None outside of one.
 
     A job that is resumed is no part of a sweep to Hydra: then it is the folder above that Hydra marked as a sweep's.
+
+    Raises:
+        ConfigError: the job does not lie below the sweep's folder.
     """
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
-        return folder.parents[len(Path(settings.sweep.subdir).parts) - 1]
+        check_subdir(str(settings.sweep.subdir))
+        return Path(os.path.abspath(Path(settings.runtime.cwd, settings.sweep.dir)))  # as Hydra itself, links kept
     return next((parent for parent in folder.parents[:_DEPTH] if (parent / _SWEEP_FILE).exists()), None)
 
 

@@ -11,6 +11,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora, factors, lora_layers
 from fedsim_userdp.training.batches import Unit
+from tests.simulations.zygote import Zygote, zygote
 
 # dp_accounting brings absl, whose handler closes its stream when Hydra sets up logging: never pytest's captured one.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
@@ -80,3 +83,10 @@ def any_model(request: pytest.FixtureRequest) -> PeftModel:
 def model() -> PeftModel:
     """The small GPT-2."""
     return small_gpt2()
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Starts `fedsim` in processes of its own, quickly."""
+    with zygote(tmp_path_factory.mktemp("processes")) as started:
+        yield started

@@ -12,6 +12,8 @@ from email import errors
 from email.header import decode_header, make_header
 from email.message import Message
 
+from fedsim_userdp.data.ids import plain_id
+
 SENDERS = ("From", "Sender")
 RECIPIENTS = ("To", "Cc", "Bcc", "Resent-To", "Resent-Cc", "Resent-Bcc", "Apparently-To")
 # Exchange's own lists, by display name: what To, Cc and Bcc of the corpus were made of.
@@ -41,7 +43,7 @@ class Addresses:
     """What the headers of a message name.
 
     Attributes:
-        found: Addresses in lower case, each once, in order.
+        found: Addresses in lower case and Unicode's composed form, each once, in order.
         is_complete: Whether every sender and recipient named has an address among them, as far as can be told.
     """
 
@@ -93,7 +95,7 @@ def _find(text: str) -> Addresses:
     text = re.sub(r"\s*@\s*", "@", QUOTED_LOCAL.sub(lambda quoted: f"{'.'.join(quoted[1].split())}@", text))
     mails = [mail.strip("'`.[]{}").lower() for mail in MAIL.findall(text)]
     names = ["/" + name.strip(" /'").lower() for name in X500.findall(text)]
-    return Addresses((*mails, *names), all(PLAIN_MAIL.fullmatch(mail) for mail in mails))
+    return Addresses(tuple(map(plain_id, (*mails, *names))), all(PLAIN_MAIL.fullmatch(mail) for mail in mails))
 
 
 def _names_nobody_else(part: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
 from fedsim_userdp.data.rows import Row, RowReader, read_csv, read_jsonl
 from fedsim_userdp.data.source import files_in, fingerprint_files, require_path
-from fedsim_userdp.data.table import column, id_of, one_user, text_of
+from fedsim_userdp.data.table import column, text_of, user_of
 
 GET_IT = (
     "download the chapter-level CSV files of kmfoda/booksum from huggingface.co, or make the JSONL files with "
@@ -85,7 +85,7 @@ class BooksumCorpus:
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""
-        book = id_of(one_user(column(row, self.user_column, "data.user_column", at), at))
+        book = user_of(row, self.user_column, at)
         text = text_of(self._text(row, at), self.dropped, at)
         if not self.keep_aggregates and str(row.get("is_aggregate")).lower() == "true":
             self.dropped.add("aggregate of several chapters", at=at)

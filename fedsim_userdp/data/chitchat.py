@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.ids import plain_id
 from fedsim_userdp.data.source import fingerprint_files, require_path
 
 GET_IT = "install it with `pip install chitchat-dataset`, or take dataset.json from that package"
@@ -54,7 +55,8 @@ class ChitchatCorpus:
         """Gathers one conversation's messages by sender."""
         typed: dict[str, list[str]] = {}
         for sender, text in messages:
-            if not isinstance(sender, str) or not sender:
+            sender = plain_id(sender) if isinstance(sender, str) else ""
+            if not sender:
                 self.dropped.add("message without a sender", at=at)
                 continue
             own = typed.setdefault(sender, [])

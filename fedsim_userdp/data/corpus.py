@@ -16,7 +16,8 @@ class Record:
     """One piece of text.
 
     Attributes:
-        user_id: The user in whose data set the record is trained on; not empty.
+        user_id: The user in whose data set the record is trained on; not empty. Ids that differ only in what
+            `ids.plain_id` sets aside are one.
         text: The text itself, any length; empty for a row or message that names a user and has no text. Such a
             record is to be given all the same: its user keeps a place, and its owners are owners.
         owners: Everybody whom the record is about, for records with several owners (an e-mail belongs to its

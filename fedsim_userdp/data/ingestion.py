@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.data.corpus import Corpus, DataError, Record
+from fedsim_userdp.data.ids import RULE, plain_id
 from fedsim_userdp.data.layout import FORMAT
 from fedsim_userdp.data.tokens import (
     Tokenizer,
@@ -31,7 +32,7 @@ BATCH_CHARS = 1 << 20
 
 def store_fingerprint(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings) -> str:
     """Returns the hex key of the store that these three make."""
-    key = [FORMAT, corpus.name, corpus.fingerprint(), tokenizer_fingerprint(tokenizer), asdict(settings)]
+    key = [FORMAT, RULE, corpus.name, corpus.fingerprint(), tokenizer_fingerprint(tokenizer), asdict(settings)]
     return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -51,28 +52,30 @@ def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, f
 
 
 def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
-    """Passes on records that have a user, blank ones included, counting words and what is wrong with each."""
+    """Passes on records that have a user, ids in one form, counting words and what is wrong with each."""
     for number, record in enumerate(corpus.records(), start=1):
         at = record.at or f"{corpus.name}, record {number}"
-        if not isinstance(record.user_id, str) or not record.user_id:
+        user_id = plain_id(record.user_id) if isinstance(record.user_id, str) else ""
+        if not user_id:
             writer.dropped.add("record without a user id", at=at)
             continue
         if not isinstance(record.text, str):
             raise DataError(f"{at}: text must be a str, got {type(record.text).__name__}")
-        _check_owners(record.owners, at)
-        writer.add_words(record.user_id, count_words(record.text))
+        owners = _owners(record.owners, at)
+        writer.add_words(user_id, count_words(record.text))
         text = replace_lone_surrogates(record.text) if record.text.strip() else ""
         if not text and not record.is_missing:
             writer.dropped.add("empty record", at=at)
         if text and text != record.text:
             writer.dropped.add("record with code points that UTF-8 cannot hold, replaced", at=at)
-        yield Record(record.user_id, text, record.owners, at)
+        yield Record(user_id, text, owners, at)
 
 
-def _check_owners(owners: object, at: str) -> None:
-    """Raises DataError unless the owners that a corpus names are a tuple of ids; a text would be read by letters."""
-    if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
+def _owners(owners: object, at: str) -> tuple[str, ...]:
+    """The owners that a corpus names, which must be a tuple of ids; a text would be read by letters."""
+    if not isinstance(owners, tuple) or not all(isinstance(owner, str) and plain_id(owner) for owner in owners):
         raise DataError(f"{at}: owners must be a tuple of ids (str, not empty)")
+    return tuple(map(plain_id, owners))
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:

@@ -6,16 +6,16 @@ import json
 import re
 
 from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.data.ids import AS_FRACTION, plain_id, whole_number
 
 OTHER_SEPARATORS = ",;|"
 QUOTE = "['\u2018\u2019\u201c\u201d\u00ab\u00bb]"  # within a name, as in O'Brien, an apostrophe is no quote
 LIST_SYNTAX = re.compile(rf"[\[\](){{}}<>\"`]|^{QUOTE}|{QUOTE}$|{QUOTE}\s*[,;|]|[,;|]\s*{QUOTE}")
 FRACTION = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+|\d+(?:\.\d*)?[eE][+-]?\d+)|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-LARGEST_WHOLE_FLOAT = 2**53
 
 
 def owners_of(value: object, separator: str, at: str) -> tuple[str, ...]:
-    """Returns the owners that a cell names, white space around each aside, upper and lower case told apart.
+    """Returns the owners that a cell names, each as `ids.plain_id` has it, upper and lower case told apart.
 
     Read are: nothing or blank text (no further owners); a list of ids; a whole number (one id); text that is a JSON
     list of ids; other text as ids between `separator`, one of which may stand at the end. An id is text or a whole
@@ -34,7 +34,7 @@ def owners_of(value: object, separator: str, at: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        return _from_text(value.strip(), separator, at)
+        return _from_text(plain_id(value), separator, at)
     listed = value if isinstance(value, list) else [value]
     return tuple(_owner(owner, separator, at) for owner in listed)
 
@@ -52,7 +52,7 @@ def check_owner(owner: str, separator: str, at: str) -> str:
         raise _refusal(at, f"holds the separator {separator!r}: list the owners one by one")
     if LIST_SYNTAX.search(owner) or not owner.isprintable():
         raise _refusal(at, f"could be several: give a list, or ids separated by {separator!r}, without quotes")
-    if FRACTION.fullmatch(owner):
+    if FRACTION.fullmatch(owner) or AS_FRACTION.fullmatch(owner):
         raise _refusal(at, "is no whole number: write it without decimals")
     return owner
 
@@ -63,7 +63,7 @@ def _from_text(text: str, separator: str, at: str) -> tuple[str, ...]:
         return ()
     if text.startswith("["):
         return tuple(_owner(owner, separator, at) for owner in _json_list(text, separator, at))
-    pieces = [piece.strip() for piece in text.split(separator)]
+    pieces = [plain_id(piece) for piece in text.split(separator)]
     if len(pieces) > 1 and not pieces[-1]:
         pieces.pop()
     for piece in pieces:
@@ -88,13 +88,11 @@ def _json_list(text: str, separator: str, at: str) -> list[object]:
 
 def _owner(value: object, separator: str, at: str) -> str:
     """One id of a list."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_WHOLE_FLOAT:
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    if (whole := whole_number(value)) is not None:
+        return whole
     if not isinstance(value, str):
         raise _refusal(at, f"is {type(value).__name__}: an id is text or a whole number")
-    return check_owner(value.strip(), separator, at)
+    return check_owner(plain_id(value), separator, at)
 
 
 def _refusal(at: str, why: str) -> DataError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.ids import id_of
 from fedsim_userdp.data.owner_cells import check_owner, owners_of
 from fedsim_userdp.data.rows import (
     Row,
@@ -30,9 +31,9 @@ SUFFIXES = {"jsonl": (".jsonl", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": 
 class TableCorpus:
     """A user's own table: JSONL, CSV, Parquet, or a folder saved by Hugging Face `datasets`.
 
-    The same user id in several files is one user, white space around it aside. Whole numbers serve as ids. A row
-    without an id is left out and counted, one without text is blank and counted; a missing column is refused, and so
-    are several users in a row, and owners that cannot be read for certain.
+    The same user id in several files is one user, read as `ids.id_of` has it: white space around it aside, whole
+    numbers as such. A row without an id is left out and counted, one without text is blank and counted; a missing
+    column is refused, and so are several users in a row, ids such as "7.0", and owners that cannot be read for certain.
 
     Args:
         path: A file, or a folder of such files, which are read in alphabetical order.
@@ -118,7 +119,7 @@ class TableCorpus:
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""
-        user_id = id_of(one_user(column(row, self.user_column, "data.user_column", at), at))
+        user_id = user_of(row, self.user_column, at)
         if user_id is None:
             self.dropped.add("row without a user id", at=at)
             return None
@@ -133,9 +134,11 @@ class TableCorpus:
         """Further owners that a row names; the user is an owner too, and must be one."""
         if self.owners_column is None:
             return ()
-        check_owner(user_id, self.owners_separator, at)
+        with _naming(self.user_column):
+            check_owner(user_id, self.owners_separator, at)
         value = column(row, self.owners_column, "data.owners_column", at)
-        return owners_of(value, self.owners_separator, at)
+        with _naming(self.owners_column):
+            return owners_of(value, self.owners_separator, at)
 
 
 def column(row: Row, name: str, key: str, at: str) -> object:
@@ -164,13 +167,13 @@ def one_user(value: object, at: str) -> object:
     return value
 
 
-def id_of(value: object) -> str | None:
-    """Returns a user id as text: text without white space around it, whole numbers in decimal; None for all else."""
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value.strip() or None if isinstance(value, str) else None
+def user_of(row: Row, name: str, at: str) -> str | None:
+    """Returns the id in the user column `name`, None where there is none.
+
+    Raises:
+        DataError: there is no such column, or it holds several users, or an id that could be two; see `ids.id_of`.
+    """
+    return id_of(one_user(column(row, name, "data.user_column", at), at), f"{at}: column {name!r}")
 
 
 def text_of(value: object, dropped: DropCounts, at: str) -> str | None:
@@ -180,3 +183,12 @@ def text_of(value: object, dropped: DropCounts, at: str) -> str | None:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return "\n".join(value)
     return value if isinstance(value, str) else None
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Adds to what is refused within the block in which column it stands."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{error} (column {name!r})") from error

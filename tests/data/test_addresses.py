@@ -17,6 +17,12 @@ def test_addresses_are_in_lower_case_and_each_once():
     assert addresses_of(message, "To", "Cc", "Bcc") == ["a@x.com", "b@x.com"]
 
 
+def test_an_address_in_two_spellings_is_one_address():
+    composed, decomposed = "jos=C3=A9=40x.com", "JOSE=CC=81=40x.com=C2=A0"
+    message = parse_email(f"To: =?utf-8?q?{composed}?=, =?utf-8?q?{decomposed}?=\n\n".encode())
+    assert addresses_of(message, "To") == ["jos\xe9@x.com"]
+
+
 @pytest.mark.parametrize(
     ("to", "found"),
     [

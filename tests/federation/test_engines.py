@@ -14,17 +14,26 @@ import torch
 from safetensors.torch import load_file
 
 from tests.simulations.test_commands import fedsim
+from tests.simulations.zygote import Zygote
 
 # 24 users in training: every user of the corpus but those set aside.
 SMALL = [
-    "mechanism=user_wise", "mechanism.rounds=2", "selection.sampling_prob=0.3", "split.heldout_users=880",
-    "evaluation.records_per_user=1", "evaluation.every=100", "tokens.min_words=64",
+    "mechanism=user_wise", "mechanism.rounds=2", "selection.sampling_prob=0.3", "split.heldout_users=10",
+    "split.validation_users=870", "evaluation.records_per_user=1", "evaluation.every=100", "tokens.min_words=64",
 ]  # fmt: skip
 
 
 def trained(folder: Path, *overrides: str) -> torch.Tensor:
+    """The adapter of a run that starts as a user's does."""
     done = fedsim("run", *SMALL, *overrides, f"output_dir={folder}", cwd=folder.parent)
     assert done.returncode == 0, done.stderr
+    return adapter(folder)
+
+
+def trained_here(processes: Zygote, folder: Path, *overrides: str) -> torch.Tensor:
+    """The adapter of a run in one process that is soon there."""
+    ended = processes.run("run", *SMALL, *overrides, f"output_dir={folder}", cwd=folder.parent)
+    assert ended.returncode == 0, ended.stderr
     return adapter(folder)
 
 
@@ -34,9 +43,9 @@ def adapter(folder: Path) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+def expected(tmp_path_factory: pytest.TempPathFactory, processes: Zygote) -> torch.Tensor:
     """The adapter that one node in this process trains."""
-    return trained(tmp_path_factory.mktemp("engines") / "in_process")
+    return trained_here(processes, tmp_path_factory.mktemp("engines") / "in_process")
 
 
 def assert_same_model(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -87,10 +96,12 @@ def kill_a_busy_worker(pid: int, ledger: Path) -> None:
     raise AssertionError("no worker was ever busy")
 
 
-def test_one_node_per_user_in_this_process_gives_the_same_model(tmp_path: Path, expected: torch.Tensor) -> None:
-    assert_same_model(trained(tmp_path / "many", "engine.num_nodes=null"), expected)
+def test_one_node_per_user_in_this_process_gives_the_same_model(
+    tmp_path: Path, expected: torch.Tensor, processes: Zygote
+) -> None:
+    assert_same_model(trained_here(processes, tmp_path / "many", "engine.num_nodes=null"), expected)
 
 
-def test_another_seed_gives_another_model(tmp_path: Path, expected: torch.Tensor) -> None:
-    other = trained(tmp_path / "other", "seed=1")
+def test_another_seed_gives_another_model(tmp_path: Path, expected: torch.Tensor, processes: Zygote) -> None:
+    other = trained_here(processes, tmp_path / "other", "seed=1")
     assert float((other - expected).norm()) > 1e-3 * float(expected.norm())

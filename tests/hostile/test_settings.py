@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
@@ -81,6 +82,7 @@ def try_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
 
     monkeypatch.setattr(ModelSource, "load", lambda source: quickly(load, source))
     monkeypatch.setattr(ModelSource, "load_tokenizer", lambda source: quickly(load_tokenizer, source))
+    monkeypatch.setattr("simulations.arguments.hydra.compose", remembered(hydra.compose))
     base = small_settings(write_jsonl(tmp_path / "corpus.jsonl"), tmp_path / "cache", rounds=1)
     runs = iter(range(10**9))
 
@@ -106,6 +108,18 @@ def try_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
     with watched(tmp_path, tmp_path.parent) as wrong:
         yield run
         assert [line for line in wrong if not made_nothing(line)] == []
+
+
+def remembered(real: Any) -> Any:
+    """A `compose` that reads the files of the same choices once."""
+    composed: dict[tuple[str, ...], Any] = {}
+
+    def compose_once(name: str, overrides: list[str]) -> Any:
+        if (name, *overrides) not in composed:
+            composed[name, *overrides] = real(name, overrides=overrides)
+        return composed[name, *overrides]
+
+    return compose_once
 
 
 def made_nothing(line: str) -> bool:

@@ -8,15 +8,17 @@ import torch
 from fedsim_userdp.data.store import TokenStore
 from tests.simulations.small_runs import (
     remember_accounting,
+    remember_models,
     small_store,
 )
 
 
 @pytest.fixture(scope="module")
 def quick_accounting() -> Iterator[None]:
-    """The same few questions in every run."""
+    """The same few questions about the same model in every run."""
     with pytest.MonkeyPatch.context() as patch:
         remember_accounting(patch)
+        remember_models(patch)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield

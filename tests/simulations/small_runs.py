@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -35,6 +36,7 @@ from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.users import in_order_of_ids
+from simulations import task as task_module
 from simulations.adaptive_clipping import UserWiseAdaptive
 from simulations.circumstances import Circumstances
 from simulations.diary import Outcome
@@ -230,6 +232,20 @@ def remember_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
         return Curve(epsilon, lambda epsilon: curve_of(description, method).log_delta(epsilon))
 
     monkeypatch.setattr(accountants, "curve", curve)
+
+
+def remember_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes models of one shape be tried out, and the template of their cards be read, once only."""
+    answers: dict[str, str | None] = {}
+    real = task_module.why_not_stacked
+
+    def why_not_stacked(model: torch.nn.Module) -> str | None:
+        if repr(model) not in answers:
+            answers[repr(model)] = real(model)
+        return answers[repr(model)]
+
+    monkeypatch.setattr(task_module, "why_not_stacked", why_not_stacked)
+    monkeypatch.setattr(jinja2.Environment, "compile", cache(jinja2.Environment.compile))
 
 
 def dies_after_release(task: Task, round: int, monkeypatch: pytest.MonkeyPatch, mechanism: str = "user_wise") -> None:

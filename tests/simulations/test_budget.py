@@ -193,18 +193,18 @@ def test_only_a_bare_sweep_with_commas_is_put_in_quotes() -> None:
 
 
 def test_a_large_delta_and_a_target_that_is_not_met_are_said() -> None:
-    setting = BudgetSetting(num_users=7, records_per_user=2, rounds=3, epsilon=1e6, cohort=3.0)
+    setting = BudgetSetting(num_users=7, records_per_user=1, rounds=3, epsilon=1e6, cohort=3.0)
     words = " ".join(in_words(plan(setting)))
     assert "one user in 8 could be published whole" in words
     assert "35,112 users" in words
     assert "epsilon 1e+06 was asked for and" in words
-    usual = " ".join(in_words(plan(BudgetSetting(1000, 2, 3, 8.0, cohort=30.0))))
+    usual = " ".join(in_words(plan(BudgetSetting(1000, 1, 3, 8.0, cohort=30.0))))
     assert "published whole" not in usual
     assert "asked for" not in usual
 
 
 def test_a_sweep_says_the_largest_delta_once() -> None:
-    setting = BudgetSetting(num_users=7, records_per_user=2, rounds=3, epsilon=8.0, cohort=3.0)
+    setting = BudgetSetting(num_users=7, records_per_user=1, rounds=3, epsilon=8.0, cohort=3.0)
     words = " ".join(sweep_in_words(sweep(setting, "num_users", [7, 10_000]), "num_users"))
     assert words.count("published whole") == 1
     assert "one user in 8 could" in words

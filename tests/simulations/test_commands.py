@@ -14,9 +14,13 @@ from hydra import compose, initialize_config_module
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from simulations.task import build_task
+from simulations.task import Task, build_task
+from tests.simulations.zygote import Zygote
 
-SMALL = ["tuned.rounds=2", "selection.sampling_prob=0.01", "evaluation.records_per_user=1", "split.heldout_users=20"]
+SMALL = [
+    "tuned.rounds=2", "selection.sampling_prob=0.05", "evaluation.records_per_user=1", "split.heldout_users=20",
+    "split.validation_users=700",
+]  # fmt: skip
 MECHANISMS = [
     "zero_shot", "user_wise", "user_wise_adaptive", "group_privacy", "example_level_tight", "record_level",
     "non_private",
@@ -31,10 +35,10 @@ def fedsim(*arguments: str, cwd: Path, timeout: int = 300) -> subprocess.Complet
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compared(tmp_path_factory: pytest.TempPathFactory, processes: Zygote) -> Path:
     """The run folder of one small comparison."""
     folder = tmp_path_factory.mktemp("compare") / "run folder"
-    done = fedsim(
+    done = processes.run(
         "compare", *SMALL, "privacy.epsilon=4", "mechanism.clip_norm=0.5", f"output_dir={folder}", cwd=folder.parent
     )
     assert done.returncode == 0, done.stderr
@@ -96,8 +100,15 @@ def test_every_run_states_what_it_guarantees(compared: Path) -> None:
     assert text.count("## ") == len(MECHANISMS) + 1
 
 
+@pytest.fixture(scope="module")
+def task(compared: Path) -> Task:
+    """What the comparison was scored on."""
+    with initialize_config_module("conf", version_base="1.3"):
+        return build_task(compose("compare", overrides=[*SMALL, "mechanism=zero_shot", "output_dir=none"]), compared)
+
+
 @pytest.mark.parametrize("name", MECHANISMS[1:])
-def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: Path, name: str) -> None:
+def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: Path, task: Task, name: str) -> None:
     folder = compared / "adapters" / name
     base_path = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_path), folder)
@@ -106,8 +117,6 @@ def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: P
         plain = loaded(input_ids=ids).logits
     assert not torch.allclose(loaded(input_ids=ids).logits, plain, atol=1e-4)
     rows = {row["mechanism"]: row for row in json.loads((compared / "results.json").read_text())}
-    with initialize_config_module("conf", version_base="1.3"):
-        task = build_task(compose("compare", overrides=[*SMALL, "mechanism=zero_shot", "output_dir=none"]), compared)
     assert task.perplexity(loaded) == pytest.approx(rows[name]["perplexity"], rel=1e-6)
 
 

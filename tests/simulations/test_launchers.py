@@ -28,16 +28,31 @@ def test_a_cluster_launcher_composes_with_its_settings(command: str, launcher: s
         assert str(config.hydra.launcher[key]) == value
 
 
-def test_jobs_of_a_joblib_sweep_run_side_by_side_in_folders_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "settings", "file"),
+    [
+        ("budget", ["budget.rounds=3,4", "budget.num_users=100"], "budget.json"),
+        pytest.param(
+            "run",
+            ["seed=3,4", "mechanism=zero_shot", "evaluation.records_per_user=1", "split.heldout_users=20"],
+            "results.json",
+            marks=pytest.mark.slow,  # each worker process imports torch and what rests on it
+        ),
+    ],
+)
+def test_jobs_of_a_joblib_sweep_run_side_by_side_in_folders_of_their_own(
+    tmp_path: Path, command: str, settings: list[str], file: str
+) -> None:
     pytest.importorskip(PACKAGES["joblib"])
     done = subprocess.run(
         [
-            sys.executable, "-m", "simulations.cli", "run", "--multirun", "hydra/launcher=joblib",
-            "hydra.launcher.n_jobs=2", "seed=3,4", "mechanism=zero_shot", "evaluation.records_per_user=1",
-            "split.heldout_users=20", f"output_dir={tmp_path / 'sweep'}",
+            sys.executable, "-m", "simulations.cli", command, "--multirun", "hydra/launcher=joblib",
+            "hydra.launcher.n_jobs=2", *settings, f"output_dir={tmp_path / 'sweep'}",
         ],
         cwd=tmp_path, text=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = [json.loads((tmp_path / "sweep" / job / "results.json").read_text())[0] for job in ("0", "1")]
-    assert [row["seed"] for row in rows] == [3, 4]
+    stored = [json.loads((tmp_path / "sweep" / job / file).read_text()) for job in ("0", "1")]
+    rows = [content["rows"][0] if command == "budget" else content[0] for content in stored]
+    swept = "rounds" if command == "budget" else "seed"
+    assert [row[swept] for row in rows] == [3, 4]

@@ -8,20 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.simulations.corpora import small_settings
-from tests.simulations.zygote import Ended, Zygote, zygote
+from tests.simulations.zygote import Ended, Zygote
 
 PHRASE = "xylophonic quartermaster zugzwang"
 ID = "Wolfeschlegelsteinhausen"
 NUM_USERS = 14
 MECHANISMS = "[zero_shot,user_wise,user_wise_adaptive,group_privacy,example_level_tight,record_level,non_private]"
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Starts `fedsim` quickly."""
-    folder = tmp_path_factory.mktemp("processes")
-    with zygote(folder, FEDSIM_CACHE_DIR=str(folder / "cache")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A maildir and BookSum files, each of 120 real authors, and a small random GPT-2 saved to a folder."""
     pytest.importorskip("chitchat_dataset")
     folder = tmp_path_factory.mktemp("paper")
-    texts = {f"author-{number}": own for number, own in enumerate(texts_of_real_authors().values())}
+    texts = {f"author-{number}": own for number, own in enumerate(texts_of_real_authors(most=4).values())}
     for name, write in {"paper_enron": write_enron, "paper_booksum": write_booksum_csv, "jsonl": write_booksum}.items():
         (folder / name).mkdir()
         write(folder / name, texts)
@@ -102,13 +102,13 @@ def test_it_runs_on_its_format_with_a_gpt2_from_a_folder(
 
 
 def test_a_value_on_the_command_line_replaces_a_list_of_the_sweep(places: dict[str, Path], tmp_path: Path) -> None:
-    narrowed = ["privacy.epsilon=3,8", "tuned.records_per_user=2", "records=longest,highest_perplexity"]
+    narrowed = ["privacy.epsilon=3", "tuned.records_per_user=2", "records=longest,highest_perplexity"]
     assert run(places, "paper_enron", tmp_path, "--multirun", *narrowed) == 0
-    rows = [json.loads((tmp_path / str(job) / "results.json").read_text())[0] for job in range(4)]
-    assert [round(row["epsilon"]) for row in rows] == [3, 3, 8, 8]
-    assert not (tmp_path / "4").exists()
-    chosen = [OmegaConf.load(tmp_path / str(job) / "config.yaml").records for job in range(4)]
-    assert [choice._target_.rpartition(".")[2] for choice in chosen] == ["LongestRecords", "PerplexityRecords"] * 2
+    rows = [json.loads((tmp_path / str(job) / "results.json").read_text())[0] for job in range(2)]
+    assert [round(row["epsilon"]) for row in rows] == [3, 3]
+    assert not (tmp_path / "2").exists()
+    chosen = [OmegaConf.load(tmp_path / str(job) / "config.yaml").records for job in range(2)]
+    assert [choice._target_.rpartition(".")[2] for choice in chosen] == ["LongestRecords", "PerplexityRecords"]
 
 
 def test_booksum_in_jsonl_gives_the_same_books_as_in_csv(places: dict[str, Path], tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from simulations.arguments import RUN_FILE, complete_arguments, override_key
 from simulations.errors import ConfigError
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.small_runs import what_a_run_left
-from tests.simulations.zygote import Zygote, zygote
+from tests.simulations.zygote import Zygote
 
 KILLS = 20
 
@@ -26,14 +25,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A small run of eight rounds."""
     folder = tmp_path_factory.mktemp("corpus")
     return small_settings(write_jsonl(folder / "corpus.jsonl"), folder / "cache")
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Starts `fedsim` quickly."""
-    folder = tmp_path_factory.mktemp("processes")
-    with zygote(folder, FEDSIM_CACHE_DIR=str(folder / "cache")) as started:
-        yield started
 
 
 def go_on(processes: Zygote, command: str, folder: Path, settings: list[str], **kill: float | bool) -> int:
@@ -105,9 +96,10 @@ def test_a_run_killed_at_20_writes_inside_checkpoints_and_ledger_ends_as_if_neve
 def test_a_killed_run_goes_on_and_tells_what_differs_when_it_may_not(
     tmp_path: Path, processes: Zygote, settings: list[str]
 ) -> None:
+    settings = [*settings, "tuned.rounds=3"]
     whole, broken = tmp_path / "whole", tmp_path / "broken, 'née' 😀"
     assert go_on(processes, "run", whole, settings) == 0
-    assert go_on(processes, "run", broken, settings, write=60, torn=True) == -signal.SIGKILL
+    assert go_on(processes, "run", broken, settings, write=40, torn=True) == -signal.SIGKILL
 
     def refused(*arguments: str, command: str = "run") -> str:
         ended = processes.run(command, f"resume='{str(broken).translate({39: chr(92) + chr(39)})}'", *arguments)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulations.zygote import Zygote
+
 SMALL = ["mechanism=zero_shot", "evaluation.records_per_user=1", "split.heldout_users=20"]
 LONG = [
     "mechanism=user_wise", "mechanism.rounds=500", "selection.sampling_prob=0.02", "evaluation.records_per_user=1",
@@ -23,11 +25,9 @@ def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_two_runs_started_together_write_to_folders_of_their_own(tmp_path: Path) -> None:
-    pair = [started(*SMALL, f"seed={seed}", cwd=tmp_path) for seed in (1, 2)]
-    for process in pair:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+def test_two_runs_started_together_write_to_folders_of_their_own(tmp_path: Path, processes: Zygote) -> None:
+    for ended in processes.run_together(*(["run", *SMALL, f"seed={seed}"] for seed in (1, 2)), cwd=tmp_path):
+        assert ended.returncode == 0, ended.stderr
     folders = sorted((tmp_path / "runs").iterdir())
     assert len(folders) == 2
     rows = [json.loads((folder / "results.json").read_text())[0] for folder in folders]

@@ -1,10 +1,7 @@
 """`fedsim verify`: what a run folder claims is recomputed, and whatever was changed in one place is found."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +17,9 @@ from simulations.run_checks import run_checks
 from simulations.verify import folder_checks
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.verified import change_json, change_text, configure, first_problem, problems
+from tests.simulations.zygote import Ended, Zygote
 
+pytestmark = pytest.mark.usefixtures("quick_accounting")
 MECHANISMS = ["zero_shot", "user_wise", "group_privacy", "record_level", "non_private"]
 
 
@@ -264,10 +263,9 @@ def test_a_job_that_is_resumed_brings_its_sweep_up_to_date(settings: list[str], 
     assert "`../PRIVACY.md`" in (folder / "0" / "PRIVACY.md").read_text()
 
 
-def test_the_command_prints_a_line_a_check_and_ends_with_0_1_or_2(run: Path, tmp_path: Path) -> None:
-    def verify(*folders: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "simulations.cli", "verify", *map(str, folders)]
-        return subprocess.run(command, text=True, capture_output=True, timeout=120, env=os.environ, check=False)
+def test_the_command_prints_a_line_a_check_and_ends_with_0_1_or_2(run: Path, tmp_path: Path, processes: Zygote) -> None:
+    def verify(*folders: Path) -> Ended:
+        return processes.run("verify", *map(str, folders))
 
     right = verify(run, run)
     assert (right.returncode, right.stdout.splitlines()[-1]) == (0, "every check passed")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,14 @@ class Zygote:
     def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
         self._process, self._folder, self._number = process, folder, 0
 
-    def run(self, *arguments: str, after: float | None = None, write: int | None = None, torn: bool = False) -> Ended:
+    def run(
+        self,
+        *arguments: str,
+        after: float | None = None,
+        write: int | None = None,
+        torn: bool = False,
+        cwd: Path | None = None,
+    ) -> Ended:
         """Runs `fedsim` with the arguments; returns when the child has ended.
 
         Args:
@@ -42,16 +49,34 @@ class Zygote:
             after: seconds until the child is killed; None not to.
             write: number of the change of a file, from 1, at which it is killed; None not to.
             torn: whether half of what that write was writing is on the disk.
+            cwd: the folder that the child starts in; None for that of the repository.
         """
+        (ended,) = self._run_all([self._order(arguments, cwd, after=after, write=write, torn=torn)])
+        return ended
+
+    def run_together(self, *commands: Sequence[str], cwd: Path) -> list[Ended]:
+        """Runs `fedsim` with each of these arguments, all started at the same moment in one folder, to their ends."""
+        return self._run_all([self._order(arguments, cwd) for arguments in commands])
+
+    def _order(self, arguments: Sequence[str], cwd: Path | None, **kill: float | int | None) -> dict[str, Any]:
+        """What a child is told."""
         self._number += 1
-        out, err = self._folder / f"{self._number}.out", self._folder / f"{self._number}.err"
-        order = {"arguments": arguments, "after": after, "write": write, "torn": torn, "out": str(out), "err": str(err)}
+        out, err = (str(self._folder / f"{self._number}.{kind}") for kind in ("out", "err"))
+        where = None if cwd is None else str(cwd)
+        told = {"arguments": arguments, "cwd": where, "out": out, "err": err}
+        return {"after": None, "write": None, "torn": False, **kill, **told}
+
+    def _run_all(self, orders: list[dict[str, Any]]) -> list[Ended]:
+        """Starts children at once and waits for all."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(orders) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        return Ended(answer["returncode"], out.read_text(), err.read_text(), answer["seconds"])
+        answers = json.loads(self._process.stdout.readline())
+        return [
+            Ended(code, Path(order["out"]).read_text(), Path(order["err"]).read_text(), seconds)
+            for order, (code, seconds) in zip(orders, answers, strict=True)
+        ]
 
 
 @contextmanager
@@ -102,6 +127,8 @@ def _be_a_child(order: dict[str, Any]) -> None:
 
     for descriptor, path in ((1, order["out"]), (2, order["err"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    if order["cwd"] is not None:
+        os.chdir(order["cwd"])
     if order["write"] is not None:
         kill_at_write(order["write"], order["torn"])
     code = 0
@@ -141,19 +168,30 @@ def main() -> None:
     from simulations.process import prepare_process
 
     prepare_process()
+    import fedsim_userdp.report.plots
+    import fedsim_userdp.training.opacus_step  # noqa: F401
     import simulations.compare
     import simulations.folder
     import simulations.run
-    import simulations.session  # noqa: F401
+    import simulations.session
+    import simulations.verify  # noqa: F401
 
     print("ready", flush=True)
     for line in sys.stdin:
-        order, start = json.loads(line), time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _be_a_child(order)
-        code = _wait(child, order["after"])
-        print(json.dumps({"returncode": code, "seconds": time.monotonic() - start}), flush=True)
+        orders, start = json.loads(line), time.monotonic()
+        children = [_started(order) for order in orders]
+        ended = [
+            (_wait(child, order["after"]), time.monotonic() - start)
+            for child, order in zip(children, orders, strict=True)
+        ]
+        print(json.dumps(ended), flush=True)
+
+
+def _started(order: dict[str, Any]) -> int:
+    """The process id of a new child."""
+    if (child := os.fork()) == 0:
+        _be_a_child(order)
+    return child
 
 
 if __name__ == "__main__":

@@ -1,0 +1,154 @@
+"""One person has one id in every column, file and format, or the data is refused."""
+
+import csv
+import json
+from decimal import Decimal
+
+import pytest
+
+from fedsim_userdp.data.chitchat import ChitchatCorpus
+from fedsim_userdp.data.corpus import DataError, Record
+from fedsim_userdp.data.ids import id_of, plain_id
+from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
+from fedsim_userdp.data.table import TableCorpus
+
+from .sources import MemoryCorpus, message
+
+NFC, NFD = "jos\xe9", "jose\u0301"
+SAME = [NFC, NFD, f" {NFC}", f"{NFD}\xa0", f"\ufeff{NFC}", f"{NFC}\u200b", f"\u2028{NFD}\0", f"\u00ad{NFC}\u3000"]
+AS_FRACTION = [
+    "1.0",
+    "1.",
+    "1,00",
+    "+1.0",
+    "-1.0",
+    ".0",
+    "1e+05",
+    "1E+05",
+    "1.2345678901234568e+18",
+    "1.5e3",
+    " 1.0\u200b",
+]
+OTHERS = ["1", "01", "+1", "1e3", "12e45678", "1.5", "1.10", "v1.0", "1.0.0", "ann", "Ann", "a b", "nan", "-", "."]
+
+
+def ids_of(store):
+    return [store.user_id(user) for user in range(store.num_places)]
+
+
+def write_table(folder, form, rows):
+    """A table of one user and one text column in each of the forms."""
+    names = ["user_id", "text", "to"]
+    path = folder / f"mine.{form}"
+    if form == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([names, *rows])
+    elif form == "jsonl":
+        path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        table = pyarrow.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    return path
+
+
+FORMS = pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+
+
+@FORMS
+def test_an_id_in_eight_spellings_is_one_user_and_one_owner(form, tmp_path, store_of):
+    rows = [(spelling, f"some text {at}", "boss") for at, spelling in enumerate(SAME)]
+    rows += [("boss", "more text", spelling) for spelling in SAME]
+    path = write_table(tmp_path, form, rows)
+    assert ids_of(store_of(TableCorpus(path, form))) == [NFC, "boss"]
+    owned = store_of(TableCorpus(path, form, owners_column="to"))
+    assert (ids_of(owned), owned.stats.num_owners) == ([NFC, "boss"], 2)
+
+
+def test_a_pool_holds_no_more_than_k_records_of_somebody_with_two_spellings(store_of):
+    records = [Record(f"user {at}", f"some text {at}", (spelling,)) for at, spelling in enumerate(SAME)]
+    store = store_of(MemoryCorpus(records))
+    assert count_owners(store, store.source_users()) == len(SAME) + 1
+    assert OwnerBoundedStore(store.path, 4, b"key").used.sum() == 4
+
+
+@FORMS
+@pytest.mark.parametrize("value", AS_FRACTION)
+@pytest.mark.parametrize("owners_column", [None, "to"])
+def test_a_whole_number_written_as_a_fraction_is_refused_by_file_and_column(form, value, owners_column, tmp_path):
+    path = write_table(tmp_path, form, [("1", "x", "2"), (value, "y", "3")])
+    with pytest.raises(DataError, match=rf"mine\.{form}:( row )?[23]: column 'user_id': an id is .* 7 instead of 7\.0"):
+        list(TableCorpus(path, form, owners_column=owners_column).records())
+
+
+@FORMS
+@pytest.mark.parametrize("value", AS_FRACTION)
+def test_an_owner_written_as_a_fraction_is_refused_by_file_and_column(form, value, tmp_path):
+    path = write_table(tmp_path, form, [("1", "x", "2"), ("1", "y", value)])
+    with pytest.raises(DataError, match=rf"mine\.{form}:( row )?[23]: an owner .*\(column 'to'\)$"):
+        list(TableCorpus(path, form, owners_column="to").records())
+
+
+def test_an_integer_column_with_a_gap_makes_no_second_user_of_anybody(tmp_path):
+    (tmp_path / "a.csv").write_text("user_id,text\n1,x\n")
+    (tmp_path / "b.csv").write_text("user_id,text\n1.0,y\n,z\n")
+    with pytest.raises(DataError, match=r"b\.csv:2: column 'user_id'"):
+        list(TableCorpus(tmp_path, "csv").records())
+
+
+@pytest.mark.parametrize("value", [7, 7.0, "7", " 7", Decimal("7"), Decimal("7.00")])
+def test_a_whole_number_is_one_id_however_it_is_typed(value):
+    assert id_of(value, "f:1") == "7"
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, False, 1.5, float("nan"), float("inf"), Decimal("1.5"), Decimal("NaN"), ""]
+)
+def test_what_is_no_id_is_none(value):
+    assert id_of(value, "f:1") is None
+
+
+@pytest.mark.parametrize("value", [2.0**53, -(2.0**53), 1e300])
+def test_a_float_that_could_be_several_numbers_is_refused(value):
+    with pytest.raises(DataError, match="f:1: an id is a number too large"):
+        id_of(value, "f:1")
+    assert id_of(2**53 + 1, "f:1") == "9007199254740993"
+
+
+def test_other_ids_stay_as_they_are_and_apart():
+    assert [id_of(text, "f:1") for text in OTHERS] == OTHERS
+
+
+def test_a_refused_id_is_not_told():
+    with pytest.raises(DataError) as refusal:
+        id_of("4711.0", "f:1")
+    assert "4711" not in str(refusal.value)
+
+
+def test_a_plain_id_stays_plain():
+    assert {plain_id(plain_id(text)) for text in SAME} == {NFC}
+    assert plain_id(" a\u200b\xa0b ") == "a\u200b\xa0b"
+    assert plain_id(" \u200b") == ""
+
+
+def test_a_sender_in_two_spellings_is_one_user_of_a_conversation(tmp_path, store_of):
+    turns = [[message(f"some words {at}", spelling)] for at, spelling in enumerate(SAME)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"c": {"messages": turns}}))
+    store = store_of(ChitchatCorpus(tmp_path))
+    assert (ids_of(store), store.stats.num_sources) == ([NFC], 1)
+
+
+def test_a_user_of_a_corpus_of_ones_own_is_one_in_any_spelling(store_of):
+    corpus = MemoryCorpus([Record(spelling, f"some text {at}") for at, spelling in enumerate([*SAME, "\u200b"])])
+    store = store_of(corpus)
+    assert (ids_of(store), store.stats.dropped) == ([NFC], {"record without a user id": 1})
+
+
+def test_a_store_is_built_anew_when_ids_come_out_otherwise(store_of, monkeypatch):
+    corpus = MemoryCorpus([Record("ann", "some text")])
+    store_of(corpus)
+    store_of(corpus)
+    assert corpus.num_passes == 1
+    monkeypatch.setattr("fedsim_userdp.data.ingestion.RULE", 1)
+    store_of(corpus)
+    assert corpus.num_passes == 2

@@ -1,0 +1,60 @@
+"""The jobs of a sweep lie in its folder, and what they promise together is written there and nowhere else."""
+
+from pathlib import Path
+
+import pytest
+
+from simulations.cli import run_command
+from tests.simulations.corpora import small_settings, write_jsonl
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two short jobs, started in a folder of their own."""
+    start = tmp_path / "start"
+    start.mkdir()
+    monkeypatch.chdir(start)
+    small = small_settings(write_jsonl(tmp_path / "corpus.jsonl"), tmp_path / "cache", rounds=1)
+    return ["--multirun", *small, "mechanism=zero_shot", "seed=1,2"]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("subdir", ["../s2/${hydra:job.num}", "a/../../s2", "a/..", "..", ".", "''", "/tmp/s2", "./"])
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_jobs_outside_the_sweeps_folder_are_refused_before_anything_is_written(
+    command: str, subdir: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_command(command, [*settings, "output_dir=s1", f"hydra.sweep.subdir={subdir}"])
+    assert "fedsim: hydra.sweep.subdir=" in capsys.readouterr().err
+    assert files(Path()) == []
+
+
+def test_a_job_that_proves_to_be_outside_is_refused_before_it_writes_anything_of_its_own(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PLACE", "../s2")
+    with pytest.raises(SystemExit):
+        run_command("run", [*settings, "output_dir=s1", "hydra.sweep.subdir=${oc.env:PLACE}/${hydra:job.num}"])
+    assert "fedsim: hydra.sweep.subdir=../s2/0 must name a folder below" in capsys.readouterr().err
+    assert [name for name in files(Path()) if "/.hydra/" not in name] == ["s1/multirun.yaml"]
+
+
+def test_what_jobs_in_deeper_folders_promise_together_is_written_in_the_folder_of_the_sweep(
+    settings: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Path("s1").symlink_to(tmp_path / "elsewhere")
+    assert run_command("run", [*settings, "output_dir=s1", "hydra.sweep.subdir=./jobs/seed${seed}"]) == 0
+    stated = [name for name in files(tmp_path) if name.endswith("privacy.json")]
+    assert stated == [f"elsewhere/{name}privacy.json" for name in ("jobs/seed1/", "jobs/seed2/", "")]
+    assert "`../../PRIVACY.md`" in Path("s1/jobs/seed1/PRIVACY.md").read_text()
+
+
+def test_the_folder_of_a_sweep_may_be_named_after_the_time(settings: list[str]) -> None:
+    assert run_command("run", [*settings, "output_dir=${now:%H-%M-%S-%f}"]) == 0
+    assert len(list(Path().glob("*"))) == 1
+    assert len(list(Path().glob("*/privacy.json"))) == 1
