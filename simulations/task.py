@@ -94,6 +94,7 @@ class Task:
         fingerprint: what a node's updates depend on, name to digest.
         resolved: the resolved settings as JSON, for nodes that build their worker themselves.
         circumstances: what the privacy statement says besides.
+        begin: called before anything is written to the folder, once nothing is refused any more.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Task:
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     resolved: str = ""
     circumstances: Circumstances = field(default_factory=Circumstances)
+    begin: Callable[[], None] = lambda: None
 
     @property
     def run_name(self) -> str:
