@@ -22,6 +22,7 @@ import conf
 from fedsim_userdp import __version__
 from fedsim_userdp.report.files import write_text
 from simulations.errors import ConfigError
+from simulations.occupied import plain_content
 from simulations.run_files import CONFIG_FILE
 
 # What may differ between a run and its continuation, since it cannot change a result.
@@ -198,7 +199,7 @@ def _run_file(folder: Path) -> dict[str, Any]:
     """The content of a folder's `run.json`."""
     file = folder / RUN_FILE
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(plain_content(file))
     except FileNotFoundError as error:
         raise ConfigError(f"resume={folder} holds no run: there is no {RUN_FILE}; start it anew") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -1,8 +1,10 @@
 """One folder, one run: a command's folder is locked, holds no other run, and is gone again if nothing was written."""
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from simulations.errors import ConfigError
 
+_LARGEST = 2**28  # bytes of a file that is read whole
 # What only a run, comparison or audit writes to its folder.
 MARKS = (
     *("run.json", "config.yaml", "privacy.json", "PRIVACY.md", "results.json", "results.csv", "audit.json"),
@@ -28,7 +31,8 @@ def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
         is_resumed: whether the run that the folder holds is to be gone on with.
 
     Raises:
-        ConfigError: when another process is at work in it, or it holds a run that is not to be gone on with.
+        ConfigError: when another process is at work in it, it holds a run that is not to be gone on with, or links or
+            other things that are no files (see `check_plain`).
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -38,6 +42,7 @@ def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
                     f"output_dir={folder} holds a run already ({mark}): go on with it by resume={folder}, or choose "
                     "another folder"
                 )
+            check_plain(folder)
             yield folder
     except BaseException:
         _remove_if_empty(folder)
@@ -71,6 +76,56 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def check_plain(folder: Path) -> None:
+    """Raises ConfigError unless all that a run uses in a folder are files and folders of its own.
+
+    A link would be followed out of the folder, a pipe waited for, a device read for ever.
+    """
+    for name in sorted({*(mark.partition("/")[0] for mark in MARKS), *_OTHERS}):
+        for path in _below(folder / name):
+            mode = os.lstat(path).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise ConfigError(
+                    f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}: a run folder must hold only files and "
+                    "folders of its own"
+                )
+
+
+def plain_content(path: Path) -> bytes:
+    """Returns what a file holds, without following a link or waiting for a pipe.
+
+    Raises:
+        OSError: it cannot be read, is a link or no file, or is larger than any that this program writes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is no file", str(path))
+        if found.st_size > _LARGEST:
+            raise OSError(errno.EFBIG, "is too large to be of this program", str(path))
+        return file.read()
+
+
+_OTHERS = ("comparison.png", "audit.csv", "audit.png", "data.csv", "data.json", "data.png", "not_private", ".lock")
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """A path and all below it, where there is something; links are not followed."""
+    if not os.path.lexists(path):
+        return
+    yield path
+    for place, folders, files in os.walk(path):
+        yield from (Path(place, name) for name in (*folders, *files))
 
 
 def _remove_if_empty(folder: Path) -> None:

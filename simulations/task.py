@@ -13,7 +13,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 
-from fedsim_userdp.data.cache import default_cache_dir
 from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
 from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
 from fedsim_userdp.data.records import RandomRecords, RecordSelector
@@ -26,6 +25,7 @@ from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.cache import default_cache_dir
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.ownership import Ownership
 from fedsim_userdp.privacy.streams import RunKey
@@ -313,8 +313,8 @@ def _is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConf
 
 
 def _path(value: str | None) -> Path | None:
-    """A path, or None."""
-    return None if value is None else Path(value)
+    """A path, a tilde at its beginning expanded, or None."""
+    return None if value is None else Path(value).expanduser()
 
 
 def _threads(value: int) -> int:

@@ -22,6 +22,7 @@ from simulations.arguments import RUN_FILE
 from simulations.checks import Check, difference, results_checks, run_checks, spare_files
 from simulations.configured_runs import configuration_checks
 from simulations.errors import ConfigError
+from simulations.occupied import check_plain
 from simulations.sweep import jobs_of, unfinished_jobs
 
 DISAGREES = 1  # exit code
@@ -47,6 +48,7 @@ def check_is_run_folder(folder: Path) -> None:
     """Raises ConfigError for a path that is no folder of `fedsim run`, `fedsim compare` or a sweep of them."""
     if not any((folder / name).is_file() for name in (JSON_FILE, RUN_FILE)):
         raise ConfigError(f"{folder} is no run folder: there is neither {JSON_FILE} nor {RUN_FILE} in it")
+    check_plain(folder)
 
 
 def folder_checks(folder: Path, *, is_job: bool = False) -> Iterator[Check]:
