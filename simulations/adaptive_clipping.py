@@ -36,9 +36,9 @@ class UserWiseAdaptive(UserWise):
         except ValueError as error:
             raise ConfigError(f"mechanism.{error}") from error
 
-    def _guarantee(self, task: Task) -> Guarantee:
-        """The promise of update and count together, which cost what the update alone would."""
-        promise = super()._guarantee(task)
+    def promise(self, task: Task) -> Guarantee:
+        """Returns the promise of update and count together, which cost what the update alone would."""
+        promise = super().promise(task)
         if not isinstance(promise.release, acc.UserWise | acc.FixedSize | acc.NoAmplification):
             return promise  # without noise: then the count has none either
         needed = promise.release.noise_multiplier

@@ -7,8 +7,9 @@ the program, no settings of Hydra, and no code but what this package's own confi
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +22,7 @@ import conf
 from fedsim_userdp import __version__
 from fedsim_userdp.report.files import write_text
 from simulations.errors import ConfigError
+from simulations.run_files import CONFIG_FILE, plain_content
 
 # What may differ between a run and its continuation, since it cannot change a result.
 FREE = frozenset({"resume", "output_dir", "threads", "cache_dir", "model.cache_dir", "engine", "checkpoint"})
@@ -91,18 +93,18 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     return [*kept, *quoted, f"output_dir={_quoted(folder)}"]
 
 
-def begin_folder(config: DictConfig, command: str) -> None:
-    """Writes down in the job's folder what it was started with; before anything else, so that it can be resumed.
+def beginning(config: DictConfig, command: str) -> Callable[[], None]:
+    """Returns what writes down, in the job's folder, what the run was started with.
+
+    It is to be called once nothing can be refused any more, and before anything else is written.  A run that goes on
+    keeps what it was started with, unless `checkpoint.allow_changes` let settings differ.
 
     Raises:
         ConfigError: when the folder is to be resumed and was run with other settings; says which.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     settings = OmegaConf.to_container(config, resolve=True)
-    if config.resume is not None:
-        _check_continues(settings, folder, may_change=bool(config.checkpoint.allow_changes))
-        _check_targets(settings, folder)
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "command": command,
         "version": __version__,
@@ -110,7 +112,17 @@ def begin_folder(config: DictConfig, command: str) -> None:
         "choices": {group: name for group, name in HydraConfig.get().runtime.choices.items() if group in GROUPS},
         "config": settings,
     }
-    write_text(folder / RUN_FILE, json.dumps(content, indent=1) + "\n")
+    if config.resume is not None:
+        changed = _check_continues(settings, folder, may_change=bool(config.checkpoint.allow_changes))
+        _check_targets(settings, folder)
+        content = content if changed else _run_file(folder)
+
+    def begin() -> None:
+        """Writes both files."""
+        write_text(folder / RUN_FILE, json.dumps(content, indent=1) + "\n")
+        write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(content["config"])))
+
+    return begin
 
 
 def override_key(override: str) -> str:
@@ -197,11 +209,11 @@ def _parsed(override: str) -> Override:
     return OverridesParser.create().parse_override(override)
 
 
-def _run_file(folder: Path) -> dict[str, object]:
+def _run_file(folder: Path) -> dict[str, Any]:
     """The content of a folder's `run.json`."""
     file = folder / RUN_FILE
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(plain_content(file))
     except FileNotFoundError as error:
         raise ConfigError(f"resume={folder} holds no run: there is no {RUN_FILE}; start it anew") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -276,8 +288,8 @@ def _is_own_code(target: str) -> bool:
     return any(target in re.findall(r"^\s*_target_:\s*(\S+)", text, re.M) for text in texts)
 
 
-def _check_continues(settings: object, folder: Path, may_change: bool) -> None:
-    """Raises ConfigError with the differences when `folder` was run with other settings; or warns of them."""
+def _check_continues(settings: object, folder: Path, may_change: bool) -> list[str]:
+    """The settings that differ from those that `folder` was run with, said as warnings; ConfigError where none may."""
     before, now = dict(_leaves(_run_file(folder).get("config"))), dict(_leaves(settings))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if not _is_part_of(key, FREE)]
@@ -290,6 +302,7 @@ def _check_continues(settings: object, folder: Path, may_change: bool) -> None:
         )
     for key in changed:
         _log.warning("resume=%s: %s", folder, said[key])
+    return changed
 
 
 def _is_part_of(key: str, names: frozenset[str]) -> bool:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from simulations.arguments import check_types
 from simulations.errors import ConfigError
+from simulations.occupied import folder_of_job
+from simulations.run_files import CONFIG_FILE
 
 if TYPE_CHECKING:
     from fedsim_userdp.report.audit_progress import StepProgress
@@ -22,6 +23,12 @@ REFUTED = 1  # exit code
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="audit")
 def main(config: DictConfig) -> None:
     """Audits a run for each claim; writes `audit.json`, `audit.csv` and `audit.png`; exits with 1 if one is refuted."""
+    with folder_of_job() as folder:
+        audit(config, folder)
+
+
+def audit(config: DictConfig, folder: Path) -> None:
+    """Audits into a folder."""
     check_types(config, "audit")
     epsilons = claims_of(config)
     from fedsim_userdp.report import audit as report  # here, so that --help and refusals need not load torch
@@ -30,11 +37,11 @@ def main(config: DictConfig) -> None:
     from fedsim_userdp.report.files import write_text
     from fedsim_userdp.report.table import result_console
 
-    console, folder = result_console(), Path(HydraConfig.get().runtime.output_dir)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    console = result_console()
     claims: list[report.AuditedClaim] = []
     with StepProgress(console) as progress:
         session = open_session(config, folder, epsilons, progress)
+        write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
         for epsilon in epsilons:
             claims.append(session.audit(epsilon))
             report.write_audit(folder, claims)

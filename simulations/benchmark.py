@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from fedsim_userdp.report.benchmark import PARTS, Value
 from simulations.arguments import check_types
 from simulations.errors import ConfigError
+from simulations.occupied import folder_of_job
 
 if TYPE_CHECKING:
     from simulations.measurements.workbench import Workbench
@@ -23,6 +24,12 @@ _PACKAGES = ("fedsim-userdp", "torch", "transformers", "peft", "flwr", "opacus",
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="benchmark")
 def main(config: DictConfig) -> None:
     """Measures part by part; writes `benchmark.json`, `benchmark.csv` and `cost_curves.png`, and prints the table."""
+    with folder_of_job() as folder:
+        measure(config, folder)
+
+
+def measure(config: DictConfig, folder: Path) -> None:
+    """Measures into a folder."""
     check_types(config, "benchmark")
     parts = parts_of(config)
     check_settings(config)
@@ -32,9 +39,9 @@ def main(config: DictConfig) -> None:
     from fedsim_userdp.report.table import result_console
     from simulations.measurements.parts import MEASURE
 
-    console, folder = result_console(), Path(HydraConfig.get().runtime.output_dir)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    console = result_console()
     bench = open_workbench(config, folder)
+    write_text(folder / "benchmark.yaml", OmegaConf.to_yaml(config, resolve=True))
     machine, findings = describe_machine(bench), dict[str, report.Findings]()
     for number, part in enumerate(parts, start=1):
         with console.status(f"measuring {part} ({number} of {len(parts)})"):

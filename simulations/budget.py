@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from fedsim_userdp.privacy.planning import AXES, COUNTS, BudgetSetting, ClipNorms, plan, sweep
 from simulations.arguments import check_types, override_key
 from simulations.errors import ConfigError
+from simulations.occupied import folder_of_job
 
 
 def main() -> None:
@@ -22,6 +23,12 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="budget")
 def run_job(config: DictConfig) -> None:
     """Prints the table and what it says, and writes `budget.csv`, `budget.json` and `budget.png`."""
+    with folder_of_job() as folder:
+        plan_budget(config, folder)
+
+
+def plan_budget(config: DictConfig, folder: Path) -> None:
+    """Plans into a folder."""
     check_types(config, "budget")
     setting = setting_of(config)
     axis, values = parse_sweep(config.budget.sweep)
@@ -30,7 +37,7 @@ def run_job(config: DictConfig) -> None:
     from fedsim_userdp.report.budget_plot import plot_budget
     from fedsim_userdp.report.table import result_console
 
-    console, folder = result_console(), Path(HydraConfig.get().runtime.output_dir)
+    console = result_console()
     with console.status("calibrating"):
         plans = [plan(setting)] if axis is None else sweep(setting, axis, values)
     words = report.in_words(plans[0]) if axis is None else report.sweep_in_words(plans, axis)

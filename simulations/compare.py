@@ -6,9 +6,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from simulations.arguments import begin_folder, check_types, override_key
+from simulations.arguments import beginning, check_types, override_key
 from simulations.errors import ConfigError
-from simulations.occupied import occupied_folder
+from simulations.occupied import folder_of_job
 from simulations.process import without_garbage_collection
 
 
@@ -16,18 +16,18 @@ from simulations.process import without_garbage_collection
 def main(config: DictConfig) -> None:
     """Runs the mechanisms one after the other and writes table, plot and adapters."""
     check_types(config, "compare")
-    with occupied_folder():
-        begin_folder(config, "compare")
+    with folder_of_job(is_resumed=config.resume is not None) as path:
+        begin = beginning(config, "compare")
         with without_garbage_collection():
             from simulations.folder import RunFolder  # here, so that --help need not load torch
-            from simulations.session import run_mechanism
+            from simulations.session import Session
 
+        session = Session(mechanism_configs(config), path, begin)
         names = [f"{run['mechanism']}, seed {run['seed']}" for run in compared_runs(config)]
-        folder = RunFolder.of_this_job(config, names)
-        configs = mechanism_configs(config)
+        folder = RunFolder.of_this_job(names)
         with folder.progress() as progress:
-            for one in configs:
-                folder.add(run_mechanism(one, progress, folder.path))
+            for outcome in session.outcomes(progress):
+                folder.add(outcome)
         folder.finish()
 
 

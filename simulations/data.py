@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -15,11 +14,18 @@ from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.report.files import NOT_PRIVATE
 from simulations.arguments import check_types
 from simulations.errors import ConfigError
+from simulations.occupied import folder_of_job
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="describe")
 def main(config: DictConfig) -> None:
     """Prints the tables and what they say, and writes `data.csv`, `data.json` and `data.png`."""
+    with folder_of_job() as folder:
+        describe(config, folder)
+
+
+def describe(config: DictConfig, folder: Path) -> None:
+    """Describes the corpus into a folder."""
     check_types(config, "describe")
     own, bounds = bounds_of(config)
     from fedsim_userdp.data.statistics import corpus_statistics
@@ -28,7 +34,7 @@ def main(config: DictConfig) -> None:
     from fedsim_userdp.report.table import result_console
     from simulations.corpora import configured_corpus, configured_store
 
-    console, folder = result_console(), Path(HydraConfig.get().runtime.output_dir)
+    console = result_console()
     with console.status("reading"):
         store = configured_store(config, instantiate(config.model))
     statistics = corpus_statistics(store, bounds, config.seed)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -21,7 +20,7 @@ from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import footnote, result_console, results_table
 from simulations.diary import Outcome
 from simulations.keys import mark_of_draw
-from simulations.run_files import CARD, CONFIG_FILE, WEIGHTS, adapter_folder, ledger_file
+from simulations.run_files import CARD, WEIGHTS, adapter_folder, ledger_file
 from simulations.sweep import path_to, sweep_of_this_job, update_sweep
 
 
@@ -51,12 +50,10 @@ class RunFolder:
         self.runs: list[StatedRun] = []
 
     @classmethod
-    def of_this_job(cls, config: DictConfig, planned: Sequence[str] = ()) -> "RunFolder":
-        """Returns the folder of the running Hydra job, the resolved configuration written to it."""
+    def of_this_job(cls, planned: Sequence[str] = ()) -> "RunFolder":
+        """Returns the folder of the running Hydra job."""
         runtime = HydraConfig.get().runtime
-        folder = cls(Path(runtime.output_dir), result_console(), runtime.choices, sweep_of_this_job(), planned)
-        write_text(folder.path / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
-        return folder
+        return cls(Path(runtime.output_dir), result_console(), runtime.choices, sweep_of_this_job(), planned)
 
     def progress(self) -> RunProgress:
         """Returns the display of progress on this folder's console."""

@@ -42,6 +42,10 @@ class Mechanism(Protocol):
 
     name: str
 
+    def promise(self, task: Task) -> Guarantee:
+        """Returns what the mechanism promises on the task; raises where it cannot be run on it."""
+        ...
+
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Returns the outcome of the mechanism on the task."""
         ...
@@ -53,8 +57,13 @@ class ZeroShot:
 
     name: str = "zero_shot"
 
+    def promise(self, task: Task) -> Guarantee:
+        """Returns no promise."""
+        return NO_GUARANTEE
+
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Scores the base model with an adapter that does nothing yet."""
+        task.begin()
         diary = Diary(self.name, "users", 0, task, NO_GUARANTEE, _fresh_model(task), progress)
         diary.begin()
         return diary.outcome(_row(self.name, "none", diary, UNTRAINED))
@@ -107,7 +116,7 @@ class UserWise(_Training):
 
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Trains on the engine's nodes with noise calibrated to the task's budget."""
-        guarantee = self._guarantee(task)
+        guarantee = self.promise(task)
         worker = task.worker(self.records_per_user)
         diary = Diary(self.name, "users", self.rounds, task, guarantee, worker.gradients.model, progress)
         with open_saver(diary) as saver:
@@ -125,8 +134,8 @@ class UserWise(_Training):
         diary.score_last()
         return diary.outcome(_row(self.name, "user", diary, guarantee.in_words(), self, self.clip_norm))
 
-    def _guarantee(self, task: Task) -> Guarantee:
-        """The promise, its noise calibrated to the task's budget."""
+    def promise(self, task: Task) -> Guarantee:
+        """Returns the promise, its noise calibrated to the task's budget."""
         declared = declared_release(task.selector, 1.0, task.num_users, self.rounds)
         return calibrated(declared, task.budget, None, "user")
 
@@ -162,10 +171,14 @@ class RecordLevelDP(_Training):
         super().__post_init__()
         _check_positive("clip_norm", self.clip_norm)
 
-    def run(self, task: Task, progress: RunProgress) -> Outcome:
-        """Trains with noise calibrated to the task's budget under the accountant."""
+    def promise(self, task: Task) -> Guarantee:
+        """Returns the promise, its noise calibrated to the task's budget under the accountant."""
         release = acc.RecordLevel(1.0, _sampling_prob(task, self.name), self.rounds, self.records_per_user)
-        guarantee = calibrated(release, task.budget, self.accountant, level_of(self.accountant))
+        return calibrated(release, task.budget, self.accountant, level_of(self.accountant))
+
+    def run(self, task: Task, progress: RunProgress) -> Outcome:
+        """Trains with that noise."""
+        guarantee = self.promise(task)
         pool = task.pool(self.records_per_user)
         model = _fresh_model(task)
         step = self._step(task, model, guarantee)
@@ -198,6 +211,11 @@ class RecordLevelDP(_Training):
 @dataclass(frozen=True, kw_only=True)
 class NonPrivate(_Training):
     """Plain training on the same capped pool: the ceiling."""
+
+    def promise(self, task: Task) -> Guarantee:
+        """Returns no promise."""
+        _sampling_prob(task, self.name)
+        return NO_GUARANTEE
 
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Trains without clip and noise."""

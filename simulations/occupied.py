@@ -1,38 +1,121 @@
-"""One run folder, one run: two that were started with the same `output_dir` do not mix their files."""
+"""One folder, one run: a command's folder is locked, holds no other run, and is gone again if nothing was written."""
 
+import contextlib
+import fcntl
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from simulations.arguments import check_subdir
 from simulations.errors import ConfigError
 
-LOCK_FILE = ".lock"
+# What only a run, comparison or audit writes to its folder.
+MARKS = (
+    *("run.json", "config.yaml", "privacy.json", "PRIVACY.md", "results.json", "results.csv", "audit.json"),
+    *("ledger", "adapters", "not_private/checkpoints", "multirun.yaml"),
+)
 
 
 @contextmanager
-def occupied_folder() -> Iterator[Path]:
+def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
     """Gives the running job's folder, kept from other processes for the duration of the block.
 
+    Where the block ends in an error before anything was written, the folder is removed again.
+
+    Args:
+        is_resumed: whether the run that the folder holds is to be gone on with.
+
     Raises:
-        ConfigError: when another process is at work in it, or it is that of a sweep's job and not in the sweep's.
+        ConfigError: when another process is at work in it, it holds a run that is not to be gone on with, or links or
+            other things that are no files (see `check_plain`), or is that of a sweep's job and not in the sweep's.
     """
     settings = HydraConfig.get()
     if settings.mode == RunMode.MULTIRUN:
         check_subdir(str(settings.sweep.subdir))
     folder = Path(settings.runtime.output_dir)
-    lock = FileLock(folder / LOCK_FILE)
     try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ConfigError(
-            f"output_dir={folder} is in use by another run: wait for it, or name another folder"
-        ) from error
+        with locked(folder, "output_dir"):
+            if not is_resumed and (mark := mark_of_a_run(folder)):
+                raise ConfigError(
+                    f"output_dir={folder} holds a run already ({mark}): go on with it by resume={folder}, or choose "
+                    "another folder"
+                )
+            check_plain(folder)
+            yield folder
+    except BaseException:
+        _remove_if_empty(folder)
+        raise
+
+
+def mark_of_a_run(folder: Path) -> str:
+    """Returns the name of something in a folder that only a run writes; empty where there is none."""
+    return next((name for name in MARKS if os.path.lexists(folder / name)), "")
+
+
+@contextmanager
+def locked(folder: Path, setting: str) -> Iterator[None]:
+    """Keeps other processes out of a folder for the duration of the block; nothing is written for it.
+
+    Args:
+        folder: the folder.
+        setting: what names it, for the message.
+
+    Raises:
+        ConfigError: when another process is at work in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield folder
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{setting}={folder} is in use by another run: wait for it, or name another folder"
+            ) from error
+        yield
     finally:
-        lock.release()
+        os.close(descriptor)
+
+
+def check_plain(folder: Path) -> None:
+    """Raises ConfigError unless all that a run uses in a folder are files and folders of its own.
+
+    A link would be followed out of the folder, a pipe waited for, a device read for ever.
+    """
+    for name in sorted({*(mark.partition("/")[0] for mark in MARKS), *_OTHERS}):
+        for path in _below(folder / name):
+            mode = os.lstat(path).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise ConfigError(
+                    f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}: a run folder must hold only files and "
+                    "folders of its own"
+                )
+
+
+_OTHERS = ("comparison.png", "audit.csv", "audit.png", "data.csv", "data.json", "data.png", "not_private", ".lock")
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """A path and all below it, where there is something; links are not followed."""
+    if not os.path.lexists(path):
+        return
+    yield path
+    for place, folders, files in os.walk(path):
+        yield from (Path(place, name) for name in (*folders, *files))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Removes a folder where nothing is in it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -3,8 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from simulations.arguments import begin_folder, check_types
-from simulations.occupied import occupied_folder
+from simulations.arguments import beginning, check_types
+from simulations.occupied import folder_of_job
 from simulations.process import without_garbage_collection
 
 
@@ -12,13 +12,15 @@ from simulations.process import without_garbage_collection
 def main(config: DictConfig) -> None:
     """Runs the configured mechanism and writes the run folder."""
     check_types(config, "run")
-    with occupied_folder():
-        begin_folder(config, "run")
+    with folder_of_job(is_resumed=config.resume is not None) as path:
+        begin = beginning(config, "run")
         with without_garbage_collection():
             from simulations.folder import RunFolder  # here, so that --help need not load torch
-            from simulations.session import run_mechanism
+            from simulations.session import Session
 
-        folder = RunFolder.of_this_job(config)
+        session = Session([config], path, begin)
+        folder = RunFolder.of_this_job()
         with folder.progress() as progress:
-            folder.add(run_mechanism(config, progress, folder.path))
+            for outcome in session.outcomes(progress):
+                folder.add(outcome)
         folder.finish()

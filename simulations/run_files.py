@@ -1,7 +1,12 @@
-"""Where in a run folder the ledger and the adapter of each run are."""
+"""Where in a run folder the ledger and the adapter of each run are, and how a file of somebody else's is read."""
 
+import errno
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
+
+_LARGEST = 2**28  # bytes of a file that is read whole
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS = "adapter_model.safetensors"
@@ -17,3 +22,19 @@ def adapter_folder(folder: Path, mechanism: str, seed: int, before: Sequence[str
 def ledger_file(folder: Path, mechanism: str, seed: int) -> Path:
     """Returns the ledger of a run."""
     return folder / "ledger" / f"{mechanism}-seed{seed}.jsonl"
+
+
+def plain_content(path: Path) -> bytes:
+    """Returns what a file holds, without following a link or waiting for a pipe.
+
+    Raises:
+        OSError: it cannot be read, is a link or no file, or is larger than any that this program writes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is no file", str(path))
+        if found.st_size > _LARGEST:
+            raise OSError(errno.EFBIG, "is too large to be of this program", str(path))
+        return file.read()

@@ -13,7 +13,7 @@ from fedsim_userdp.participation import Cohorts
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.entries import NoiseSource
 from fedsim_userdp.privacy.errors import ReleasedOtherwise
-from fedsim_userdp.privacy.ledger import Ledger
+from fedsim_userdp.privacy.ledger import Ledger, check_ledger
 from fedsim_userdp.privacy.serialization import to_json
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
 from fedsim_userdp.training.errors import naming
@@ -119,12 +119,13 @@ class Saver:
         """
         if round != self.diary.num_rounds and round % self._every:
             return
+        self.diary.task.begin()
         self._journal.append(dataclasses.asdict(record) for record in self.diary.rounds[self._num_saved :])
         self._num_saved = len(self.diary.rounds)
         notes: dict[str, object] = {
             "journal": self._journal.end.to_json(),
             "ledger_head": None if self._ledger is None else self._ledger.head,
-            "promise": promise_in_json(self.diary),
+            "promise": promise_in_json(self.diary.task, self.diary.guarantee),
             "clip_norm": clip_norm,
             "cohorts": self._mark_of_cohorts(),
         }
@@ -140,6 +141,7 @@ class Saver:
         Raises:
             ReleasedOtherwise: when the round was released before with other answers; it is lost.
         """
+        self.diary.task.begin()
         if self._ledger is None:
             return
         mark = self.diary.task.keys.marks.mark("answers", repr((round, answers)))
@@ -157,6 +159,7 @@ class Saver:
 
     def end(self) -> None:
         """Removes the run's secret key, once its last checkpoint is there; of a seeded run there is none to hide."""
+        self.diary.task.begin()
         if not self.diary.task.keys.run.is_seeded:
             remove_keys(self._folder.path)
 
@@ -181,7 +184,9 @@ def open_saver(diary: Diary) -> Iterator[Saver]:
         ConfigError: when the folder holds another run, or nothing can be released any more.
         LedgerError: when the ledger is damaged, in use, or lacks what the checkpoint has seen.
     """
-    start = _checkpoint_of(diary)
+    start = _checkpoint_of(diary.task, diary.guarantee)
+    if not diary.task.is_resumed:
+        diary.task.begin()  # else before the first change of what is there
     done = 0 if start is None else start.round
     with _open_ledger(diary, start) as ledger:
         first = done + 1 if ledger is None else _first_round(diary, ledger, done)
@@ -192,20 +197,30 @@ def open_saver(diary: Diary) -> Iterator[Saver]:
         saver.end()
 
 
-def promise_in_json(diary: Diary) -> dict[str, object]:
+def check_saved(task: Task, guarantee: Guarantee) -> None:
+    """Raises where the folder holds something that the run cannot go on from; nothing is written.
+
+    Raises:
+        CheckpointError, ConfigError, LedgerError: see `open_saver`.
+    """
+    start = _checkpoint_of(task, guarantee)
+    path = task.folder / "ledger" / f"{task.run_name}.jsonl"
+    if guarantee.release is not None and path.exists():
+        check_ledger(path, _head(start))
+
+
+def promise_in_json(task: Task, guarantee: Guarantee) -> dict[str, object]:
     """Returns what the ledger's lines stand for, as JSON values; it cannot change within a run."""
-    guarantee = diary.guarantee
     return {
         "release": None if guarantee.release is None else to_json(guarantee.release),
         "accountant": guarantee.method,
         "delta": guarantee.delta,
-        "noise.source": _noise_source(diary.task),
+        "noise.source": _noise_source(task),
     }
 
 
-def _checkpoint_of(diary: Diary) -> Checkpoint | None:
+def _checkpoint_of(task: Task, guarantee: Guarantee) -> Checkpoint | None:
     """The checkpoint to go on from; None for a run from the start."""
-    task = diary.task
     if not task.is_resumed:
         if task.checkpoints.exist():
             raise ConfigError(
@@ -214,7 +229,7 @@ def _checkpoint_of(diary: Diary) -> Checkpoint | None:
             )
         return None
     start = task.checkpoints.latest()
-    if start is not None and (before := start.notes.get("promise")) != (now := promise_in_json(diary)):
+    if start is not None and (before := start.notes.get("promise")) != (now := promise_in_json(task, guarantee)):
         before = before if isinstance(before, dict) else {}
         changes = [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]
         raise CheckpointError(
@@ -231,7 +246,6 @@ def _open_ledger(diary: Diary, start: Checkpoint | None) -> Iterator[Ledger | No
         yield None
         return
     path = task.folder / "ledger" / f"{task.run_name}.jsonl"
-    head = None if start is None else start.notes.get("ledger_head")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         ledger = Ledger.open(
@@ -241,10 +255,16 @@ def _open_ledger(diary: Diary, start: Checkpoint | None) -> Iterator[Ledger | No
             run=task.keys.marks.mark("run", task.identity),
             noise_source=_noise_source(task),
             method=guarantee.method,
-            must_contain=None if head is None else str(head),
+            must_contain=_head(start),
         )
     with ledger:
         yield ledger
+
+
+def _head(start: Checkpoint | None) -> str | None:
+    """The last line of the ledger that a checkpoint has seen; None where there is none."""
+    head = None if start is None else start.notes.get("ledger_head")
+    return None if head is None else str(head)
 
 
 def _first_round(diary: Diary, ledger: Ledger, done: int) -> int:

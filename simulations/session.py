@@ -1,5 +1,8 @@
-"""Running one configured mechanism."""
+"""Running configured mechanisms: all of them are checked before the first byte of any is written."""
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -11,17 +14,59 @@ from fedsim_userdp.report.progress import RunProgress
 from simulations.corpora import configured_corpus
 from simulations.diary import Outcome
 from simulations.mechanisms import Mechanism
-from simulations.task import build_task
+from simulations.saver import check_saved
+from simulations.task import Task, build_task
 
 
-def run_mechanism(config: DictConfig, progress: RunProgress, folder: Path) -> Outcome:
-    """Returns the outcome of the configuration's mechanism; settings are checked before any training.
+class Session:
+    """The runs of one folder, their settings checked: what each promises, and what the folder holds of it already.
 
-    What the corpus looks like and what was left out of it is in the folder's `not_private/data.json` from the start.
+    Args:
+        configs: the configuration of each run.
+        folder: the folder.
+        begin: writes down what the folder was started with; called before anything else is written.
+
+    Raises:
+        ConfigError, DataError, ModelError, CheckpointError, LedgerError, ValueError: one sentence on what is wrong;
+            nothing was written to the folder.
     """
-    mechanism: Mechanism = instantiate(config.mechanism)
-    task = build_task(config, folder)
-    k = getattr(mechanism, "records_per_user", None)
-    statistics = corpus_statistics(task.store, () if k is None else (k,), task.seed)
-    write_data_json(folder, statistics, corpus=configured_corpus(config).name)
-    return mechanism.run(task, progress)
+
+    def __init__(self, configs: Sequence[DictConfig], folder: Path, begin: Callable[[], None]) -> None:
+        self._folder, self._begin = folder, begin
+        self._runs: list[tuple[Mechanism, Task, DictConfig]] = []
+        for config in configs:
+            mechanism: Mechanism = instantiate(config.mechanism)
+            task = build_task(config, folder)
+            if hasattr(mechanism, "promise"):  # one's own need not have it
+                check_saved(task, mechanism.promise(task))
+            self._runs.append((mechanism, task, config))
+
+    def outcomes(self, progress: RunProgress) -> Iterator[Outcome]:
+        """Yields the outcome of each run.
+
+        What the corpus looks like and what was left out of it is in the folder's `not_private/data.json` from the
+        start.
+        """
+        for number, (mechanism, task, config) in enumerate(self._runs):
+            k = getattr(mechanism, "records_per_user", None)
+            statistics = corpus_statistics(task.store, () if k is None else (k,), task.seed)
+
+            begin = _Once(
+                *([] if number else [self._begin]),
+                partial(write_data_json, self._folder, statistics, corpus=configured_corpus(config).name),
+            )
+            outcome = mechanism.run(replace(task, begin=begin), progress)
+            begin()
+            yield outcome
+
+
+class _Once:
+    """Calls several functions, one after the other, when it is called first."""
+
+    def __init__(self, *functions: Callable[[], None]) -> None:
+        self._left = list(functions)
+
+    def __call__(self) -> None:
+        """Calls what is left to be called."""
+        while self._left:
+            self._left.pop(0)()

@@ -16,8 +16,8 @@ from fedsim_userdp.report.privacy_files import (
     write_sweep_privacy,
 )
 from simulations.arguments import check_subdir
-from simulations.occupied import LOCK_FILE
 
+_LOCK_FILE = ".lock"
 _SWEEP_FILE = "multirun.yaml"  # Hydra's mark of a sweep's folder
 _DEPTH = 4  # of a job's folder in it, at most
 
@@ -45,7 +45,7 @@ def path_to(sweep: Path, folder: Path) -> str:
 
 def update_sweep(sweep: Path) -> None:
     """Writes the joint statement of all jobs of a sweep that have one; one process at a time."""
-    with FileLock(sweep / LOCK_FILE):
+    with FileLock(sweep / _LOCK_FILE):
         jobs, runs = jobs_of(sweep)
         write_sweep_privacy(sweep, jobs, runs, unfinished_jobs(sweep, runs))
 

@@ -13,7 +13,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 
-from fedsim_userdp.data.cache import default_cache_dir
 from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
 from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
 from fedsim_userdp.data.records import RandomRecords, RecordSelector
@@ -25,6 +24,7 @@ from fedsim_userdp.federation.worker import Worker, WorkerRecipe, fingerprint_of
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
+from fedsim_userdp.privacy.cache import default_cache_dir
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.ownership import Ownership
 from fedsim_userdp.privacy.streams import RunKey
@@ -98,6 +98,7 @@ class Task:
         fingerprint: what a node's updates depend on, name to digest.
         resolved: the resolved settings as JSON, for nodes that build their worker themselves.
         circumstances: what the privacy statement says besides.
+        begin: called before anything is written to the folder, once nothing is refused any more.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Task:
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     resolved: str = ""
     circumstances: Circumstances = field(default_factory=Circumstances)
+    begin: Callable[[], None] = lambda: None
 
     @property
     def run_name(self) -> str:
@@ -306,8 +308,8 @@ def _split(config: DictConfig, store: TokenStore, *, keep_places: bool) -> UserS
 
 
 def _path(value: str | None) -> Path | None:
-    """A path, or None."""
-    return None if value is None else Path(value)
+    """A path, a tilde at its beginning expanded, or None."""
+    return None if value is None else Path(value).expanduser()
 
 
 def _threads(value: int) -> int:

@@ -23,6 +23,7 @@ from simulations.arguments import RUN_FILE
 from simulations.checks import Check, difference
 from simulations.configured_runs import configuration_checks, configured
 from simulations.errors import ConfigError
+from simulations.occupied import check_plain
 from simulations.result_checks import results_checks
 from simulations.run_checks import run_checks, spare_files
 from simulations.sweep import jobs_of, unfinished_jobs
@@ -51,6 +52,7 @@ def check_is_run_folder(folder: Path) -> None:
     """Raises ConfigError for a path that is no folder of `fedsim run`, `fedsim compare` or a sweep of them."""
     if not any((folder / name).is_file() for name in (JSON_FILE, RUN_FILE)):
         raise ConfigError(f"{folder} is no run folder: there is neither {JSON_FILE} nor {RUN_FILE} in it")
+    check_plain(folder)
 
 
 def folder_checks(folder: Path, *, is_job: bool = False) -> Iterator[Check]:

@@ -1,27 +1,10 @@
-"""The folder in which token stores and scores are kept between runs."""
+"""A folder in which token stores and scores are kept between runs, tried before it is used."""
 
-from __future__ import annotations
-
-import os
-import sys
 import tempfile
 from pathlib import Path
 
 from fedsim_userdp.data.corpus import DataError
-
-VARIABLE = "FEDSIM_CACHE_DIR"
-APP = "fedsim_userdp"
-
-
-def default_cache_dir() -> Path:
-    """Returns $FEDSIM_CACHE_DIR, or this user's cache folder on the platform with `fedsim_userdp` in it."""
-    if chosen := os.environ.get(VARIABLE):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / APP
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / APP
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / APP
+from fedsim_userdp.privacy.cache import VARIABLE
 
 
 def require_writable(folder: Path) -> None:

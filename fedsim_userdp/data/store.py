@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from fedsim_userdp.data.cache import default_cache_dir, require_writable
+from fedsim_userdp.data.cache import require_writable
 from fedsim_userdp.data.corpus import Corpus, DataError
 from fedsim_userdp.data.ingestion import build_store, store_fingerprint
 from fedsim_userdp.data.layout import (
@@ -25,6 +25,7 @@ from fedsim_userdp.data.layout import (
     sync_folder,
 )
 from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, eos_of
+from fedsim_userdp.privacy.cache import default_cache_dir
 
 CHECKED_IN_FULL_BYTES = 64 << 20
 

@@ -23,7 +23,7 @@ from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.gguf import converted, gguf_digest, packaged_gguf
 from fedsim_userdp.models.output_layer import answer_with_losses
 from fedsim_userdp.models.precision import autocast_forward
-from fedsim_userdp.privacy.cache import directory
+from fedsim_userdp.privacy.cache import default_cache_dir
 
 TINY_MODEL = Path(__file__).parent / "tiny_gpt2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -75,7 +75,7 @@ class ModelSource:
         """
         file = Path(self._origin)
         if file.is_file():
-            return str(converted(file, Path(self.cache_dir) if self.cache_dir else directory()))
+            return str(converted(file, Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()))
         return self._origin
 
     @property

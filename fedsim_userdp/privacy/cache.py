@@ -1,7 +1,7 @@
 """Answers kept on disk between processes. Losing the cache costs time only; a damaged entry is as good as none.
 
-One JSON file for each question under `$FEDSIM_CACHE_DIR`, else `$XDG_CACHE_HOME/fedsim_userdp`, else
-`~/.cache/fedsim_userdp`. A file holds its whole question, so that a collision or a stale version is noticed.
+One JSON file for each question in the folder that `default_cache_dir` names. A file holds its whole question, so that a
+collision or a stale version is noticed.
 """
 
 import functools
@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 
+VARIABLE = "FEDSIM_CACHE_DIR"
+_APP = "fedsim_userdp"
 ALGORITHM_VERSION = 6  # to be raised whenever an answer of the accounting may change
 _IS_USED: ContextVar[bool] = ContextVar("is_used", default=True)
 
@@ -31,7 +34,7 @@ def remembered(question: tuple[str | float, ...], compute: Callable[[], float], 
     if not worth or not _IS_USED.get():
         return compute()
     key = json.dumps([ALGORITHM_VERSION, *_versions(), *question])
-    path = directory() / "accounting" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    path = default_cache_dir() / "accounting" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     answer = _read(path, key)
     if answer is None:
         answer = compute()
@@ -49,12 +52,18 @@ def unused() -> Iterator[None]:
         _IS_USED.reset(token)
 
 
-def directory() -> Path:
-    """Returns the folder of everything that the package may keep between runs; it need not exist."""
-    chosen = os.environ.get("FEDSIM_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim_userdp"
+def default_cache_dir() -> Path:
+    """Returns the folder of all that the package keeps between runs; it need not exist.
+
+    It is $FEDSIM_CACHE_DIR, or this user's cache folder on the platform with `fedsim_userdp` in it.
+    """
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / _APP
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / _APP
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / _APP
 
 
 @functools.cache

@@ -104,10 +104,7 @@ class Ledger:
         file = Path(path)
         descriptor = _open_locked(file)
         try:
-            data = file.read_bytes()
-            contents = entries.decode(data)
-            if must_contain not in (None, entries.FIRST_HASH) and str(must_contain).encode() not in data:
-                raise LedgerError(f"{file} lacks the line {must_contain}: its end was cut off")
+            contents = check_ledger(file, must_contain)
             may_be_completed = noise_source == "seeded" or contents.unmarked.startswith(entries.NO_RELEASE)
             if contents.ended or not contents.unmarked or not may_be_completed:
                 contents = _mark_torn(descriptor, contents)
@@ -321,6 +318,23 @@ class Ledger:
             spent = accountants.curve(released, method).epsilon(math.log(delta))
             self._known = (released, delta, method, spent)
         return self._known[3]
+
+
+def check_ledger(path: Path, must_contain: str | None = None) -> Contents:
+    """Returns what a ledger holds; nothing is written.
+
+    Args:
+        path: The ledger.
+        must_contain: Hash of a line that it must hold, such as `head` at the last checkpoint; None for none.
+
+    Raises:
+        LedgerError: It is damaged, or lacks that line.
+    """
+    data = path.read_bytes()
+    contents = entries.decode(data)
+    if must_contain not in (None, entries.FIRST_HASH) and str(must_contain).encode() not in data:
+        raise LedgerError(f"{path} lacks the line {must_contain}: its end was cut off")
+    return contents
 
 
 def seal(path: str | os.PathLike[str], adapter: str) -> None:

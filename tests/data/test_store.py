@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim_userdp.data.cache import default_cache_dir
 from fedsim_userdp.data.corpus import DataError, Record
 from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.data.writer import StoreWriter
+from fedsim_userdp.privacy.cache import default_cache_dir
 
 from .sources import TEXTS, MemoryCorpus, WordTokenizer, memory_corpus
 
@@ -205,6 +205,9 @@ def test_cache_that_cannot_be_written_is_refused_in_a_sentence(tmp_path, keep_al
 
 def test_cache_folder_comes_from_the_environment_and_is_readable_by_its_user_only(tmp_path, monkeypatch, keep_all):
     monkeypatch.setenv("FEDSIM_CACHE_DIR", str(tmp_path / "chosen"))
+    assert default_cache_dir() == tmp_path / "chosen"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FEDSIM_CACHE_DIR", "~/chosen")
     assert default_cache_dir() == tmp_path / "chosen"
     store = open_store(memory_corpus(), WordTokenizer(), keep_all)
     assert store.path.parent == tmp_path / "chosen"

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
@@ -115,12 +114,11 @@ def test_yaml_tags_in_a_run_folder_are_not_acted_on(
     tmp_path: Path, started: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tag = TAG.format(tmp_path)
-    for name in ("config.yaml", ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"):
-        (started / name).write_text(f"- {tag}\n" if "overrides" in name else f"seed: {tag}\n")
+    (started / "config.yaml").write_text(f"seed: {tag}\n")
     code, said = fedsim_run(capsys, f"resume={started}")
     assert code == 0, said
     assert "!!python" not in (started / "config.yaml").read_text()
-    assert isinstance(yaml.safe_load((started / ".hydra" / "overrides.yaml").read_text()), list)
+    assert not (tmp_path / "ran").exists()
 
 
 FORGED = {
@@ -152,18 +150,46 @@ def test_a_forged_run_folder_runs_no_code(
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_links_in_a_run_folder_are_replaced_and_not_written_through(
-    tmp_path: Path, started: Path, capsys: pytest.CaptureFixture[str]
+JOURNAL = "not_private/checkpoints/user_wise-seed0/rounds.jsonl"
+USED = [
+    *("results.csv", "results.json", "config.yaml", RUN_FILE, "privacy.json", "comparison.png", "ledger", "adapters"),
+    *("not_private", "not_private/checkpoints", "not_private/rounds.csv", "ledger/user_wise-seed0.jsonl", JOURNAL),
+    "adapters/user_wise/adapter_model.safetensors",
+]
+
+
+def made_a_link(path: Path, target: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("name", USED)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file_of_its_own_in_a_run_folder_is_refused_and_neither_followed_nor_waited_for(
+    tmp_path: Path, started: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
 ) -> None:
     outside = tmp_path / "outside"
-    outside.write_text("precious")
-    for name in ("results.csv", "results.json", "config.yaml", ".new.results.csv", "comparison.png", RUN_FILE + "x"):
-        (started / name).unlink(missing_ok=True)
-        (started / name).symlink_to(outside)
+    outside.mkdir() if (started / name).is_dir() else outside.write_text("precious")
+    made_a_link(started / name, outside)
+    if kind == "pipe":
+        (started / name).unlink()
+        os.mkfifo(started / name)
+    for arguments in ([f"resume={started}"], [f"resume={started}", "checkpoint.allow_changes=true"]):
+        code, said = fedsim_run(capsys, *arguments)
+        assert (code, said.count("\n")) == (2, 1), said
+        assert str(started / name) in said or name == RUN_FILE
+    assert outside.is_dir() or outside.read_text() == "precious"
+
+
+def test_links_beside_what_a_run_uses_are_left_alone(
+    tmp_path: Path, started: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outside").write_text("precious")
+    (started / "my own link").symlink_to(tmp_path / "outside")
     code, said = fedsim_run(capsys, f"resume={started}")
     assert code == 0, said
-    assert outside.read_text() == "precious"
-    assert not (started / "results.csv").is_symlink()
+    assert (started / "my own link").is_symlink()
 
 
 def test_a_text_takes_the_place_of_a_link_and_leaves_its_target(tmp_path: Path) -> None:

@@ -75,6 +75,6 @@ def test_refused_question_leaves_no_answer(cache_folder: Path) -> None:
 def test_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FEDSIM_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.directory() == tmp_path / "fedsim_userdp"
+    assert cache.default_cache_dir() == tmp_path / "fedsim_userdp"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.directory() == Path.home() / ".cache" / "fedsim_userdp"
+    assert cache.default_cache_dir() == Path.home() / ".cache" / "fedsim_userdp"
