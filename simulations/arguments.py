@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -86,7 +87,10 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         return quoted
     folder = str(found[-1])
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
-    stored = map(_quoted_if_needed, _started_with(Path(folder), command))
+    is_sweep = bool({"-m", "--multirun"} & set(quoted))
+    stored = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
+    if is_sweep:  # each of its jobs finds out by itself what is left to do
+        quoted = [argument for argument in quoted if override_key(argument) != "resume"]
     kept = [override for override in stored if override_key(override) not in given]
     for override in kept:
         _check_harmless(override, folder)
@@ -234,6 +238,23 @@ def _started_with(folder: Path, command: str) -> list[str]:
     return overrides
 
 
+def _swept_with(folder: Path, command: str) -> list[str]:
+    """The overrides that the sweep in a folder was started with."""
+    file = folder / "multirun.yaml"
+    try:
+        content = yaml.safe_load(plain_content(file))
+        found, name = content["hydra"]["overrides"]["task"], content["hydra"]["job"]["config_name"]
+    except FileNotFoundError as error:
+        raise ConfigError(f"resume={folder} holds no sweep: there is no {file.name}; leave out --multirun") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read ({error})") from error
+    if name != command:
+        raise ConfigError(f"resume={folder} holds a sweep of `fedsim {name}`: resume it with that")
+    if not isinstance(found, list) or not all(isinstance(override, str) for override in found):
+        raise ConfigError(f"{file}: its overrides are not a list of texts")
+    return found
+
+
 def _check_harmless(override: str, folder: str) -> None:
     """Raises ConfigError for a stored override that is more than a setting: a flag, Hydra's own, foreign code."""
     if re.match(r"[+~]*(-|hydra\b)", override.strip()):
@@ -290,19 +311,31 @@ def _is_own_code(target: str) -> bool:
 
 def _check_continues(settings: object, folder: Path, may_change: bool) -> list[str]:
     """The settings that differ from those that `folder` was run with, said as warnings; ConfigError where none may."""
-    before, now = dict(_leaves(_run_file(folder).get("config"))), dict(_leaves(settings))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    changed = [key for key in changed if not _is_part_of(key, FREE)]
-    refused = [key for key in changed if not may_change or _is_part_of(key, _FIXED)]
-    said = {key: f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}" for key in changed}
+    said = settings_changed(settings, folder)
+    refused = [key for key in said if not may_change or _is_part_of(key, _FIXED)]
     if refused:
         fix = "these cannot change within a run" if may_change else "checkpoint.allow_changes=true allows some changes"
         raise ConfigError(
             f"resume={folder}: the run was configured otherwise: {'; '.join(said[key] for key in refused)} ({fix})"
         )
-    for key in changed:
-        _log.warning("resume=%s: %s", folder, said[key])
-    return changed
+    for sentence in said.values():
+        _log.warning("resume=%s: %s", folder, sentence)
+    return list(said)
+
+
+def settings_changed(settings: object, folder: Path) -> dict[str, str]:
+    """Returns how settings differ from those that a folder was run with, by key; free ones are not looked at.
+
+    Raises:
+        ConfigError: when it holds no run.
+    """
+    before, now = dict(_leaves(_run_file(folder).get("config"))), dict(_leaves(settings))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    return {
+        key: f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}"
+        for key in changed
+        if not _is_part_of(key, FREE)
+    }
 
 
 def _is_part_of(key: str, names: frozenset[str]) -> bool:

@@ -20,6 +20,7 @@ COMMANDS = {
 }
 
 PLAIN = frozenset({"verify"})  # take folders, not settings
+SWEPT = frozenset({"run", "compare"})
 
 HELP = """Fine-tuning language models under user-level differential privacy: which mechanism, how set, what guaranteed.
 
@@ -70,14 +71,23 @@ def run_command(name: str, arguments: list[str]) -> int:
     from simulations.arguments import complete_arguments
     from simulations.refusals import REFUSALS, sentence
 
+    failed: list[str] = []
+
     try:
-        sys.argv = [f"fedsim {name}", *(arguments if name in PLAIN else complete_arguments(name, arguments))]
+        completed = arguments if name in PLAIN else complete_arguments(name, arguments)
+        if name in SWEPT and {"-m", "--multirun"} & set(completed):
+            from simulations import jobs
+
+            jobs.check_jobs(name, completed)
+            failed = jobs.FAILED
+            failed.clear()
+        sys.argv = [f"fedsim {name}", *completed]
         with contextlib.redirect_stderr(cast(TextIO, _WithoutPreamble(sys.stderr))):
             importlib.import_module(COMMANDS[name][0]).main()
     except BrokenPipeError:
         raise
     except REFUSALS as error:
-        _stop(sentence(error))
+        _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}" if failed else sentence(error))
     except KeyboardInterrupt:
         print("fedsim: stopped", file=sys.stderr)
         return 130

@@ -6,29 +6,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from simulations.arguments import beginning, check_types, override_key
+from simulations.arguments import override_key
 from simulations.errors import ConfigError
-from simulations.occupied import folder_of_job
-from simulations.process import without_garbage_collection
+from simulations.jobs import run_job
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="compare")
 def main(config: DictConfig) -> None:
     """Runs the mechanisms one after the other and writes table, plot and adapters."""
-    check_types(config, "compare")
-    with folder_of_job(is_resumed=config.resume is not None) as path:
-        begin = beginning(config, "compare")
-        with without_garbage_collection():
-            from simulations.folder import RunFolder  # here, so that --help need not load torch
-            from simulations.session import Session
-
-        session = Session(mechanism_configs(config), path, begin)
-        names = [f"{run['mechanism']}, seed {run['seed']}" for run in compared_runs(config)]
-        folder = RunFolder.of_this_job(names)
-        with folder.progress() as progress:
-            for outcome in session.outcomes(progress):
-                folder.add(outcome)
-        folder.finish()
+    names = [f"{run['mechanism']}, seed {run['seed']}" for run in compared_runs(config)]
+    run_job(config, "compare", lambda: mechanism_configs(config), names)
 
 
 def mechanism_configs(config: DictConfig) -> list[DictConfig]:

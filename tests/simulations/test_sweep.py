@@ -39,7 +39,7 @@ def test_a_job_that_proves_to_be_outside_is_refused_before_it_writes_anything_of
     monkeypatch.setenv("PLACE", "../s2")
     with pytest.raises(SystemExit):
         run_command("run", [*settings, "output_dir=s1", "hydra.sweep.subdir=${oc.env:PLACE}/${hydra:job.num}"])
-    assert "fedsim: hydra.sweep.subdir=../s2/0 must name a folder below" in capsys.readouterr().err
+    assert "hydra.sweep.subdir=../s2/0 must name a folder below" in capsys.readouterr().err
     assert [name for name in files(Path()) if "/.hydra/" not in name] == ["s1/multirun.yaml"]
 
 
