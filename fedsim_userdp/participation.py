@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, draw_cohort, foreign_name
+from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, foreign_name
 
 # Probability, over a whole run, that a selector which draws as it declares is stopped all the same.
 FALSE_ALARM = 1e-9
@@ -122,7 +122,8 @@ class Cohorts:
 
     def _drawn(self, round: int) -> NDArray[np.int64]:
         """The cohort, counted and checked."""
-        cohort = draw_cohort(self._selector, self._population.id_hashes, round, self._key)
+        most = self._declared.sampling_prob if isinstance(self._declared, acc.UserWise) else 1.0
+        cohort = draw_cohort(self._selector, self._population.id_hashes, round, self._key, most)
         self._counts[cohort] += 1
         self._num_drawn += len(cohort)
         self._history.update(repr((round, self._population.id_hashes[cohort].tolist())).encode())
@@ -136,7 +137,6 @@ class Cohorts:
                     )
                 self._check_rate(size / len(self._population), [], round)
             case acc.UserWise(sampling_prob=prob):
-                self._check_probability(prob, round)
                 drawn = (len(cohort), len(self._population)), (self._num_drawn, len(self._population) * round)
                 self._check_rate(prob, list(drawn), round)
         return cohort
@@ -157,15 +157,6 @@ class Cohorts:
             raise ValueError(
                 f"{self._name} declared at most {most} rounds for each user and chose one once more in round "
                 f"{round}: what it declared would not hold"
-            )
-
-    def _check_probability(self, declared: float, round: int) -> None:
-        """Raises where the probability of the coins that this package draws is above the declared one."""
-        if isinstance(self._selector, Choosing) or not isinstance(self._selector, Sampling):
-            return
-        if (stated := self._selector.probability(round)) > declared:
-            raise ValueError(
-                f"{self._name} declared the sampling probability {declared:g} and states {stated:g} in round {round}"
             )
 
     def _check_rate(self, prob: float, drawn: list[tuple[int, int]], round: int) -> None:

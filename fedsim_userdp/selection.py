@@ -147,13 +147,17 @@ OWN = (PoissonSelector, FixedSizeSelector, CyclicSelector)
 def foreign_name(selector: ClientSelector) -> str | None:
     """Returns the name of the class where it is not one of this package's three; None where it is.
 
-    A subclass is foreign: whichever of its methods it overrides, what it declares may no longer fit what it does.
+    A subclass is foreign: whichever of its methods it overrides, what it declares may no longer fit what it does.  So
+    is an object of these three that has methods of its own.
     """
     kind = type(selector)
-    return None if kind in OWN else f"{kind.__module__}.{kind.__qualname__}"
+    is_as_made = not any(callable(value) for value in getattr(selector, "__dict__", {}).values())
+    return None if kind in OWN and is_as_made else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def draw_cohort(selector: ClientSelector, id_hashes: NDArray[np.uint64], round: int, key: RunKey) -> NDArray[np.int64]:
+def draw_cohort(
+    selector: ClientSelector, id_hashes: NDArray[np.uint64], round: int, key: RunKey, most: float = 1.0
+) -> NDArray[np.int64]:
     """Returns a round's cohort: distinct users of the population, ascending.
 
     Args:
@@ -161,10 +165,11 @@ def draw_cohort(selector: ClientSelector, id_hashes: NDArray[np.uint64], round: 
         id_hashes: hashes of the users' ids, shape [num_users].
         round: the round, from 1.
         key: the run's key.
+        most: the highest probability that may be stated, where one is.
 
     Raises:
         ValueError: when a user appears twice (its clip bound would count twice) or does not exist, or a probability is
-            none.
+            none or above `most`.
     """
     name, num_users = type(selector).__name__, len(id_hashes)
     if isinstance(selector, Choosing):
@@ -175,6 +180,10 @@ def draw_cohort(selector: ClientSelector, id_hashes: NDArray[np.uint64], round: 
     probability = selector.probability(round)
     if not 0 <= probability <= 1:
         raise ValueError(f"{name} states the probability {probability} in round {round}: it must lie in [0, 1]")
+    if probability > most:
+        raise ValueError(
+            f"{name} declared the sampling probability {most:g} and states {probability:g} in round {round}"
+        )
     return np.flatnonzero(key.coins("selection", id_hashes, round=round) < probability)
 
 

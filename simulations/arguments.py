@@ -30,7 +30,7 @@ FREE = frozenset({"resume", "output_dir", "threads", "cache_dir", "model.cache_d
 # What a ledger's lines and a run's noise rest on: never changed within a run.
 _FIXED = frozenset(
     {
-        *("seed", "privacy", "noise", "selection", "records"),
+        *("seed", "privacy", "noise", "selection", "records", "compare"),
         *("mechanism.name", "mechanism._target_", "mechanism.records_per_user"),
     }
 )
@@ -80,6 +80,8 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     """
     quoted = [_quoted_if_needed(argument) for argument in arguments]
     for argument in quoted:
+        if override_key(argument).startswith("hydra.callbacks"):
+            raise ConfigError(f"{argument}: a callback is code that no statement would name: leave it out")
         if override_key(argument) == "hydra.sweep.subdir" and "=" in argument:
             check_subdir(str(_parsed(argument).value()))
     found = [_parsed(argument).value() for argument in quoted if override_key(argument) == "resume"]

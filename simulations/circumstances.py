@@ -45,7 +45,7 @@ _OWN_CODE = ("fedsim_userdp", "simulations")
 
 def named_foreign(config: DictConfig) -> tuple[str, ...]:
     """Returns the `_target_`s of a configuration that are not this package's, as they are named there."""
-    return tuple(name for name in foreign_targets(config, ()) if name.split(".")[0] not in _OWN_CODE)
+    return tuple(dict.fromkeys(foreign_targets(config, ())))
 
 
 def is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConfig) -> bool:

@@ -14,7 +14,13 @@ from fedsim_userdp.privacy import ledger
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.files import replacing, write_results, write_rounds, write_text
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
-from fedsim_userdp.report.privacy_files import digest_of, write_privacy
+from fedsim_userdp.report.privacy_files import (
+    PrivacyFile,
+    PrivacyFileError,
+    digest_of,
+    read_privacy,
+    write_privacy,
+)
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import footnote, result_console, results_table
@@ -65,7 +71,7 @@ class RunFolder:
         if row.rounds:
             before = [other.mechanism for other in self.rows]
             adapter = self._save_adapter(adapter_folder(self.path, row.mechanism, row.seed, before), outcome)
-        draw = mark_of_draw(self._sweep or self.path, outcome.key)
+        draw = self._stated_before(row, adapter) or mark_of_draw(self._sweep or self.path, outcome.key)
         self.rows.append(row)
         self.rounds.extend(outcome.rounds)
         self.runs.append(StatedRun(outcome.statement, row.seed, draw=draw, adapter=adapter))
@@ -75,6 +81,18 @@ class RunFolder:
         write_privacy(self.path, self.runs, sweep, self._planned[len(self.runs) :])
         if self._sweep is not None:
             update_sweep(self._sweep)
+
+    def _stated_before(self, row: ResultRow, adapter: str) -> str:
+        """The mark of the key of a release that had ended before, since the key itself is gone; else empty."""
+        try:
+            content = read_privacy(self.path)
+        except (OSError, PrivacyFileError):
+            return ""
+        asked = (row.mechanism, row.seed, adapter, "os")
+        for one in content.runs if isinstance(content, PrivacyFile) else ():
+            if (one.statement.mechanism, one.seed, one.adapter, one.statement.noise_source) == asked:
+                return one.draw
+        return ""
 
     def _save_adapter(self, path: Path, outcome: Outcome) -> str:
         """Writes an adapter in PEFT's format, with a card in place of PEFT's empty one, and closes its ledger.

@@ -75,10 +75,11 @@ def remove_keys(folder: Path) -> None:
 
 
 def mark_of_draw(root: Path, run: RunKey) -> str:
-    """Returns what two runs below `root` have in common where they have one key, so the same noise; else empty.
+    """Returns what two runs below `root` have in common where they have one key: the same settings, data and seed, or a
+    folder that was copied while a run was under way.
 
     It is made with a secret of `root`, so that whoever reads it cannot test a guess of the key, or of the data that a
-    seeded key follows from.  Keys from the operating system never meet.
+    seeded key follows from.  Its beginning, up to a colon, stands for that secret: only marks of one secret compare.
 
     Args:
         root: the run folder, or the folder of the sweep whose job it is.
@@ -88,8 +89,6 @@ def mark_of_draw(root: Path, run: RunKey) -> str:
         OSError: when the secret cannot be written.
         CheckpointError: when it is damaged.
     """
-    if not run.is_seeded:
-        return ""
     folder = root / NOT_PRIVATE
     file = folder / DRAWS_FILE
     if not file.exists():
@@ -101,7 +100,9 @@ def mark_of_draw(root: Path, run: RunKey) -> str:
         marks = _key(json.loads(file.read_bytes()), "marks")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: it tells which runs have the same noise") from error
-    return "" if marks is None else marks.mark("draw", run.secret.hex())
+    if marks is None:
+        raise CheckpointError(f"{file} is damaged: it tells which runs have the same noise")
+    return f"{marks.mark('secret', '')[:12]}:{marks.mark('draw', run.secret.hex())}"
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.privacy_files import (
     JSON_FILE,
     PrivacyFile,
+    PrivacyFileError,
+    SweepFile,
     digest_of,
     read_privacy,
     write_sweep_privacy,
@@ -47,7 +49,8 @@ def update_sweep(sweep: Path) -> None:
     """Writes the joint statement of all jobs of a sweep that have one; one process at a time."""
     with FileLock(sweep / _LOCK_FILE):
         jobs, runs = jobs_of(sweep)
-        write_sweep_privacy(sweep, jobs, runs, unfinished_jobs(sweep, runs))
+        left = {*unfinished_jobs(sweep, runs), *(_listed_before(sweep) - jobs.keys())}
+        write_sweep_privacy(sweep, jobs, runs, sorted(left, key=_by_number))
 
 
 def jobs_of(sweep: Path) -> tuple[dict[str, str], list[StatedRun]]:
@@ -76,4 +79,18 @@ def unfinished_jobs(sweep: Path, runs: list[StatedRun]) -> list[str]:
 def _folders(sweep: Path, file: str) -> list[str]:
     """The folders below a sweep's that hold a file, in the order of job numbers."""
     found = (path.parent.relative_to(sweep).as_posix() for path in sweep.rglob(file) if path.parent != sweep)
-    return sorted(found, key=lambda name: (len(name), name))
+    return sorted(found, key=_by_number)
+
+
+def _listed_before(sweep: Path) -> set[str]:
+    """The jobs that the statement of a sweep lists, counted or not; one that is gone has released all the same."""
+    try:
+        content = read_privacy(sweep)
+    except (OSError, PrivacyFileError):
+        return set()
+    return {*content.jobs, *content.unfinished} if isinstance(content, SweepFile) else set()
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """Sorts names of jobs by their number."""
+    return len(name), name

@@ -143,6 +143,37 @@ class Shuffled:
         return acc.Unamplified(noise_multiplier, max_participations=self.declared)
 
 
+class Alternating:
+    """States a probability that is declared to whoever asks twice, and 1 to whoever draws."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def probability(self, round: int) -> float:
+        self.asked += 1
+        return 1.0 if self.asked % 2 else 0.2
+
+    def expected_cohort_size(self, num_users: int) -> float:
+        return 0.2 * num_users
+
+    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
+        return acc.UserWise(noise_multiplier, 0.2, rounds)
+
+
+def test_the_probability_that_is_drawn_with_is_the_one_that_is_checked() -> None:
+    selector = Alternating()
+    cohorts = cohorts_of(selector, acc.UserWise(1.0, 0.2, 3))
+    with pytest.raises(ValueError, match=r"declared the sampling probability 0.2 and states 1 in round 1"):
+        cohorts.draw(1)
+
+
+def test_an_object_with_methods_of_its_own_is_foreign_whatever_its_class() -> None:
+    patched = PoissonSelector(0.2)
+    assert foreign_name(patched) is None
+    object.__setattr__(patched, "select", lambda num_users, round, generator: np.arange(3))
+    assert foreign_name(patched) is not None
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_user_chosen_more_often_than_declared_stops_the_run(resumed: bool) -> None:
     def cohorts() -> Cohorts:

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from zipfile import BadZipFile
 
+import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedsim_userdp.federation.errors import RoundError
 from fedsim_userdp.federation.messages import RunDescription, read_mark, read_refusal, read_reply
-from fedsim_userdp.training.cohort import CohortUpdate, add, zero_update
+from fedsim_userdp.training.cohort import CohortUpdate, add, in_float32, zero_update
 
 # A sum of n updates of norm clip_norm, each rounded to float32, may pass n * clip_norm by this factor.
 _SUM_TOLERANCE = 1 + 1e-5
@@ -84,7 +85,7 @@ class RoundAnswers:
         self._cohort, self._num_retried = tuple(sorted(cohort)), 0
         self._state, self.clip_norm = state, clip_norm
         self._mark = "" if run is None else run.mark
-        self._total = zero_update(state)
+        self._total = zero_update(state, torch.float64)
         self._asked: list[tuple[Message, Sequence[int]]] = []
         self._num_attempts = 0
 
@@ -124,7 +125,7 @@ class RoundAnswers:
         errors = tuple(self.errors or nobody_said)
         missing = tuple(sorted(self.missing))
         counts = len(self._cohort), failed, self._num_retried
-        return RoundReplies(self._total, self.clip_norm, *counts, errors, missing, self._cohort)
+        return RoundReplies(in_float32(self._total), self.clip_norm, *counts, errors, missing, self._cohort)
 
     def _checked(self, reply: Message | None, node: int, users: Sequence[int]) -> CohortUpdate | str:
         """The answer to a question, or why it cannot be used."""

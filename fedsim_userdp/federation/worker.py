@@ -20,7 +20,7 @@ from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
-from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, zero_update
+from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, in_float32, zero_update
 from fedsim_userdp.training.gradients import UnitGradients, unit_gradients
 from fedsim_userdp.training.users import RecordChoiceError, TrainingUsers, TrainingUsersRecipe
 
@@ -82,7 +82,7 @@ class Worker:
 
     def _one_by_one(self, request: TrainRequest, error: Exception) -> CohortUpdate:
         """The users' sum without those who fail by themselves; `error` is what all of them together raised."""
-        total = zero_update(request.state)
+        total = zero_update(request.state, torch.float64)
         for user in request.users:
             try:
                 total = add(total, self._sum_of(request, [user], self.local))
@@ -90,7 +90,7 @@ class Worker:
                 total = replace(total, failed=(*total.failed, user))
         if total.num_failed == len(request.users):
             raise error
-        return total
+        return in_float32(total)
 
     def _sum_of(self, request: TrainRequest, users: Sequence[int], local: LocalTraining) -> CohortUpdate:
         """The sum of clipped updates of some users, in smaller micro-batches where a GPU has too little memory."""

@@ -22,7 +22,8 @@ _OF_EVERY_CLAIM = (
 _KEY = {
     "seeded": "nobody towards whom anything is claimed knows or guesses the seed, which the files of this folder tell "
     "and which is 0 where nobody set it",
-    "os": "the secret key from which the cohorts derive was known to the server alone, and was removed at the end",
+    "os": "the secret key from which the cohorts derive was known to the server alone, and was removed at the end; "
+    "no copy of the folder that was made before the end was gone on with",
 }
 
 
@@ -71,7 +72,7 @@ def single_run(release: Description | None) -> Description | None:
 
 def floating_point(precision: str) -> str:
     """Returns what is assumed of sums in finite precision."""
-    moved = "about a millionth of the clip norm"
+    moved = "about a ten-millionth of the clip norm for each user of the cohort"
     if precision != "float32":
         moved = f"far more than in float32, where it is {moved}"
     return (

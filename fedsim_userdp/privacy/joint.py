@@ -4,6 +4,7 @@ Guarantee: adaptive composition of every release that a user-level claim in the 
     have independent noise and cohorts. Runs with one key (the same seed, settings and data) have the same: where they
     ended with the same adapter, they are one release and count once; where they did not (a node failed in one of them,
     or sums were rounded otherwise), the difference tells of users' updates without noise, and no epsilon is finite.
+    So it is where a folder was copied while a release was under way: two releases share their cohorts.
 Assumes: all runs are of the same users, the worst case; what the statements assume.
 
 Neighbouring relations are brought together so:
@@ -57,8 +58,8 @@ class StatedRun:
         statement: What it promises.
         seed: The run's seed.
         job: The folder of a sweep that it lies in; empty outside of one.
-        draw: Stands for the run's key: two runs with the same have the same noise and cohorts; empty for one that no
-            other run can have.
+        draw: Stands for the run's key: two runs with one have the same cohorts and, if seeded, the same noise. What
+            is before its colon is equal where two can be compared. Empty for a key that no other run can have.
         adapter: sha256 of the released weights, in hexadecimal; empty where there are none.
     """
 
@@ -215,12 +216,22 @@ class JointStatement:
         found = ""
         for group in _of_one_draw(self.claims):
             names = " and ".join(run.name for run in group)
-            found += f" {names} have the same seed, settings and data, so the same noise and cohorts"
+            if any(run.statement.noise_source == "os" for run in group):
+                found += f" {names} have one secret key, so the same cohorts: a folder was copied during the run"
+                why = "the same cohorts in several releases cost more than is accounted for"
+            else:
+                found += f" {names} have the same seed, settings and data, so the same noise and cohorts"
+                why = "the difference of their adapters tells of users' updates without noise"
             found += (
-                ": they ended with different adapters, whose difference tells of users' updates without noise, so that "
-                "both together promise nothing (repeat a run with another seed)."
+                f"; {why}, so that both together promise nothing (repeat a run anew, with another seed)."
                 if _torn_apart(group)
                 else " and the same adapter: one release, counted once."
+            )
+        for group in _incomparable(self.claims):
+            names = " and ".join(run.name for run in group)
+            found += (
+                f" Whether {names} have the same noise cannot be told any more, since `not_private/` of the folder was "
+                "removed or a run was moved here: both together promise nothing."
             )
         return found
 
@@ -281,10 +292,18 @@ def _of_one_draw(runs: Sequence[StatedRun]) -> list[list[StatedRun]]:
 
 
 def _torn_apart(runs: Sequence[StatedRun]) -> bool:
-    """Whether some runs with the same noise released different adapters."""
-    return any(
-        not all(run.adapter and run.adapter == group[0].adapter for run in group) for group in _of_one_draw(runs)
-    )
+    """Whether some runs with the same noise released different adapters, or that cannot be told."""
+    same = (all(run.adapter and run.adapter == group[0].adapter for run in group) for group in _of_one_draw(runs))
+    return bool(_incomparable(runs)) or not all(same)
+
+
+def _incomparable(runs: Sequence[StatedRun]) -> list[list[StatedRun]]:
+    """Seeded runs of one mechanism and seed of which it cannot be told whether they have one key."""
+    groups: dict[tuple[str, int], list[StatedRun]] = {}
+    for run in runs:
+        if run.draw and run.statement.noise_source == "seeded":
+            groups.setdefault((run.statement.mechanism, run.seed), []).append(run)
+    return [group for group in groups.values() if len({run.draw.partition(":")[0] for run in group}) > 1]
 
 
 def _distinct(runs: Sequence[StatedRun]) -> list[StatedRun]:

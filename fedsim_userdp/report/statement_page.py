@@ -71,13 +71,15 @@ def sweep_page(joint: JointStatement, unfinished: Sequence[str], digest: str) ->
 
     Args:
         joint: Of the runs of all jobs.
-        unfinished: Folders of jobs that have released something and have no statement yet.
+        unfinished: Folders of jobs that have released something and have no statement, or are gone.
         digest: sha256 of `privacy.json`, in hexadecimal.
     """
     listed = "\n".join(["| run | level | epsilon | delta |", "|---|---|---|---|", *map(_row, joint.runs)])
     parts = ["# What the jobs of this sweep promise together", listed, joint_text(joint)]
     if unfinished:
-        parts.append(f"NOT counted, since they were still running or were stopped: jobs {', '.join(unfinished)}.")
+        parts.append(
+            f"NOT counted, since they were still running, were stopped or are gone: jobs {', '.join(unfinished)}."
+        )
     parts.append("What each job promises for itself, and under which assumptions: `PRIVACY.md` in its folder.")
     return "\n\n".join([*parts, _footer(digest)]) + "\n"
 

@@ -99,10 +99,10 @@ def clipped_update_sum(
     state = {name: tensor.to(device) for name, tensor in state.items()}
     is_alone = local.steps > 1 or is_reduced(gradients.model)
     max_units = 1 if is_alone else units_in_memory(state, device, copies=_COPIES)
-    total, at = zero_update(state), StepAddress(round, key=key)
+    total, at = zero_update(state, torch.float64), StepAddress(round, key=key)
     for batch in micro_batches(units, local.max_tokens, device, max_units=max_units):
         total = add(total, _clipped_sum_of(gradients, state, batch, local, clip_norm, at))
-    return total
+    return in_float32(total)
 
 
 def _clipped_sum_of(
@@ -147,11 +147,16 @@ def local_updates(
     return moved, first_losses
 
 
-def zero_update(state: Mapping[str, Tensor]) -> CohortUpdate:
-    """Returns the update of an empty cohort: an exact zero."""
-    return CohortUpdate(
-        ClippedSum({n: torch.zeros_like(t, dtype=torch.float32) for n, t in state.items()}, 0, 0, 0, 0.0), 0.0, 0
-    )
+def zero_update(state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> CohortUpdate:
+    """Returns the update of an empty cohort: an exact zero; what is added to it is summed up in `dtype`."""
+    zeros = {name: torch.zeros_like(tensor, dtype=dtype) for name, tensor in state.items()}
+    return CohortUpdate(ClippedSum(zeros, 0, 0, 0, 0.0), 0.0, 0)
+
+
+def in_float32(update: CohortUpdate) -> CohortUpdate:
+    """Returns the update with its sum rounded to float32, once."""
+    total = {name: tensor.float() for name, tensor in update.clipped.total.items()}
+    return replace(update, clipped=replace(update.clipped, total=total))
 
 
 def add(a: CohortUpdate, b: CohortUpdate) -> CohortUpdate:

@@ -362,13 +362,13 @@ def test_bad_arguments_are_named(path: Path, changed: dict[str, object], match: 
             ledger.record(0, "noise")  # type: ignore[arg-type]
 
 
-def test_epsilon_of_every_round_of_a_run_costs_under_50_ms_each(path: Path) -> None:
+def test_epsilon_of_every_round_of_a_run_costs_under_150_ms_each(path: Path) -> None:
     with opened(path, budget_epsilon=50.0) as ledger:
         start = time.perf_counter()
         for number in range(60):
             ledger.record(number, acc.UserWise(0.7, 0.08, 1))
             ledger.epsilon()
-        assert time.perf_counter() - start < 60 * 0.05
+        assert time.perf_counter() - start < 60 * 0.15  # 15 ms on a machine that does nothing else
 
 
 CHILD = """

@@ -100,7 +100,7 @@ def test_a_sweeps_page_lists_its_runs_and_the_jobs_that_are_not_counted() -> Non
     runs = tuple(StatedRun(run().statement, 0, job) for job in ("0", "1"))
     text = sweep_page(JointStatement(runs), ["2"], DIGEST)
     assert "m, seed 0 (job 1)" in text
-    assert "NOT counted, since they were still running or were stopped: jobs 2." in text
+    assert "NOT counted, since they were still running, were stopped or are gone: jobs 2." in text
     assert "jobs 2" not in sweep_page(JointStatement(runs), [], DIGEST)
 
 

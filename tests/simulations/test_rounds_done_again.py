@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -398,7 +399,8 @@ def test_what_runs_of_one_noise_have_in_common_tests_no_guess_of_the_key(tmp_pat
     one, other, secret = RunKey.seeded(0, "a"), RunKey.seeded(0, "b"), RunKey.drawn()
     marks = [mark_of_draw(tmp_path / folder, key) for folder in ("x", "y") for key in (one, one, other)]
     assert [marks.index(mark) for mark in marks] == [0, 0, 2, 3, 3, 5]
-    assert mark_of_draw(tmp_path / "x", secret) == ""
+    assert mark_of_draw(tmp_path / "x", secret) not in marks
+    assert len({mark.partition(":")[0] for mark in marks}) == 2, "whose marks can be compared"
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(files)] == [
         "x/not_private/draws.json", "y/not_private/draws.json"
@@ -416,3 +418,43 @@ def test_a_comparison_that_is_stopped_names_what_it_has_not_counted(tmp_path: Pa
     folder.add(run_small(small_task(tmp_path, store), write_results=False))
     assert json.loads((tmp_path / "privacy.json").read_text())["unfinished"] == ["b", "c"]
     assert "NOT counted, since they had not ended: b; c." in (tmp_path / "PRIVACY.md").read_text()
+
+
+def add_job(sweep: Path, name: str, task: Task) -> dict[str, object]:
+    """Adds a finished run to a sweep; returns the sweep's joint statement."""
+    folder = RunFolder(sweep / name, Console(file=io.StringIO()), {"model": "small", "data": "small"}, sweep)
+    folder.add(run_small(replace(task, folder=sweep / name), write_results=False))
+    return dict(json.loads((sweep / "privacy.json").read_text())["joint"])
+
+
+def test_a_release_that_was_copied_under_way_and_finished_twice_promises_nothing_together(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = os_noise(small_task(tmp_path / "0", store))
+    dies_after_release(task, 2, monkeypatch)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    assert add_job(tmp_path, "0", resumed(task))["epsilon"] is not None
+    joint = add_job(tmp_path, "1", resumed(task))
+    assert joint["epsilon"] is None
+    assert "a folder was copied during the run" in joint["sentences"][0]  # type: ignore[index]
+    assert add_job(tmp_path, "0", resumed(task))["epsilon"] is None, "its key is gone, what it was is not forgotten"
+
+
+def test_where_it_cannot_be_told_any_more_whether_two_runs_have_one_noise_nothing_is_promised(
+    tmp_path: Path, store: TokenStore
+) -> None:
+    task = small_task(tmp_path, store)
+    assert add_job(tmp_path, "0", task)["epsilon"] is not None
+    shutil.rmtree(tmp_path / "not_private")
+    joint = add_job(tmp_path, "1", task)
+    assert joint["epsilon"] is None
+    assert "cannot be told any more" in joint["sentences"][0]  # type: ignore[index]
+
+
+def test_a_job_that_is_gone_is_named_as_not_counted(tmp_path: Path, store: TokenStore) -> None:
+    for name in ("0", "1"):
+        add_job(tmp_path, name, small_task(tmp_path, store))
+    (tmp_path / "0").rename(tmp_path.parent / f"{tmp_path.name} moved")
+    add_job(tmp_path, "2", small_task(tmp_path, store))
+    assert json.loads((tmp_path / "privacy.json").read_text())["unfinished"] == ["0"]
+    assert "are gone: jobs 0." in (tmp_path / "PRIVACY.md").read_text()

@@ -16,6 +16,9 @@ from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import draw_cohort
+from simulations.arguments import complete_arguments
+from simulations.circumstances import named_foreign
+from simulations.errors import ConfigError
 from simulations.identity import settings_digest
 from simulations.task import Task, build_task
 from strategies import every_other_user
@@ -193,3 +196,10 @@ def test_whatever_class_is_not_the_packages_is_named_as_an_assumption(
     name = f"{kind.__module__}.{kind.__qualname__}"
     assert task_of(tmp_path, settings, f"{key}._target_={name}").circumstances.foreign == (name,)
     assert task_of(tmp_path, settings).circumstances.foreign == ()
+
+
+def test_what_the_packages_own_functions_fetch_from_elsewhere_is_named(tmp_path: Path, settings: list[str]) -> None:
+    fetched = {"data": {"_target_": "simulations.identity.get_object", "path": "x.y"}}
+    assert named_foreign(OmegaConf.merge(composed(settings), fetched)) == ("simulations.identity.get_object",)
+    with pytest.raises(ConfigError, match="a callback is code"):
+        complete_arguments("run", ["+hydra.callbacks.x._target_=mine.X"])
