@@ -96,7 +96,9 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     kept = [override for override in stored if override_key(override) not in given]
     for override in kept:
         _check_harmless(override, folder)
-    return [*kept, *quoted, f"output_dir={_quoted(folder)}"]
+    flags = [argument for argument in quoted if argument.startswith("-")]
+    settings = [argument for argument in quoted if not argument.startswith("-")]
+    return [*flags, *kept, *settings, f"output_dir={_quoted(folder)}"]
 
 
 def beginning(config: DictConfig, command: str) -> Callable[[], None]:
