@@ -65,7 +65,7 @@ def test_from_a_warm_store_it_takes_seconds_in_a_process_of_its_own(tmp_path: Pa
     assert "500 users: 400 to train on, 100 held out" in done.stdout
     assert "NOT private" in done.stdout
     assert "…" not in done.stdout
-    assert [name for name in os.listdir("warm")] == ["not_private"]
+    assert os.listdir("warm") == ["not_private"]
 
 
 def test_the_files_hold_what_the_statistics_of_the_store_are(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_job_that_proves_to_be_outside_is_refused_before_it_writes_anything_of
     with pytest.raises(SystemExit):
         run_command("run", [*settings, "output_dir=s1", "hydra.sweep.subdir=${oc.env:PLACE}/${hydra:job.num}"])
     assert "hydra.sweep.subdir=../s2/0 must name a folder below" in capsys.readouterr().err
-    assert [name for name in files(Path())] == ["s1/multirun.yaml"]
+    assert files(Path()) == ["s1/multirun.yaml"]
 
 
 def test_what_jobs_in_deeper_folders_promise_together_is_written_in_the_folder_of_the_sweep(
