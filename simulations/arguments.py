@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 import conf
 from fedsim_userdp import __version__
 from fedsim_userdp.report.files import write_text
+from simulations import names
 from simulations.errors import ConfigError
 from simulations.run_files import CONFIG_FILE, plain_content
 
@@ -46,6 +47,14 @@ _KINDS: tuple[tuple[type, tuple[type, ...]], ...] = (
     (int, (int,)),
     (float, (int, float)),
     (str, (str, int, float)),
+)
+# Hydra's own, as its help lists them.
+_FLAGS = frozenset(
+    {
+        *("-h", "--help", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
+        *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
+        *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+    }
 )
 # of settings that are null by default
 _NULLABLE: dict[str, tuple[type, ...]] = {
@@ -78,6 +87,8 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         ConfigError: when the folder holds no run of this command, or one that would run somebody else's code; when jobs
             of a sweep would not lie in its folder.
     """
+    for argument in arguments:
+        _check_known(argument)
     quoted = [_quoted_if_needed(argument) for argument in arguments]
     for argument in quoted:
         if override_key(argument).startswith("hydra.callbacks"):
@@ -99,6 +110,23 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     flags = [argument for argument in quoted if argument.startswith("-")]
     settings = [argument for argument in quoted if not argument.startswith("-")]
     return [*flags, *kept, *settings, f"output_dir={_quoted(folder)}"]
+
+
+def _check_known(argument: str) -> None:
+    """Raises ConfigError for a flag or a setting that there is not."""
+    if argument.startswith("-"):
+        flag = argument.partition("=")[0]
+        if flag not in _FLAGS:
+            meant = names.suggestions(flag.lstrip("-"))
+            raise ConfigError(
+                f"there is no flag {flag}: settings are KEY=VALUE, without dashes"
+                + (f"; did you mean {' or '.join(f'{name}=...' for name in meant)}?" if meant else "")
+            )
+    elif "=" in argument or argument.startswith("~"):
+        key = override_key(argument)
+        names.check_name(key, groups=GROUPS)
+        if argument.startswith("~") and key.partition(".")[0] not in GROUPS:
+            raise ConfigError(f"{argument}: {key} cannot be left out; set it by {key}=VALUE")
 
 
 def beginning(config: DictConfig, command: str) -> Callable[[], None]:
@@ -151,6 +179,7 @@ def check_subdir(subdir: str) -> None:
 def check_types(config: DictConfig, config_name: str) -> None:
     """Raises ConfigError when a setting of the running job is of another kind than its default."""
     choices = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
+    names.check_arguments(config)
     defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=choices), resolve=True)
     settings = OmegaConf.to_container(config, resolve=True)
     for key, before in _leaves(defaults):
@@ -166,6 +195,8 @@ def check_types(config: DictConfig, config_name: str) -> None:
         allowed = next((allowed for kind, allowed in _KINDS if isinstance(before, kind)), None)
         if key == _MAY_BE_LIST and isinstance(now, list):
             continue
+        if isinstance(before, list) and not isinstance(now, list):
+            raise ConfigError(f"{key}={now} must be a list, such as [{', '.join(map(str, before))}]")
         if allowed is not None and not _is_one_of(now, allowed):
             raise ConfigError(f"{key}={now} must be {_word(before)}, such as {before}")
 

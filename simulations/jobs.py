@@ -65,8 +65,8 @@ def _run(
     config: DictConfig, command: str, configs_fn: Callable[[], Sequence[DictConfig]], planned: Sequence[str]
 ) -> None:
     """See `run_job`."""
-    check_types(config, command)
     with folder_of_job(is_resumed=config.resume is not None) as path:
+        check_types(config, command)
         begin = beginning(config, command)
         with without_garbage_collection():
             from simulations.folder import RunFolder  # here, so that --help need not load torch

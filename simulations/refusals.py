@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.federation.errors import RoundError
 from fedsim_userdp.privacy.errors import LedgerError
+from simulations import names
 from simulations.errors import ConfigError
 
 REFUSALS = (ConfigError, LedgerError, RoundError, HydraException, OmegaConfBaseException, ValueError, OSError)
@@ -34,12 +35,16 @@ def _said(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in _FULL_DISK:
         text += "; make room and start again: a run that had begun goes on with resume=PATH, the folder it wrote to"
+    refused = re.match(r"Could not (?:override|append to config|delete from config).*?'?([\w./@-]+)'?[.:]", text)
+    if refused:
+        setting = str(refused.group(1))
+        return f"{setting} is no setting of this command" if setting in names.known() else names.unknown(setting)
     if found := re.match(
         r"(?:In '[^']*': )?Could not find '([^']*)'\s+Available options in '([^']*)':\s+(.*)", text, re.S
     ):
         chosen, group, options = found.groups()
-        names = [line.strip() for line in options.splitlines() if re.fullmatch(r"\s*[\w-]+\s*", line)]
-        return f"{group}={chosen.removeprefix(group + '/')} is unknown; expected one of {', '.join(names)}"
+        offered = [line.strip() for line in options.splitlines() if re.fullmatch(r"\s*[\w-]+\s*", line)]
+        return f"{group}={chosen.removeprefix(group + '/')} is unknown; expected one of {', '.join(offered)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|Set the environment)", line)]
     return " ".join(kept)

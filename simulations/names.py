@@ -1,0 +1,124 @@
+"""Names of settings: what there is, and what somebody meant who wrote another one."""
+
+import difflib
+import inspect
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+import conf
+from simulations.errors import ConfigError
+
+# What people write for a setting that has another name here.
+_ALSO_CALLED = {
+    "k": "mechanism.records_per_user",
+    "eps": "privacy.epsilon",
+    "lr": "mechanism.learning_rate",
+    "clip": "mechanism.clip_norm",
+    "q": "selection.sampling_prob",
+    "batch_size": "selection.sampling_prob",
+    "epochs": "mechanism.rounds",
+    "steps": "mechanism.rounds",
+    "output": "output_dir",
+    "out": "output_dir",
+    "dir": "output_dir",
+    "folder": "output_dir",
+    "sigma": "privacy.epsilon",
+}
+_MOST = 3  # suggestions
+_HYDRA = "hydra"
+
+
+def check_name(key: str, *, groups: frozenset[str]) -> None:
+    """Raises ConfigError for a key that is no setting; below a choice of a class, the class decides later.
+
+    Args:
+        key: dotted, as on the command line.
+        groups: names of the choices.
+    """
+    first = key.partition(".")[0]
+    if "/" in key or "@" in key or first in groups or first == _HYDRA or key in known():
+        return
+    if any(name.startswith(f"{key}.") for name in known()):
+        raise ConfigError(f"{key} is a section of settings: set one of {', '.join(_below(key))}")
+    raise ConfigError(unknown(key))
+
+
+def unknown(key: str) -> str:
+    """Returns the sentence for a key that is no setting, with what may have been meant."""
+    meant = suggestions(key)
+    return f"there is no setting {key}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+
+
+def suggestions(key: str) -> list[str]:
+    """Returns the settings, at most three, that somebody may have meant who wrote `key`."""
+    last = key.rpartition(".")[2].lower().replace("-", "_")
+    if last in _ALSO_CALLED and "." not in key:
+        return [_ALSO_CALLED[last]]
+    same = [name for name in known() if name.rpartition(".")[2] == last]
+    if same:
+        return sorted(same, key=lambda name: -_likeness(name, key))[:_MOST]
+    near = sorted(known(), key=lambda name: -_likeness(name, key))
+    return [name for name in near[:_MOST] if _likeness(name, key) > 0.75][:_MOST]
+
+
+def check_arguments(config: DictConfig) -> None:
+    """Raises ConfigError where a node has settings that its `_target_` does not take."""
+    for key, node in config.items_ex(resolve=False):
+        if not isinstance(node, DictConfig) or "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
+            continue
+        takes = _parameters(str(node["_target_"]))
+        for name in [str(name) for name in node if not str(name).startswith("_")]:
+            if takes is not None and name not in takes:
+                near = difflib.get_close_matches(name, takes, n=_MOST, cutoff=0.6)
+                meant = f"; did you mean {' or '.join(f'{key!s}.{one}' for one in near)}?" if near else ""
+                all_of_them = f"it takes {', '.join(takes)}" if takes else "it takes none"
+                raise ConfigError(f"{key!s}._target_={node['_target_']} has no setting {name} ({all_of_them}){meant}")
+
+
+def _parameters(target: str) -> list[str] | None:
+    """The names that a `_target_` takes; None where it takes any, or that is not known."""
+    try:
+        parameters = inspect.signature(get_object(target)).parameters.values()
+    except (ImportError, AttributeError, TypeError, ValueError, HydraException):
+        return None  # whoever instantiates it says what is wrong
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+        return None
+    return [one.name for one in parameters if one.kind is not inspect.Parameter.VAR_POSITIONAL and one.name != "self"]
+
+
+@cache
+def known() -> frozenset[str]:
+    """Returns the dotted keys of all settings of all commands and choices."""
+    root, found = Path(str(conf.__file__)).parent, set[str]()
+    for path in root.rglob("*.yaml"):
+        group = [part for part in path.parent.relative_to(root).parts if part != "experiment"]  # which sets all others
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        found |= {key for key in _leaves(content, ".".join(group)) if not key.startswith(("defaults", _HYDRA))}
+    return frozenset(found)
+
+
+def _leaves(node: Any, prefix: str) -> Iterator[str]:
+    """Dotted keys of nested mappings, down to what is none."""
+    if isinstance(node, dict) and (node or not prefix):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix
+
+
+def _below(section: str) -> Sequence[str]:
+    """Some settings of a section."""
+    names = sorted(name for name in known() if name.startswith(f"{section}."))
+    return [*names[:6], *(["..."] if len(names) > 6 else [])]
+
+
+def _likeness(name: str, key: str) -> float:
+    """How alike two keys are, in [0, 1]."""
+    return difflib.SequenceMatcher(None, name, key).ratio()
