@@ -95,7 +95,8 @@ def test_a_list_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     [
         "privacy.epsilon=3", "+selection.anything=3", "~selection.sampling_prob", "selection=cyclic", "-m", "--help",
         "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "data.owners_column=x", "+optimizer.weight_decay=0.1",
-        "audit.canaries.direction=3", "tuned.searched=null", "tuned.searched.runs=3", "experiment=paper_enron", "model.cache_dir=x",
+        "audit.canaries.direction=3", "tuned.searched=null", "tuned.searched.runs=3", "experiment=paper_enron",
+        "model.cache_dir=x",
     ],
 )  # fmt: skip
 def test_what_there_is_goes_through(argument: str) -> None:
