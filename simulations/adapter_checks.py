@@ -40,6 +40,8 @@ def weights_problem(adapter: Path, digest: str | None, source: str = "the ledger
     if digest is None:
         return "the ledger has no closing line"
     path = adapter / WEIGHTS
+    if not digest:
+        return f"{path} is there, {source} knows of none" if path.exists() else ""
     if not path.is_file():
         return f"{path} is not there"
     found = digest_of(path.read_bytes())

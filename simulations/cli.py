@@ -65,7 +65,8 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def run_command(name: str, arguments: list[str]) -> int:
-    """Returns the exit code of a command: 0, or 2 with one sentence on stderr when a setting is wrong."""
+    """Returns the exit code of a command: 0; 2 with one sentence on stderr when a setting is wrong; 3 when a run of it
+    diverged."""
     prepare_process()
     sys.path.append(os.getcwd())  # so that `_target_` finds classes in the user's own files
     from simulations.arguments import complete_arguments
@@ -91,7 +92,17 @@ def run_command(name: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("fedsim: stopped", file=sys.stderr)
         return 130
-    return 0
+    module = sys.modules.get("simulations.jobs")
+    return 0 if module is None else _said_of_diverged(module.DIVERGED)
+
+
+def _said_of_diverged(runs: list[str]) -> int:
+    """The exit code of a command: 3, with a sentence, where training diverged."""
+    if not runs:
+        return 0
+    print(f"fedsim: training diverged: {', '.join(runs)}; try a smaller learning rate", file=sys.stderr)
+    runs.clear()
+    return 3
 
 
 class _WithoutPreamble:

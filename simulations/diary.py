@@ -56,6 +56,7 @@ class Diary:
         self.name, self.num_rounds, self.task, self.guarantee, self.model = name, rounds, task, guarantee, model
         self.rounds: list[RoundRecord] = []
         self.train_tokens = 0
+        self._scored = -1  # the last round that was
         self._progress = progress
         self._spent = guarantee.spent_by_round(rounds)
         self._start = time.perf_counter()
@@ -99,8 +100,8 @@ class Diary:
 
     def score_last(self) -> None:
         """Scores the model as it is, where the last round that has a result was not scored."""
-        if self.rounds[-1].perplexity is None:
-            self.rounds[-1] = replace(self.rounds[-1], perplexity=self.task.perplexity(self.model))
+        if self._scored != self.rounds[-1].round:
+            self.rounds[-1] = replace(self.rounds[-1], perplexity=self._perplexity(self.rounds[-1].round))
 
     def is_due(self, round: int) -> bool:
         """Returns whether the round is evaluated."""
@@ -175,9 +176,18 @@ class Diary:
         return round(time.perf_counter() - self._start, 3)
 
     @property
-    def final_perplexity(self) -> float:
-        """The last evaluation."""
-        return next(r.perplexity for r in reversed(self.rounds) if r.perplexity is not None)
+    def final_perplexity(self) -> float | None:
+        """That of the model after the last round; None where it is not finite."""
+        return self.rounds[-1].perplexity
+
+    def _perplexity(self, round: int) -> float | None:
+        """Scores the model as it is after a round; None where what comes out is not finite."""
+        self._scored = round
+        found = self.task.perplexity(self.model)
+        if math.isfinite(found):
+            return found
+        self._progress.warn(f"{self.name}: after round {round} the perplexity is {found}: training has diverged")
+        return None
 
     def _write(
         self,
@@ -197,8 +207,8 @@ class Diary:
             seed=self.task.seed,
             round=round,
             epsilon=None if self._spent is None else self._spent.after(round),
-            perplexity=self.task.perplexity(self.model) if self.is_due(round) else None,
-            train_loss=loss_sum / num_units if num_units else None,
+            perplexity=self._perplexity(round) if self.is_due(round) else None,
+            train_loss=loss_sum / num_units if num_units and math.isfinite(loss_sum) else None,
             num_units=num_units,
             num_clipped=num_clipped,
             num_failed=num_failed,

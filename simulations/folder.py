@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from safetensors import SafetensorError
 
-from fedsim_userdp.models.adapters import ADAPTER
+from fedsim_userdp.models.adapters import ADAPTER, trainable_state
 from fedsim_userdp.privacy import ledger
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.files import replacing, write_results, write_rounds, write_text
@@ -98,8 +98,14 @@ class RunFolder:
         """Writes an adapter in PEFT's format, with a card in place of PEFT's empty one, and closes its ledger.
 
         Returns:
-            sha256 of the file with the weights.
+            sha256 of the file with the weights; empty where some are not finite, so that there is nothing to load.
         """
+        is_private = outcome.statement.release is not None
+        ledger_path = ledger_file(self.path, outcome.row.mechanism, outcome.row.seed)
+        if not all(bool(tensor.isfinite().all()) for tensor in trainable_state(outcome.model).values()):
+            if is_private:
+                ledger.seal(ledger_path, "")
+            return ""
         base_model = str(outcome.model.peft_config[ADAPTER].base_model_name_or_path)
         origin = AdapterOrigin(
             base_model,
@@ -115,9 +121,14 @@ class RunFolder:
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(path)) from error
             write_text(folder / CARD, model_card(outcome.row, outcome.statement, origin))
         digest = digest_of((path / WEIGHTS).read_bytes())
-        if outcome.statement.release is not None:
-            ledger.seal(ledger_file(self.path, outcome.row.mechanism, outcome.row.seed), digest)
+        if is_private:
+            ledger.seal(ledger_path, digest)
         return digest
+
+    @property
+    def diverged(self) -> list[str]:
+        """The runs whose training diverged: their perplexity is not finite."""
+        return [f"{row.mechanism}, seed {row.seed}" for row in self.rows if row.perplexity is None]
 
     def finish(self) -> None:
         """Draws the plot and prints the table."""

@@ -20,6 +20,7 @@ from simulations.process import without_garbage_collection
 from simulations.refusals import REFUSALS, sentence
 from simulations.run_files import plain_content
 
+DIVERGED: list[str] = []  # runs of this process whose training diverged
 FAILED: list[str] = []  # jobs of this process's sweep that were refused or stopped, each said when it was
 _RESULTS, _STATED = "results.json", "privacy.json"
 
@@ -81,6 +82,7 @@ def _run(
             for outcome in session.outcomes(progress):
                 folder.add(outcome)
         folder.finish()
+        DIVERGED.extend(folder.diverged)
 
 
 def _has_ended(folder: Path) -> bool:

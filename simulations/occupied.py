@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 
-from simulations.arguments import check_subdir
 from simulations.errors import ConfigError
 
 # What only a run, comparison or audit writes to its folder.
@@ -32,12 +30,9 @@ def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
 
     Raises:
         ConfigError: when another process is at work in it, it holds a run that is not to be gone on with, or links or
-            other things that are no files (see `check_plain`), or is that of a sweep's job and not in the sweep's.
+            other things that are no files (see `check_plain`).
     """
-    settings = HydraConfig.get()
-    if settings.mode == RunMode.MULTIRUN:
-        check_subdir(str(settings.sweep.subdir))
-    folder = Path(settings.runtime.output_dir)
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with locked(folder, "output_dir"):
             if not is_resumed and (mark := mark_of_a_run(folder)):

@@ -20,7 +20,7 @@ def run_checks(folder: Path, runs: Sequence[StatedRun], found: Configured) -> It
         before.append(statement.mechanism)
         if statement.release is not None:
             yield from ledger_checks(folder, run, statement.release, adapter, found.rounds(run))
-        if run.adapter or statement.release is not None or adapter.exists():
+        if run.adapter or adapter.exists():
             yield from _adapter_checks(folder, run, adapter, found)
 
 

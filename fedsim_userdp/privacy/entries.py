@@ -76,7 +76,8 @@ class Seal:
     """The closing line of a run that has ended: nothing can be released after it.
 
     Attributes:
-        adapter: sha256, in hexadecimal, of the file with the released adapter.
+        adapter: sha256, in hexadecimal, of the file with the released adapter; empty where there is none: training
+            diverged.
     """
 
     adapter: str

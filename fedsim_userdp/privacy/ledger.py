@@ -342,7 +342,7 @@ def seal(path: str | os.PathLike[str], adapter: str) -> None:
 
     Args:
         path: The ledger.
-        adapter: sha256, in hexadecimal, of the file with the released adapter.
+        adapter: sha256, in hexadecimal, of the file with the released adapter; empty where there is none.
 
     Raises:
         LedgerError: The ledger is damaged, open elsewhere, or was sealed with another adapter.

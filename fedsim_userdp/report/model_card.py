@@ -69,7 +69,12 @@ def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigi
         f"## What is guaranteed\n\n{statement_text(statement)}",
         f"{statement.search}. What the run folder promises as a whole: its `PRIVACY.md`.",
         "## Settings\n\n| setting | value |\n|---|---|\n" + "\n".join(settings),
-        f"Perplexity on {people(row.evaluated_on)}: {row.perplexity:.2f} "
+        f"Perplexity on {people(row.evaluated_on)}: {_perplexity(row)} "
         "(computed from their text without noise: not private).",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _perplexity(row: ResultRow) -> str:
+    """The perplexity in words."""
+    return "not finite" if row.perplexity is None else f"{row.perplexity:.2f}"

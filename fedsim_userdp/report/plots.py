@@ -54,7 +54,10 @@ def _bars(axes: Axes, rows: Sequence[ResultRow]) -> None:
     """Final perplexity, a bar a mechanism (mean over seeds), a dot a seed."""
     names = _names(rows)
     for position, name in enumerate(names):
-        values = [row.perplexity for row in rows if row.mechanism == name]
+        values = [row.perplexity for row in rows if row.mechanism == name and row.perplexity is not None]
+        if not values:
+            axes.annotate(" diverged", (0.0, position), va="center", fontsize=9)
+            continue
         mean = sum(values) / len(values)
         axes.barh(position, mean, color=_colour(name))
         axes.plot(values, [position] * len(values), "k.", markersize=4)

@@ -28,7 +28,7 @@ class ResultRow:
         sampling_prob: probability with which a unit takes part in a round; None for other selections.
         learning_rate: of the server's optimizer.
         seed: the run's seed.
-        perplexity: on the users of `evaluated_on`; not private.
+        perplexity: on the users of `evaluated_on`; None where it is not finite, since training diverged; not private.
         train_tokens: predicted tokens that training went through; not private.
         seconds: wall-clock time of the run, evaluation included.
         epsilon_tight: user-level epsilon of the same run by the tight ELS accountant; None where it does not apply.
@@ -52,7 +52,7 @@ class ResultRow:
     sampling_prob: float | None
     learning_rate: float | None
     seed: int
-    perplexity: float
+    perplexity: float | None
     train_tokens: int
     seconds: float
     epsilon_tight: float | None = None
@@ -77,7 +77,7 @@ class RoundRecord:
         seed: the run's seed.
         round: the round, 0 for the state before training.
         epsilon: user-level epsilon spent so far; None where there is no user-level guarantee.
-        perplexity: on the evaluation users; None in rounds that were not evaluated.
+        perplexity: on the evaluation users; None in rounds that were not evaluated, or where it is not finite.
         train_loss: mean loss of the round's units before the step, in nats; None when there were none.
         num_units: units in the round.
         num_clipped: units whose norm was above the bound.

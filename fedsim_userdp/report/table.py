@@ -59,7 +59,7 @@ def _cells(row: ResultRow) -> list[str]:
         f"{row.noise_multiplier:.3f}" if row.noise_multiplier else "-",
         "-" if row.clip_norm is None else f"{row.clip_norm:g}",
         str(row.records_per_user) if row.rounds else "-",
-        f"{row.perplexity:.1f}",
+        "diverged" if row.perplexity is None else f"{row.perplexity:.1f}",
         f"{row.seconds:.0f}",
     ]
 
