@@ -399,6 +399,7 @@ def test_what_runs_of_one_noise_have_in_common_tests_no_guess_of_the_key(tmp_pat
     one, other, secret = RunKey.seeded(0, "a"), RunKey.seeded(0, "b"), RunKey.drawn()
     marks = [mark_of_draw(tmp_path / folder, key) for folder in ("x", "y") for key in (one, one, other)]
     assert [marks.index(mark) for mark in marks] == [0, 0, 2, 3, 3, 5]
+    assert len({mark.partition(":")[2] for mark in marks}) == 4, "nothing of a mark follows from the key alone"
     assert mark_of_draw(tmp_path / "x", secret) not in marks
     assert len({mark.partition(":")[0] for mark in marks}) == 2, "whose marks can be compared"
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
