@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from fedsim_userdp.models.adapters import with_adapter
 from fedsim_userdp.models.dropout import AddressedDropout, dropout_layers, dropping
 from fedsim_userdp.models.errors import FAILURES
 from fedsim_userdp.models.precision import without_autocast
@@ -94,11 +94,16 @@ class OneByOneGradients:
         """One unit's gradient and loss, its adapter in place of the model's."""
         own = {name: tensor[position].detach().requires_grad_() for name, tensor in stacked.items()}
         alone = batch.of_unit(position)
-        with dropping_in(self._dropouts, alone, at):
-            losses = unit_losses(lambda **inputs: functional_call(self._model, own, kwargs=inputs), alone)
+
+        def gradients_of(model: nn.Module) -> tuple[tuple[Tensor, ...], Tensor]:
+            losses = unit_losses(model, alone)
             # A layer that a unit's tokens do not reach, an expert for instance, has gradient 0.
-            gradients = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(own, gradients, strict=True)), losses.detach()
+            found = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True, materialize_grads=True)
+            return found, losses.detach()
+
+        with dropping_in(self._dropouts, alone, at):
+            gradients, losses = with_adapter(self._model, own, gradients_of)
+        return dict(zip(own, gradients, strict=True)), losses
 
 
 def dropping_in(layers: Sequence[AddressedDropout], batch: MicroBatch, at: StepAddress) -> AbstractContextManager[None]:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from fedsim_userdp.models.adapters import lora_layers, trainable_state
+from fedsim_userdp.models.adapters import lora_layers, trainable_state, with_adapter
 from fedsim_userdp.models.errors import FAILURES, ModelError
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
@@ -227,20 +226,25 @@ def _what_is_seen(model: nn.Module, probe: Probe) -> tuple[bool, bool]:
         return embedded[-1].clone()  # which the model may change in place
 
     handle = model.get_input_embeddings().register_forward_hook(keep)  # type: ignore[operator]
+
+    def seen(own: nn.Module) -> tuple[bool, bool]:
+        losses = token_losses(own, batch)
+        if len(embedded) != 1:
+            raise ModelError(f"{_kind(model)} reads its input embedding {len(embedded)} times instead of once")
+        handle.remove()  # before layers are run again in the backward pass
+        sees_rows = sees_later = False
+        for row, record in enumerate(probe.records):
+            # All of a record's tokens, then the first ones of it, after which its own tokens come too.
+            for end in (len(record.records[0]) - 1, 2):
+                (gradient,) = torch.autograd.grad(losses[row, :end].sum(), embedded[0], retain_graph=True)
+                sees_rows |= _is_seen(torch.cat([gradient[:row], gradient[row + 1 :]]), gradient)
+                sees_later |= _is_seen(gradient[row, end:], gradient)
+        return sees_rows, sees_later
+
     try:
-        losses = token_losses(_with(model, probe.one_adapter()), batch)
+        return with_adapter(model, probe.one_adapter(), seen)
     finally:
         handle.remove()
-    if len(embedded) != 1:
-        raise ModelError(f"{_kind(model)} reads its input embedding {len(embedded)} times instead of once")
-    sees_rows = sees_later = False
-    for row, record in enumerate(probe.records):
-        # All of a record's tokens, then the first ones of it, after which its own tokens come too.
-        for end in (len(record.records[0]) - 1, 2):
-            (gradient,) = torch.autograd.grad(losses[row, :end].sum(), embedded[0], retain_graph=True)
-            sees_rows |= _is_seen(torch.cat([gradient[:row], gradient[row + 1 :]]), gradient)
-            sees_later |= _is_seen(gradient[row, end:], gradient)
-    return sees_rows, sees_later
 
 
 def _is_seen(part: Tensor, gradient: Tensor) -> bool:
@@ -253,16 +257,11 @@ def _padded(unit: Unit) -> Tensor:
     return collate([replace(unit, records=[np.append(unit.records[0], [0, 0])])]).input_ids
 
 
-def _with(model: nn.Module, adapter: Mapping[str, Tensor]) -> Callable[..., object]:
-    """The model with an adapter in place of its own."""
-    return lambda **inputs: functional_call(model, dict(adapter), kwargs=inputs)
-
-
 def _first_to_differ(model: nn.Module, probe: Probe, one: Tensor, other: Tensor) -> str:
     """The first layer whose output for the first record, alone in front, differs between two inputs."""
-    adapter, share = probe.one_adapter(), one.shape[0]
+    share = one.shape[0]
     allowed = _rounding(_REPEATED, model)
-    outputs = [_outputs(_with(model, adapter), model, ids.to(probe.device)) for ids in (one, other)]
+    outputs = [_outputs(model, probe.one_adapter(), ids.to(probe.device)) for ids in (one, other)]
     for name, output in outputs[0].items():
         count = output.numel() // share
         first, second = output.flatten()[:count], outputs[1].get(name, output).flatten()[:count]
@@ -272,7 +271,7 @@ def _first_to_differ(model: nn.Module, probe: Probe, one: Tensor, other: Tensor)
 
 
 @torch.no_grad()
-def _outputs(model_fn: Callable[..., object], model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
+def _outputs(model: nn.Module, adapter: Mapping[str, Tensor], input_ids: Tensor) -> dict[str, Tensor]:
     """What each module returned, in the order in which they finished, float32."""
     made: dict[str, Tensor] = {}
 
@@ -286,7 +285,7 @@ def _outputs(model_fn: Callable[..., object], model: nn.Module, input_ids: Tenso
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
     try:
-        model_fn(input_ids=input_ids, use_cache=False)
+        with_adapter(model, adapter, lambda own: own(input_ids=input_ids, use_cache=False))
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,7 @@ from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.adapters import LoraSettings, trainable_state
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import refuse_batch_statistics
-from fedsim_userdp.training.batches import collate
+from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, unit_gradients, why_not_stacked
 from fedsim_userdp.training.losses import unit_losses
@@ -108,6 +108,17 @@ def test_checkpointed_activations_give_the_same_update_and_are_fewer() -> None:
         assert float((found - expected).norm()) <= 1e-6 * float(expected.norm())
         saved = [activation_bytes_per_token(StackedGradients(m), 12) for m in (checkpointed, plain)]
         assert saved[0] < 0.6 * saved[1]
+
+
+def test_checkpointed_activations_are_computed_again_with_the_units_own_adapter() -> None:
+    for build in (small_gpt2, small_llama):
+        plain, checkpointed = build(), build()
+        checkpoint_activations(checkpointed)
+        assert why_not_stacked(checkpointed) is None
+        stacked = {name: 0.1 + tensor.expand(5, *tensor.shape) for name, tensor in trainable_state(plain).items()}
+        batch = collate(ragged_units(5))
+        (found, _), (expected, _) = (OneByOneGradients(m)(stacked, batch, StepAddress()) for m in (checkpointed, plain))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_model_with_batch_statistics_is_refused() -> None:
