@@ -155,7 +155,13 @@ class AuditSession:
         task, mechanism, canaries = self._task, self._mechanism, self.canaries
         users = self._worker.users
         audited_users = UsersWithCanaries(
-            users.store, self._users, users.selector, users.records_per_user, keys.run.of_nodes(), canaries
+            users.store,
+            self._users,
+            users.selector,
+            users.records_per_user,
+            users.window,
+            keys.run.of_nodes(),
+            canaries,
         )
         gradients = GradientsWithCanaries(self._worker.gradients, canaries, mechanism.clip_norm)
         audited = Worker(gradients, audited_users, task.local)
@@ -290,7 +296,7 @@ def _real_users(task: Task, wanted: int | None) -> NDArray[np.int64]:
 def _units_of(task: Task, users: NDArray[np.int64], records_per_user: int) -> list[Unit]:
     """The users with records chosen once, as the held-out ones are."""
     key = RunKey.seeded(task.split_seed, "evaluation")
-    chosen = TrainingUsers(task.store, users, RandomRecords(fresh=False), records_per_user, key)
+    chosen = TrainingUsers(task.store, users, RandomRecords(fresh=False), records_per_user, task.window, key)
     return chosen.units(range(len(users)), round=0)
 
 

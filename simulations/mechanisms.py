@@ -192,7 +192,7 @@ class RecordLevelDP(_Training):
         from fedsim_userdp.training.opacus_step import OpacusStep  # here: the other mechanisms need not wait for Opacus
 
         step_fn = (
-            partial(OpacusStep, model)
+            partial(OpacusStep, model, window=task.window)
             if task.central_engine == "opacus"
             else partial(StackedStep, task.gradients(model))
         )

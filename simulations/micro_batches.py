@@ -23,7 +23,7 @@ def local_training(config: DictConfig, model: ModelSource, lora: LoraSettings, c
     longest = int(config.tokens.window)
 
     def measure() -> float:
-        return activation_bytes_per_token(unit_gradients(attach_lora(model.load(), lora, 0)), longest)
+        return activation_bytes_per_token(unit_gradients(attach_lora(model.load(), lora, 0), longest), longest)
 
     question = f"{_FORMAT} {model!r} {lora!r} window={longest} device={model.torch_device.type} {_versions()}"
     bytes_per_token = remembered_measurement(question, cache_dir, measure)

@@ -15,7 +15,7 @@ from peft import PeftModel
 
 from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
 from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
-from fedsim_userdp.data.records import RandomRecords, RecordSelector
+from fedsim_userdp.data.records import RandomChunks, RandomRecords, RecordSelector
 from fedsim_userdp.data.split import UserSplit, split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.engines import Engine
@@ -37,7 +37,13 @@ from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.evaluation import perplexity
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
 from fedsim_userdp.training.scoring import BaseModelScorer
-from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe, in_order_of_ids
+from fedsim_userdp.training.users import (
+    RecordChoiceError,
+    TrainingUsers,
+    TrainingUsersRecipe,
+    check_lengths,
+    in_order_of_ids,
+)
 from simulations.circumstances import (
     Circumstances,
     foreign_classes,
@@ -80,6 +86,7 @@ class Task:
         keep_places: whether users without a usable record stay as places that add zero.
         model: the base model.
         lora: the adapter.
+        window: the most tokens of a record.
         records: how a user picks records.
         selector: who takes part in a round.
         optimizer_fn: (parameters, learning rate) to a `torch.optim` optimizer.
@@ -112,6 +119,7 @@ class Task:
     keep_places: bool
     model: ModelSource
     lora: LoraSettings
+    window: int
     records: RecordSelector
     selector: ClientSelector
     optimizer_fn: Callable[..., torch.optim.Optimizer]
@@ -174,19 +182,28 @@ class Task:
     def training_users(self, records_per_user: int) -> TrainingUsers:
         """Returns the training users, capped at k records each."""
         key = self.keys.run.of_nodes()
-        return TrainingUsers(self.store, self.split.train, self.records, records_per_user, key)
+        return TrainingUsers(self.store, self.split.train, self.records, records_per_user, self.window, key)
 
     def pool(self, records_per_user: int) -> Pool:
         """Returns the records of a centralized run, at most k of each user, and of everybody else who owns them.
 
         Raises:
-            ConfigError: when records have several owners and are chosen by what is in them.
+            ConfigError: when records have several owners and are chosen by what is in them, or the choice of records
+                breaks its rules.
         """
-        if not self.store.declares_owners:
-            return self.training_users(records_per_user).pool()
+        try:
+            if not self.store.declares_owners:
+                return self.training_users(records_per_user).pool()
+            return self._owners_pool(records_per_user)
+        except RecordChoiceError as error:
+            raise ConfigError(str(error)) from error
+
+    def _owners_pool(self, records_per_user: int) -> Pool:
+        """The records of which nobody owns more than k."""
         _check_chosen_without_looking(self.records)
         key = self.keys.run.of_nodes().mark("owners", "").encode()
         records = OwnerBoundedStore(self.store.path, records_per_user, key, self.split.train).pool()
+        check_lengths([one.tokens for one in records], self.window, "the store of records with several owners")
         return Pool(
             units=[Unit(i, [one.tokens], place=one.place) for i, one in enumerate(records)],
             id_hashes=np.zeros(len(records), dtype=np.uint64),  # the record's public place is its address
@@ -203,6 +220,7 @@ class Task:
             keep_places=self.keep_places,
             selector=self.records,
             records_per_user=records_per_user,
+            window=self.window,
             key=self.keys.run.of_nodes(),
         )
         return WorkerRecipe(self.settings, self.model, self.lora, users, self.local, self.seed)
@@ -214,7 +232,7 @@ class Task:
 
     def gradients(self, model: PeftModel) -> UnitGradients:
         """Returns what computes each unit's gradient on the model; says so where that is slower than it could be."""
-        reason = why_not_stacked(model)
+        reason = why_not_stacked(model, self.window)
         if reason is None:
             return StackedGradients(model)
         _log.warning("%s: units are trained one by one, slower, with the same results", reason)
@@ -243,6 +261,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     population = Population(np.asarray(store.id_hashes)[split.train])
     fingerprint = fingerprint_of(store, population, model, settings)
     name, seed = str(config.mechanism.name), _seed(config.seed)
+    window = int(config.tokens.window)
     keys = keys_of_run(config, identity_of(settings, fingerprint), checkpoint_path(folder, run_name(name, seed)))
     engine: Engine = instantiate(config.engine)
     records, optimizer_fn = _record_selector(config, model, store), _optimizer_fn(config)
@@ -258,6 +277,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         keep_places=keep_places,
         model=model,
         lora=lora,
+        window=window,
         records=records,
         selector=selector,
         optimizer_fn=optimizer_fn,
@@ -277,7 +297,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
         resolved=json.dumps(OmegaConf.to_container(config, resolve=True)),
         circumstances=Circumstances(
             foreign=foreign_classes(config, selector, records, optimizer_fn, engine, model),
-            window=int(config.tokens.window),
+            window=window,
             public=taken_as_public(config, keep_places=keep_places),
             precision=model.product_dtype,
             evaluated_on=config.evaluation.users,
@@ -389,6 +409,11 @@ def _record_selector(config: DictConfig, model: ModelSource, store: TokenStore) 
         folder = _path(config.cache_dir) or default_cache_dir()
         scores = CachedScores(scorer, folder, corpus=store.fingerprint, model=scorer.fingerprint())
         return selector.bind(scores)
+    if isinstance(selector, RandomChunks) and selector.window > config.tokens.window:
+        raise ConfigError(
+            f"records.window={selector.window} is more than tokens.window={config.tokens.window}: a chunk is a record, "
+            "and none is longer than that; leave records.window out"
+        )
     if not isinstance(selector, RecordSelector):
         raise ConfigError(f"records={config.records._target_} has no `fresh` and `select`: see RecordSelector")
     return selector
@@ -406,7 +431,8 @@ def _evaluation_units(config: DictConfig, store: TokenStore, split: UserSplit) -
             f"split.{settings.users}_users=0 leaves nobody to evaluate on (evaluation.users={settings.users})"
         )
     key = RunKey.seeded(config.split.seed, "evaluation")  # public: the same records for every mechanism
-    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), settings.records_per_user, key)
+    window = int(config.tokens.window)
+    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), settings.records_per_user, window, key)
     if not (units := chosen.units(range(len(users)), round=0)):
         raise ConfigError(f"none of the {len(users)} {settings.users} users has a usable record: set aside more")
     return units

@@ -38,14 +38,14 @@ def small_gpt2(lora: LoraSettings | None = None) -> PeftModel:
     return _with_adapter(GPT2LMHeadModel(config), lora)
 
 
-def small_llama(lora: LoraSettings | None = None) -> PeftModel:
+def small_llama(lora: LoraSettings | None = None, **changes: object) -> PeftModel:
     """A random Llama (Linear layers, rotary positions, grouped queries)."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=16,
-    )  # fmt: skip
-    return _with_adapter(LlamaForCausalLM(config), lora)
+    sizes = {
+        "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
+    }  # fmt: skip
+    return _with_adapter(LlamaForCausalLM(LlamaConfig(**(sizes | changes))), lora)
 
 
 def _with_adapter(base: torch.nn.Module, lora: LoraSettings | None) -> PeftModel:

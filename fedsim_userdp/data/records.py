@@ -28,6 +28,8 @@ class RecordSelector(Protocol):
     def select(self, records: Sequence[Tokens], k: int, generator: np.random.Generator) -> list[Tokens]:
         """Returns at most `k` token arrays made of this user's records.
 
+        None may be longer than the longest record that there can be (`tokens.window`): a run refuses it.
+
         Args:
             records: One user's records, each 1-d token ids; may be empty.
             k: Bound on what comes back, >= 1.
@@ -87,7 +89,7 @@ class RandomChunks:
     and k windows of the grid are drawn without replacement. A user with less than one window gives all there is.
 
     Args:
-        window: Tokens of a chunk, >= 2; use the store's window.
+        window: Tokens of a chunk, >= 2, at most the store's window: a chunk is a record.
         fresh: Whether to draw anew at every participation.
 
     Raises:

@@ -150,7 +150,9 @@ class WorkerRecipe:
         source = replace(self.model)  # a copy without what the other process found out, such as its device
         model = attach_lora(source.load(), self.lora, self.seed)
         users = self.users.open()
-        return Worker(unit_gradients(model), users, self.local, node_fingerprint(users, source, self.settings))
+        return Worker(
+            unit_gradients(model, users.window), users, self.local, node_fingerprint(users, source, self.settings)
+        )
 
     def train(self, request: TrainRequest) -> CohortUpdate:
         """Answers with this process's worker for the recipe, built at the first request.

@@ -1,13 +1,15 @@
 """LoRA adapters of a causal language model as plain name-to-tensor mappings."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +20,7 @@ from fedsim_userdp.models.output_layer import answer_with_losses, stop_answering
 from fedsim_userdp.privacy.streams import RunKey
 
 ADAPTER = "default"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,29 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(state[name])
+
+
+def with_adapter(model: nn.Module, adapter: Mapping[str, Tensor], work_fn: Callable[[nn.Module], Result]) -> Result:
+    """Returns what `work_fn` makes of the model while `adapter` is in place of the model's own.
+
+    A backward pass belongs into it: activations that are computed again there must meet the same adapter.
+
+    Args:
+        model: a PEFT model; left as it was.
+        adapter: name of a parameter to tensor of its shape.
+        work_fn: is given the model.
+    """
+    result: Result = functional_call(_Working(model), {f"model.{n}": t for n, t in adapter.items()}, (work_fn,))
+    return result
+
+
+class _Working(nn.Module):
+    """A model as what is called, so that more than its forward pass runs on other parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work_fn: Callable[[nn.Module], object]) -> object:
+        """What the work makes of the model."""
+        return work_fn(self.model)

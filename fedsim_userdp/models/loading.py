@@ -131,10 +131,10 @@ class ModelSource:
     def context_length(self) -> int | None:
         """Returns the most tokens that the model reads at once; None where no configuration says it.
 
-        Positions that are scaled when a batch is longer than some length (longrope) end at that length: beyond it a
-        record's gradient would depend on the longest record beside it.
+        Positions that are scaled when a batch is longer than some length (longrope, dynamic) end at that length: beyond
+        it a record's gradient would depend on the longest record beside it, or on one of an earlier batch.
         """
-        found = [self._configured("max_position_embeddings"), _fixed_positions(self._config())]
+        found = [self._configured("max_position_embeddings"), _fixed_positions(self._text_config())]
         return min((number for number in found if number), default=None)
 
     def vocabulary_size(self) -> int | None:
@@ -143,13 +143,13 @@ class ModelSource:
 
     def _configured(self, name: str) -> int | None:
         """A positive number of the model's configuration; None where there is none."""
-        number = getattr(self._config(), name, None)
+        number = getattr(self._text_config(), name, None)
         return number if isinstance(number, int) and number > 0 else None
 
-    def _config(self) -> PretrainedConfig | None:
-        """The model's configuration, where there is one that can be read."""
+    def _text_config(self) -> PretrainedConfig | None:
+        """The configuration of what reads text, a part of the model's where it reads more; None without one."""
         try:
-            return AutoConfig.from_pretrained(self.location, trust_remote_code=False)
+            return AutoConfig.from_pretrained(self.location, trust_remote_code=False).get_text_config()
         except Exception:  # noqa: BLE001 - whatever readers of foreign files raise; `load` says what is wrong
             return None
 

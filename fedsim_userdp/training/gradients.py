@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from fedsim_userdp.models.adapters import with_adapter
 from fedsim_userdp.models.dropout import AddressedDropout, dropout_layers, dropping
 from fedsim_userdp.models.errors import FAILURES
 from fedsim_userdp.models.precision import without_autocast
@@ -17,6 +17,7 @@ from fedsim_userdp.training.losses import unit_losses
 from fedsim_userdp.training.probe import (
     PROBE_STEP,
     Probe,
+    first_of,
     layer_of,
     probe_for,
     why_different,
@@ -94,11 +95,16 @@ class OneByOneGradients:
         """One unit's gradient and loss, its adapter in place of the model's."""
         own = {name: tensor[position].detach().requires_grad_() for name, tensor in stacked.items()}
         alone = batch.of_unit(position)
-        with dropping_in(self._dropouts, alone, at):
-            losses = unit_losses(lambda **inputs: functional_call(self._model, own, kwargs=inputs), alone)
+
+        def gradients_of(model: nn.Module) -> tuple[tuple[Tensor, ...], Tensor]:
+            losses = unit_losses(model, alone)
             # A layer that a unit's tokens do not reach, an expert for instance, has gradient 0.
-            gradients = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(own, gradients, strict=True)), losses.detach()
+            found = torch.autograd.grad(losses.sum(), list(own.values()), allow_unused=True, materialize_grads=True)
+            return found, losses.detach()
+
+        with dropping_in(self._dropouts, alone, at):
+            gradients, losses = with_adapter(self._model, own, gradients_of)
+        return dict(zip(own, gradients, strict=True)), losses
 
 
 def dropping_in(layers: Sequence[AddressedDropout], batch: MicroBatch, at: StepAddress) -> AbstractContextManager[None]:
@@ -106,22 +112,27 @@ def dropping_in(layers: Sequence[AddressedDropout], batch: MicroBatch, at: StepA
     return dropping(layers, batch.dropout_rows(at)) if layers else nullcontext()
 
 
-def unit_gradients(model: nn.Module) -> UnitGradients:
-    """Returns the stacked form where it is right for the model, else the one-by-one form."""
-    return OneByOneGradients(model) if why_not_stacked(model) else StackedGradients(model)
+def unit_gradients(model: nn.Module, window: int) -> UnitGradients:
+    """Returns the stacked form where it is right for the model, else the one-by-one form; see `why_not_stacked`."""
+    return OneByOneGradients(model) if why_not_stacked(model, window) else StackedGradients(model)
 
 
-def why_not_stacked(model: nn.Module) -> str | None:
+def why_not_stacked(model: nn.Module, window: int) -> str | None:
     """Returns why a PEFT model's units cannot be stacked, or None where they can.
 
     Structure first; then both ways are tried on a few records of random tokens and adapters of which no factor is 0,
-    which shows whatever mixes rows, such as experts that see the batch's tokens in one list.  Mixed precision is left
-    out of that.  The model stays as it was.
+    which shows whatever mixes rows, such as experts that see the batch's tokens in one list, or depends on the batch's
+    length.  Mixed precision is left out of that.  The model stays as it was.  It costs what a few short records cost,
+    and one forward and backward pass of two records of `window` tokens and one more forward pass of one.
+
+    Args:
+        model: a PEFT model.
+        window: the most tokens of a record, at least 2.
 
     Raises:
         ModelError: where the units' gradients are not their own even one by one, naming the layer where it can.
     """
-    probe = probe_for(model)
+    probe = probe_for(model, window)
     with without_autocast():
         alone = OneByOneGradients(model)
         reason = why_rows_mix(model, alone, probe)
@@ -132,15 +143,17 @@ def why_not_stacked(model: nn.Module) -> str | None:
 
 def _why_stacked_differs(model: nn.Module, alone: UnitGradients, probe: Probe) -> str | None:
     """Which layer's gradients are others when units are stacked, each with an adapter of its own."""
-    for units in (probe.units, probe.records):  # ragged, and even
+    for units in (probe.units, probe.records, probe.beside_longest):  # ragged, even, and long
+        # Beside the longest record the short one alone is compared, which costs nothing.
+        compared = units[:1] if units is probe.beside_longest else units
         batch, adapters = collate(units, probe.device), probe.adapters(len(units))
-        expected, _ = alone(adapters, batch, PROBE_STEP)
+        expected, _ = alone(probe.adapters(len(compared)), collate(compared, probe.device), PROBE_STEP)
         if unused := [name for name, gradient in expected.items() if not gradient.any()]:
             return f"{layer_of(unused[0])} takes no part in reading short records"
         try:
             found, _ = StackedGradients(model)(adapters, batch, PROBE_STEP)
         except FAILURES as error:
             return f"the model's layers do not keep the rows of a batch apart ({error})"
-        if reason := why_different(model, found, expected):
+        if reason := why_different(model, first_of(found, len(compared)), expected):
             return reason
     return None

@@ -27,6 +27,7 @@ from fedsim_userdp.training.losses import record_losses
 from fedsim_userdp.training.probe import (
     PROBE_STEP,
     Probe,
+    first_of,
     layer_of,
     probe_for,
     why_different,
@@ -54,6 +55,7 @@ class OpacusStep:
         expected_batch_size: the denominator, sampling_prob * num_users * records_per_user; public, above 0.
         noise: where noise comes from.
         max_tokens: padded tokens of a micro-batch.
+        window: the most tokens of a record, at least 2.
         key: what dropout masks derive from; None where nothing is dropped.
 
     Raises:
@@ -72,10 +74,11 @@ class OpacusStep:
         expected_batch_size: float,
         noise: NoiseSource,
         max_tokens: int,
+        window: int,
         key: RunKey | None = None,
     ) -> None:
         _refuse_unsupported(model)
-        probe = probe_for(model)
+        probe = probe_for(model, window)
         expected = _gradients_alone(model, probe)  # before there are hooks
         try:
             self.module = GradSampleModule(model, loss_reduction="sum")
@@ -259,6 +262,12 @@ def _why_wrong(step: OpacusStep, probe: Probe, expected: Sequence[dict[str, Tens
         step.optimizer.forget_samples()
         if reason := why_different(step.module, found, gradients):
             return reason
+    with without_autocast():
+        step.find_gradients(collate(probe.beside_longest, probe.device), PROBE_STEP)
+    found = first_of(step.optimizer.named_samples(), 1)
+    step.optimizer.forget_samples()
+    if reason := why_different(step.module, found, first_of(expected[0], 1)):
+        return reason
     step.optimizer.max_grad_norm = float(unit_norms(expected[0]).min()) / 2  # all are clipped
     everybody = _sum_of(step, probe.records)
     for place, record in enumerate(probe.records):

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from fedsim_userdp.models.adapters import lora_layers, trainable_state
+from fedsim_userdp.models.adapters import lora_layers, trainable_state, with_adapter
 from fedsim_userdp.models.errors import FAILURES, ModelError
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
@@ -29,7 +28,7 @@ _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 _REPEATED = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 # Part of a gradient that may fall on tokens that the loss must not see; rounding puts none there.
 _LEAK = 1e-6
-# Tokens of the records: ragged, and rows and lengths of the batch differ from each other in every way.
+# Tokens of the short records: ragged, and rows and lengths of the batch differ from each other in every way.
 _LENGTHS = (6, 8, 3)
 
 
@@ -42,12 +41,14 @@ class Probe:
         records: units of one record each, of different lengths.
         changed: the same with other tokens in all but the first.
         units: the same records as two units, the second of two records.
+        beside_longest: the first record and one of as many tokens as a record may have.
     """
 
     stacked: dict[str, Tensor]
     records: tuple[Unit, ...]
     changed: tuple[Unit, ...]
     units: tuple[Unit, ...]
+    beside_longest: tuple[Unit, ...]
     device: torch.device
 
     def adapters(self, num_units: int) -> dict[str, Tensor]:
@@ -64,8 +65,13 @@ class Probe:
         return {name: tensor[0] for name, tensor in self.stacked.items()}
 
 
-def probe_for(model: nn.Module) -> Probe:
-    """Returns what `model`, a PEFT model, is tried on; the same at every call."""
+def probe_for(model: nn.Module, window: int) -> Probe:
+    """Returns what a model is tried on; the same at every call.
+
+    Args:
+        model: a PEFT model.
+        window: the most tokens of a record, at least 2.
+    """
     device, generator = next(model.parameters()).device, np.random.default_rng(0)
     scaling = max([1.0, *(max(layer.scaling.values()) for layer in lora_layers(model).values())])
 
@@ -76,11 +82,13 @@ def probe_for(model: nn.Module) -> Probe:
     stacked = {name: drawn(tensor.shape).to(device) for name, tensor in trainable_state(model).items()}
     first, second, third = (generator.integers(0, vocabulary_size(model), length) for length in _LENGTHS)
     others = [generator.integers(0, vocabulary_size(model), length) for length in _LENGTHS[1:]]
+    longest = generator.integers(0, vocabulary_size(model), window)
     return Probe(
         stacked,
         records=(Unit(0, [first]), Unit(1, [second]), Unit(2, [third])),
         changed=(Unit(0, [first]), Unit(1, [others[0]]), Unit(2, [others[1]])),
         units=(Unit(0, [first]), Unit(1, [second, third])),
+        beside_longest=(Unit(0, [first]), Unit(1, [longest])),
         device=device,
     )
 
@@ -103,17 +111,23 @@ def why_rows_mix(model: nn.Module, alone: GradientsFn, probe: Probe) -> str | No
             numbers, or looks at what comes after a token.
     """
     stacked = probe.adapters(len(probe.records))
+    longest = collate(probe.beside_longest[1:], probe.device)
     try:
         with _watched(model):
             found, _ = alone(stacked, collate(probe.records, probe.device), PROBE_STEP)
+            # Last: a short record may undo what it has changed.
+            with torch.no_grad():
+                with_adapter(model, probe.one_adapter(), lambda own: token_losses(own, longest))
+        with _watched(model):
             again, _ = alone(probe.adapters(1), collate(probe.records[:1], probe.device), PROBE_STEP)
         sees_rows, sees_later = _what_is_seen(model, probe)
     except ModelError:
         raise
     except FAILURES as error:
-        raise ModelError(f"{_kind(model)} cannot be trained on records of {max(_LENGTHS)} tokens: {error}") from error
+        most = max(*_LENGTHS, longest.input_ids.shape[1] + 1)
+        raise ModelError(f"{_kind(model)} cannot be trained on records of {most} tokens: {error}") from error
     _check_signal(model, found)
-    if not distance(again, {name: tensor[:1] for name, tensor in found.items()}) <= _rounding(_REPEATED, model):
+    if not distance(again, first_of(found, 1)) <= _rounding(_REPEATED, model):
         raise ModelError(
             f"{_kind(model)} gives a record another gradient after other ones: it keeps something between forward "
             "passes, so that a user's update would depend on other users; set model.path to another model"
@@ -143,6 +157,11 @@ def distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> flo
     difference = torch.stack([_squares(found[name] - expected[name]) for name in expected]).sum(0).sqrt()
     norm = torch.stack([_squares(tensor) for tensor in expected.values()]).sum(0).sqrt()
     return float((difference / norm.clamp(min=1e-30)).max())
+
+
+def first_of(gradients: Mapping[str, Tensor], num_units: int) -> dict[str, Tensor]:
+    """Returns the gradients of the first units."""
+    return {name: tensor[:num_units] for name, tensor in gradients.items()}
 
 
 def layer_of(name: str) -> str:
@@ -188,7 +207,8 @@ def _watched(model: nn.Module) -> Iterator[None]:
             yield
             is_random = not all(map(torch.equal, random, _random_states(cuda)))
     finally:
-        changed = [name for name, buffer in model.named_buffers() if not _same(buffer, before.get(name))]
+        after = dict(model.named_buffers())
+        changed = [name for name in {**before, **after} if not _same(after.get(name), before.get(name))]
         for name in changed:
             if name in before:
                 owner, _, short = name.rpartition(".")
@@ -209,9 +229,11 @@ def _random_states(cuda: Sequence[int]) -> list[Tensor]:
     return [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in cuda)]
 
 
-def _same(buffer: Tensor, before: Tensor | None) -> bool:
-    """Whether a buffer is as it was, NaN included."""
-    return before is not None and buffer.shape == before.shape and bool(((buffer == before) | (buffer != buffer)).all())
+def _same(buffer: Tensor | None, before: Tensor | None) -> bool:
+    """Whether a buffer is there as it was, NaN included."""
+    if buffer is None or before is None or buffer.shape != before.shape:
+        return False
+    return bool(((buffer == before) | (buffer != buffer)).all())
 
 
 def _what_is_seen(model: nn.Module, probe: Probe) -> tuple[bool, bool]:
@@ -227,20 +249,25 @@ def _what_is_seen(model: nn.Module, probe: Probe) -> tuple[bool, bool]:
         return embedded[-1].clone()  # which the model may change in place
 
     handle = model.get_input_embeddings().register_forward_hook(keep)  # type: ignore[operator]
+
+    def seen(own: nn.Module) -> tuple[bool, bool]:
+        losses = token_losses(own, batch)
+        if len(embedded) != 1:
+            raise ModelError(f"{_kind(model)} reads its input embedding {len(embedded)} times instead of once")
+        handle.remove()  # before layers are run again in the backward pass
+        sees_rows = sees_later = False
+        for row, record in enumerate(probe.records):
+            # All of a record's tokens, then the first ones of it, after which its own tokens come too.
+            for end in (len(record.records[0]) - 1, 2):
+                (gradient,) = torch.autograd.grad(losses[row, :end].sum(), embedded[0], retain_graph=True)
+                sees_rows |= _is_seen(torch.cat([gradient[:row], gradient[row + 1 :]]), gradient)
+                sees_later |= _is_seen(gradient[row, end:], gradient)
+        return sees_rows, sees_later
+
     try:
-        losses = token_losses(_with(model, probe.one_adapter()), batch)
+        return with_adapter(model, probe.one_adapter(), seen)
     finally:
         handle.remove()
-    if len(embedded) != 1:
-        raise ModelError(f"{_kind(model)} reads its input embedding {len(embedded)} times instead of once")
-    sees_rows = sees_later = False
-    for row, record in enumerate(probe.records):
-        # All of a record's tokens, then the first ones of it, after which its own tokens come too.
-        for end in (len(record.records[0]) - 1, 2):
-            (gradient,) = torch.autograd.grad(losses[row, :end].sum(), embedded[0], retain_graph=True)
-            sees_rows |= _is_seen(torch.cat([gradient[:row], gradient[row + 1 :]]), gradient)
-            sees_later |= _is_seen(gradient[row, end:], gradient)
-    return sees_rows, sees_later
 
 
 def _is_seen(part: Tensor, gradient: Tensor) -> bool:
@@ -253,16 +280,11 @@ def _padded(unit: Unit) -> Tensor:
     return collate([replace(unit, records=[np.append(unit.records[0], [0, 0])])]).input_ids
 
 
-def _with(model: nn.Module, adapter: Mapping[str, Tensor]) -> Callable[..., object]:
-    """The model with an adapter in place of its own."""
-    return lambda **inputs: functional_call(model, dict(adapter), kwargs=inputs)
-
-
 def _first_to_differ(model: nn.Module, probe: Probe, one: Tensor, other: Tensor) -> str:
     """The first layer whose output for the first record, alone in front, differs between two inputs."""
-    adapter, share = probe.one_adapter(), one.shape[0]
+    share = one.shape[0]
     allowed = _rounding(_REPEATED, model)
-    outputs = [_outputs(_with(model, adapter), model, ids.to(probe.device)) for ids in (one, other)]
+    outputs = [_outputs(model, probe.one_adapter(), ids.to(probe.device)) for ids in (one, other)]
     for name, output in outputs[0].items():
         count = output.numel() // share
         first, second = output.flatten()[:count], outputs[1].get(name, output).flatten()[:count]
@@ -272,7 +294,7 @@ def _first_to_differ(model: nn.Module, probe: Probe, one: Tensor, other: Tensor)
 
 
 @torch.no_grad()
-def _outputs(model_fn: Callable[..., object], model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
+def _outputs(model: nn.Module, adapter: Mapping[str, Tensor], input_ids: Tensor) -> dict[str, Tensor]:
     """What each module returned, in the order in which they finished, float32."""
     made: dict[str, Tensor] = {}
 
@@ -286,7 +308,7 @@ def _outputs(model_fn: Callable[..., object], model: nn.Module, input_ids: Tenso
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
     try:
-        model_fn(input_ids=input_ids, use_cache=False)
+        with_adapter(model, adapter, lambda own: own(input_ids=input_ids, use_cache=False))
     finally:
         for handle in handles:
             handle.remove()

@@ -33,6 +33,7 @@ class TrainingUsers:
         users: the store's number of each training user, shape [users]; training user i is `users[i]`.
         selector: a per-user decision from that user's records, k and a generator.
         records_per_user: k, the most records that a user contributes, at least 1.
+        window: the most tokens of a record, `tokens.window`, at least 2.
         key: what the choice of records and dropout masks derive from: the run's key, or its nodes'.
 
     Raises:
@@ -43,6 +44,7 @@ class TrainingUsers:
     users: np.ndarray
     selector: RecordSelector
     records_per_user: int
+    window: int
     key: RunKey
 
     def __post_init__(self) -> None:
@@ -80,7 +82,8 @@ class TrainingUsers:
         """Returns at most k records of one user; a selector that is not `fresh` answers the same in every round.
 
         Raises:
-            RecordChoiceError: when the selector's answer is no choice of at most k of the user's records.
+            RecordChoiceError: when the selector's answer is no choice of at most k of the user's records, or has a
+                longer one than `window`.
         """
         number = int(self.users[user])
         records = self.store.records(number)
@@ -89,23 +92,25 @@ class TrainingUsers:
         address = round if self.selector.fresh else 0
         generator = self.key.generator("records", round=address, user=self.store.user_id(number))
         chosen = self.selector.select([record.copy() for record in records], self.records_per_user, generator)
-        return checked_choice(chosen, records, self.records_per_user, type(self.selector).__name__)
+        name = type(self.selector).__name__
+        return checked_choice(chosen, records, most=self.records_per_user, window=self.window, name=name)
 
     def owner(self, user: int) -> str:
         """Returns the id of a training user."""
         return self.store.user_id(int(self.users[user]))
 
 
-def checked_choice(chosen: object, records: Records, most: int, name: str) -> list[NDArray[np.int64]]:
+def checked_choice(chosen: object, records: Records, *, most: int, window: int, name: str) -> list[NDArray[np.int64]]:
     """Returns what a record selection chose, after checking that it is a choice of the user's records.
 
-    Guarantee: at most `most` arrays of at least one token; each is one of the user's records or a piece of the user's
-    records joined, and none is there more often than the user's text has it.
+    Guarantee: at most `most` arrays of one to `window` tokens; each is one of the user's records or a piece of the
+    user's records joined, and none is there more often than the user's text has it.
 
     Args:
         chosen: the answer of `RecordSelector.select`.
         records: the user's records, at least one.
         most: k.
+        window: the most tokens of an array; a model may give the users beside a longer one other positions.
         name: of the selection, for the message.
 
     Raises:
@@ -117,6 +122,7 @@ def checked_choice(chosen: object, records: Records, most: int, name: str) -> li
         raise RecordChoiceError(f"records={name} returned {len(chosen)} records of a user, more than k = {most}")
     if any(record.ndim != 1 or not np.issubdtype(record.dtype, np.integer) or not len(record) for record in chosen):
         raise RecordChoiceError(f"records={name} returned an array that is no list of token ids")
+    check_lengths(chosen, window, f"records={name}")
     kept = [np.ascontiguousarray(record, dtype=np.int64) for record in chosen]
     own = Counter(record.astype(np.int64).tobytes() for record in records)
     joined = b"".join(record.astype(np.int64).tobytes() for record in records)
@@ -127,6 +133,12 @@ def checked_choice(chosen: object, records: Records, most: int, name: str) -> li
                 f"records={name} returned {problem}: a user contributes own records, each at most once"
             )
     return kept
+
+
+def check_lengths(records: Records, window: int, origin: str) -> None:
+    """Raises RecordChoiceError, naming the origin, where one of the records has more than `window` tokens."""
+    if any(len(record) > window for record in records):
+        raise RecordChoiceError(f"{origin} returned a record of more than tokens.window = {window} tokens")
 
 
 def _occurrences(piece: bytes, text: bytes) -> int:
@@ -166,6 +178,7 @@ class TrainingUsersRecipe:
         keep_places: whether users without a usable record stay, see `split_users`.
         selector: see `TrainingUsers`.
         records_per_user: k, at least 1.
+        window: see `TrainingUsers`.
         key: see `TrainingUsers`.
     """
 
@@ -176,6 +189,7 @@ class TrainingUsersRecipe:
     keep_places: bool
     selector: RecordSelector
     records_per_user: int
+    window: int
     key: RunKey
 
     def open(self) -> TrainingUsers:
@@ -193,4 +207,5 @@ class TrainingUsersRecipe:
             seed=self.split_seed,
             keep_places=self.keep_places,
         )
-        return TrainingUsers(store, in_order_of_ids(store, split.train), self.selector, self.records_per_user, self.key)
+        users = in_order_of_ids(store, split.train)
+        return TrainingUsers(store, users, self.selector, self.records_per_user, self.window, self.key)

@@ -54,5 +54,5 @@ def training_of(bench: Workbench, shape: RoundShape) -> Training:
     recipe = SyntheticUsers(max(_USERS, shape.cohort), _MOST_RECORDS, shape.length).recipe(bench.cache_dir)
     users = replace(recipe, records_per_user=shape.records_per_user).open()
     lora = replace(bench.task.lora, rank=shape.rank)
-    worker = Worker(unit_gradients(attach_lora(bench.model.load(), lora, 0)), users, bench.task.local)
+    worker = Worker(unit_gradients(attach_lora(bench.model.load(), lora, 0), shape.length), users, bench.task.local)
     return Training.in_process(worker, benchmark_strategy(worker, FixedSizeSelector(shape.cohort)))

@@ -52,6 +52,7 @@ class SyntheticUsers:
             keep_places=False,
             selector=RandomRecords(fresh=False),
             records_per_user=self.records,
+            window=self.length,
             key=RunKey.seeded(0, "benchmark"),
         )
 

@@ -141,7 +141,7 @@ def stacked_step(bench: Workbench, model: nn.Module, noise_multiplier: float) ->
 
 def opacus_step(bench: Workbench, model: nn.Module, noise_multiplier: float) -> OpacusStep:
     """Returns the same step through Opacus."""
-    return OpacusStep(model, *_OPTIMIZER, **_step_settings(bench, noise_multiplier))
+    return OpacusStep(model, *_OPTIMIZER, window=bench.task.window, **_step_settings(bench, noise_multiplier))
 
 
 def _step_settings(bench: Workbench, noise_multiplier: float) -> StepSettings:

@@ -37,12 +37,14 @@ def test_the_same_seed_draws_the_same_canaries_and_another_seed_others() -> None
 
 def users_of(store: TokenStore, seed: int = 0) -> UsersWithCanaries:
     canaries = plant(store, seed)
-    return UsersWithCanaries(store, np.arange(store.num_users), RandomRecords(), RECORDS, RunKey.seeded(seed), canaries)
+    return UsersWithCanaries(
+        store, np.arange(store.num_users), RandomRecords(), RECORDS, WINDOW, RunKey.seeded(seed), canaries
+    )
 
 
 def test_real_users_contribute_what_they_would_without_canaries(store: TokenStore) -> None:
     audited = users_of(store)
-    plain = TrainingUsers(store, np.arange(store.num_users), RandomRecords(), RECORDS, RunKey.seeded(0))
+    plain = TrainingUsers(store, np.arange(store.num_users), RandomRecords(), RECORDS, WINDOW, RunKey.seeded(0))
     real = [number for number in range(len(audited)) if number not in audited.canaries.of_number]
     assert len(real) == len(plain)
     for user, number in enumerate(real):

@@ -88,7 +88,7 @@ def plant(store: TokenStore, seed: int, counts: Mapping[str, int] = CANARIES) ->
 
 def trace_of(store: TokenStore, canaries: Canaries, planted: Planted, epsilon: float, seed: int) -> Trace:
     users = UsersWithCanaries(
-        store, np.arange(store.num_users), RandomRecords(), RECORDS, RunKey.seeded(seed), canaries
+        store, np.arange(store.num_users), RandomRecords(), RECORDS, WINDOW, RunKey.seeded(seed), canaries
     )
     worker = planted.worker_fn(
         GradientsWithCanaries(FakeGradients(), canaries, CLIP_NORM), users, LocalTraining(max_tokens=512)

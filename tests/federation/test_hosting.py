@@ -38,7 +38,7 @@ def zipf_users(folder: Path, num_users: int = 400) -> TrainingUsers:
             records.append(Record(f"user {user}", " ".join(["word"] * words)))
             left -= words
     store = open_store(MemoryCorpus(records), WordTokenizer(), TokenSettings(window=WINDOW, min_words=0), folder)
-    return TrainingUsers(store, np.arange(store.num_users), RandomRecords(), MOST_RECORDS, RunKey.seeded(0))
+    return TrainingUsers(store, np.arange(store.num_users), RandomRecords(), MOST_RECORDS, WINDOW, RunKey.seeded(0))
 
 
 @pytest.mark.parametrize("num_nodes", [2, 4, 8, 16])

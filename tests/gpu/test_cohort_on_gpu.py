@@ -46,7 +46,7 @@ def test_the_sum_is_the_cpus(make: object, local: LocalTraining, device: torch.d
 @pytest.mark.parametrize("make", [small_gpt2, small_llama])
 def test_one_by_one_updates_equal_stacked_ones(make: object, device: torch.device) -> None:
     model = make().to(device)  # type: ignore[operator]
-    assert isinstance(unit_gradients(model), StackedGradients)
+    assert isinstance(unit_gradients(model, 16), StackedGradients)
     state, units = trainable_state(model), ragged_units(6)
     expected = clipped_update_sum(OneByOneGradients(model), state, units, LOCAL, math.inf).clipped.total
     assert relative_distance(total(model, units, clip_norm=math.inf), expected) <= 1e-4
@@ -87,7 +87,7 @@ def test_a_step_on_records_equals_opacus(device: torch.device) -> None:
     rate, models = LearningRate(1.0, rounds=1, decays=False), [small_gpt2().to(device) for _ in range(2)]
     start = trainable_state(models[0])
     stacked = StackedStep(StackedGradients(models[0]), torch.optim.SGD, rate, **settings, max_tokens=64)  # type: ignore[arg-type]
-    opacus = OpacusStep(models[1], torch.optim.SGD, rate, **settings, max_tokens=64)  # type: ignore[arg-type]
+    opacus = OpacusStep(models[1], torch.optim.SGD, rate, **settings, max_tokens=64, window=16)  # type: ignore[arg-type]
     stacked(1, units)
     opacus(1, units)
     opacus.close()

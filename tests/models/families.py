@@ -175,7 +175,7 @@ def outcome(model_type: str, part: str) -> Outcome:
 def _own(model: PeftModel) -> str:
     """The package's own engine, compared with the truth."""
     try:
-        is_stacked = why_not_stacked(model) is None
+        is_stacked = why_not_stacked(model, 16) is None
     except ModelError as error:
         return str(error)
     gradients = StackedGradients(model) if is_stacked else OneByOneGradients(model)
@@ -194,7 +194,7 @@ def _opacus(model: PeftModel) -> str:
     settings = {"clip_norm": clip_norm, "noise_multiplier": 0.0, "expected_batch_size": 1.0, "max_tokens": 40}
     rate = LearningRate(1e-30, 1, decays=False)
     try:
-        step = OpacusStep(model, torch.optim.SGD, rate, noise=SeededNoise(0), **settings)
+        step = OpacusStep(model, torch.optim.SGD, rate, window=16, noise=SeededNoise(0), **settings)
     except ModelError as error:
         return str(error)
     try:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig
 
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.errors import ModelError
@@ -150,8 +150,22 @@ def test_a_model_whose_positions_change_with_the_batch_reads_no_longer_windows(t
     for rope, most in (
         ({"rope_type": "default"}, 64),
         ({"rope_type": "longrope", "original_max_position_embeddings": 16, **factors}, 16),
+        ({"rope_type": "dynamic", "factor": 4.0}, 64),
     ):
         LlamaConfig(
             head_dim=8, max_position_embeddings=64, rope_parameters={"rope_theta": 1e4, **rope}
         ).save_pretrained(tmp_path)
         assert ModelSource(path=str(tmp_path)).context_length() == most
+
+
+def test_what_a_model_of_text_and_images_reads_is_in_the_part_of_its_configuration_for_text(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 16}
+    for full, most in (
+        ({"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}, 64),
+        ({"rope_type": "longrope", "factor": 4.0, "rope_theta": 1e4, **factors}, 16),
+    ):
+        rope = {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+        text = {"vocab_size": 40, "max_position_embeddings": 64, "head_dim": 8, "rope_parameters": rope}
+        Gemma3Config(text_config=text).save_pretrained(tmp_path)
+        source = ModelSource(path=str(tmp_path))
+        assert (source.context_length(), source.vocabulary_size()) == (most, 40)

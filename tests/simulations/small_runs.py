@@ -91,6 +91,7 @@ def small_task(folder: Path, store: TokenStore, **changes: Any) -> Task:
         "keep_places": False,
         "model": SmallModel(),
         "lora": LoraSettings(rank=2),
+        "window": 12,
         "records": RandomRecords(),
         "selector": PoissonSelector(0.4),
         "optimizer_fn": torch.optim.Adam,
@@ -239,9 +240,9 @@ def remember_models(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: dict[str, str | None] = {}
     real = task_module.why_not_stacked
 
-    def why_not_stacked(model: torch.nn.Module) -> str | None:
+    def why_not_stacked(model: torch.nn.Module, window: int) -> str | None:
         if repr(model) not in answers:
-            answers[repr(model)] = real(model)
+            answers[repr(model)] = real(model, window)
         return answers[repr(model)]
 
     monkeypatch.setattr(task_module, "why_not_stacked", why_not_stacked)

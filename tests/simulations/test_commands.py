@@ -196,6 +196,21 @@ def test_a_wrong_setting_gives_one_sentence_and_exit_code_2(
     assert "Traceback" not in message
 
 
+def test_a_chunk_longer_than_the_window_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from simulations.cli import run_command
+
+    settings = [f"output_dir={tmp_path / 'run'}", "records=random_chunk", "tokens.window=32", "records.window=33"]
+    with pytest.raises(SystemExit) as stop:
+        run_command("run", settings)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("fedsim: records.window=33 is more than tokens.window=32")
+    assert "\n" not in message
+    assert not list((tmp_path / "run").glob("*.json"))
+
+
 def test_help_is_there_for_the_program_and_each_command(tmp_path: Path) -> None:
     shown = fedsim("--help", cwd=tmp_path)
     assert shown.returncode == 0

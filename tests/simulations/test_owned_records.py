@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 
+from fedsim_userdp.data.corpus import Record
+from fedsim_userdp.data.store import open_store
+from fedsim_userdp.data.tokens import TokenSettings
 from simulations.cli import run_command
+from simulations.errors import ConfigError
 from simulations.task import build_task
+from tests.data.sources import MemoryCorpus, WordTokenizer
+from tests.simulations.small_runs import small_store, small_task
 
 K = 3
 NUM_SENDERS, NUM_PEOPLE = 20, 30
@@ -147,3 +153,14 @@ def test_user_wise_training_without_noise_claims_nothing_and_runs(settings: list
     assert run_command("run", [*settings, "mechanism=user_wise", "privacy.epsilon=inf"]) == 0
     (statement,) = json.loads((tmp_path / "run" / "privacy.json").read_text())["runs"]
     assert (statement["level"], statement["epsilon"]) == ("nobody", None)
+
+
+def test_no_pool_has_a_record_longer_than_the_window_whoever_owns_it(tmp_path: Path) -> None:
+    plain = small_store(tmp_path / "plain")
+    owned = MemoryCorpus([Record("a", "one two three four five", ("b",)), Record("b", "one two", ("a",))])
+    with_owners = open_store(owned, WordTokenizer(), TokenSettings(window=16, min_words=0), tmp_path)
+    for store, origin in ((plain, "records=RandomRecords"), (with_owners, "the store of records with several owners")):
+        task = small_task(tmp_path / "run", plain)
+        assert len(replace(task, store=store, window=12).pool(3))
+        with pytest.raises(ConfigError, match=rf"^{origin} returned a record of more than tokens\.window = 5 tokens$"):
+            replace(task, store=store, window=5).pool(3)

@@ -31,7 +31,7 @@ def records(num: int = 6) -> list[Unit]:
 
 def opacus_step(model: PeftModel, **changes: float) -> OpacusStep:
     settings = {"clip_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "max_tokens": 40} | changes
-    return OpacusStep(model, torch.optim.SGD, ONE, noise=SeededNoise(KEY), key=KEY, **settings)
+    return OpacusStep(model, torch.optim.SGD, ONE, noise=SeededNoise(KEY), key=KEY, window=16, **settings)
 
 
 def stacked_step(model: PeftModel, **changes: float) -> StackedStep:

@@ -118,7 +118,7 @@ def test_a_user_who_joins_adds_an_update_and_changes_nobody_elses(
             factors(layer)[1].normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
     users = [Unit(u, [generator.integers(0, 2000, 24) for _ in range(2)], f"user {u}") for u in range(8)]
     joining = Unit(8, [generator.integers(0, 2000, size) for size in (40, 9, 13)], "joining")
-    gradients, state = unit_gradients(model), trainable_state(model)
+    gradients, state = unit_gradients(model, 16), trainable_state(model)
 
     def sum_of(units: list[Unit]) -> torch.Tensor:
         update = clipped_update_sum(gradients, state, units, local, CLIP_NORM)

@@ -40,7 +40,7 @@ def norm(tensors: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize("clip_norm", CLIP_NORMS)
 def test_a_record_adds_at_most_the_clip_norm_in_opacus_in_every_precision(model: PeftModel, clip_norm: float) -> None:
     settings = {"clip_norm": clip_norm, "noise_multiplier": 0.0, "expected_batch_size": 1.0, "max_tokens": 64}
-    step = OpacusStep(model, torch.optim.SGD, LearningRate(0.1, 1), noise=SeededNoise(0), **settings)
+    step = OpacusStep(model, torch.optim.SGD, LearningRate(0.1, 1), window=16, noise=SeededNoise(0), **settings)
     found = []
     for unit in ragged_units(8):
         step.optimizer.begin(1)

@@ -9,7 +9,7 @@ from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.adapters import LoraSettings, trainable_state
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import refuse_batch_statistics
-from fedsim_userdp.training.batches import collate
+from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, unit_gradients, why_not_stacked
 from fedsim_userdp.training.losses import unit_losses
@@ -33,20 +33,20 @@ def test_one_by_one_updates_equal_stacked_ones(any_model: PeftModel, local: Loca
 
 
 def test_models_of_linear_layers_are_stacked(any_model: PeftModel) -> None:
-    assert isinstance(unit_gradients(any_model), StackedGradients)
+    assert isinstance(unit_gradients(any_model, 16), StackedGradients)
 
 
 def test_targets_that_cannot_be_stacked_fall_back_to_one_by_one_and_say_which() -> None:
     model = small_gpt2(WITH_EMBEDDING)
-    assert "wte (Embedding)" in str(why_not_stacked(model))
-    assert isinstance(unit_gradients(model), OneByOneGradients)
+    assert "wte (Embedding)" in str(why_not_stacked(model, 16))
+    assert isinstance(unit_gradients(model, 16), OneByOneGradients)
     assert any("embedding" in name for name in trainable_state(model))
-    assert float(update_of(unit_gradients(model), model).norm()) > 0
+    assert float(update_of(unit_gradients(model, 16), model).norm()) > 0
 
 
 def test_fallback_updates_equal_plain_autograd() -> None:
     model = small_gpt2(WITH_EMBEDDING)
-    found = update_of(unit_gradients(model), model)
+    found = update_of(unit_gradients(model, 16), model)
     expected = {name: torch.zeros_like(tensor) for name, tensor in trainable_state(model).items()}
     for unit in ragged_units(5):
         model.zero_grad()
@@ -73,7 +73,7 @@ def test_a_model_that_mixes_rows_is_noticed() -> None:
     model = small_gpt2()
     block = model.get_base_model().transformer.h[0]
     block.mlp = _Mixing(block.mlp)
-    assert "mix the rows" in str(why_not_stacked(model))
+    assert "mix the rows" in str(why_not_stacked(model, 16))
 
 
 class _Flattening(nn.Module):
@@ -92,10 +92,10 @@ def test_a_model_that_flattens_rows_is_noticed_and_trained_one_by_one() -> None:
     block = model.get_base_model().transformer.h[0]
     expected = update_of(OneByOneGradients(model), model)
     block.mlp = _Flattening(block.mlp)
-    assert "rows" in str(why_not_stacked(model))
+    assert "rows" in str(why_not_stacked(model, 16))
     names = [name.replace("mlp.inner", "mlp") for name in trainable_state(model)]
     assert sorted(names) == sorted(trainable_state(small_gpt2()))
-    found = update_of(unit_gradients(model), model)
+    found = update_of(unit_gradients(model, 16), model)
     assert float(found.norm()) == pytest.approx(float(expected.norm()), rel=1e-5)
 
 
@@ -108,6 +108,17 @@ def test_checkpointed_activations_give_the_same_update_and_are_fewer() -> None:
         assert float((found - expected).norm()) <= 1e-6 * float(expected.norm())
         saved = [activation_bytes_per_token(StackedGradients(m), 12) for m in (checkpointed, plain)]
         assert saved[0] < 0.6 * saved[1]
+
+
+def test_checkpointed_activations_are_computed_again_with_the_units_own_adapter() -> None:
+    for build in (small_gpt2, small_llama):
+        plain, checkpointed = build(), build()
+        checkpoint_activations(checkpointed)
+        assert why_not_stacked(checkpointed, 16) is None
+        stacked = {name: 0.1 + tensor.expand(5, *tensor.shape) for name, tensor in trainable_state(plain).items()}
+        batch = collate(ragged_units(5))
+        (found, _), (expected, _) = (OneByOneGradients(m)(stacked, batch, StepAddress()) for m in (checkpointed, plain))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_model_with_batch_statistics_is_refused() -> None:

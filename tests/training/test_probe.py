@@ -1,6 +1,7 @@
 """Models whose code lets records see each other are found before training, whatever they are called."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.gradients import OneByOneGradients, unit_gradients, why_not_stacked
 from fedsim_userdp.training.probe import probe_for
-from tests.conftest import small_gpt2
+from tests.conftest import small_gpt2, small_llama
 from tests.training.test_central import opacus_step, records
 from tests.training.test_gradients import _Flattening
+
+ENGINES = (partial(unit_gradients, window=16), opacus_step)
 
 
 class Changed(nn.Module):
@@ -44,6 +47,7 @@ MIXING = {
     "the number of rows": lambda x: x * (1 + 0.1 * len(x)),
     "the length of the batch": lambda x: x * (1 + 0.1 * x.shape[1]),
     "the next row": lambda x: x + x.roll(1, 0),
+    "a batch of more than ten tokens": lambda x: x * (1 + 0.1 * (x.shape[1] > 10)),
 }
 mixing = pytest.mark.parametrize("change", MIXING.values(), ids=MIXING.keys())
 
@@ -51,10 +55,10 @@ mixing = pytest.mark.parametrize("change", MIXING.values(), ids=MIXING.keys())
 @mixing
 def test_units_of_a_model_that_mixes_rows_are_trained_one_by_one_with_their_own_gradients(change: Callable) -> None:
     model = changed_gpt2(change)
-    assert why_not_stacked(model) is not None
-    gradients = unit_gradients(model)
+    assert why_not_stacked(model, 16) is not None
+    gradients = unit_gradients(model, 16)
     assert isinstance(gradients, OneByOneGradients)
-    probe = probe_for(model)
+    probe = probe_for(model, 16)
     both, _ = gradients(probe.adapters(2), collate(probe.units), StepAddress())
     alone, _ = gradients(probe.adapters(1), collate(probe.units[:1]), StepAddress())
     assert all(torch.equal(both[name][0], alone[name][0]) for name in alone)
@@ -71,7 +75,7 @@ def test_opacus_refuses_a_model_that_mixes_rows_and_leaves_no_trace(change: Call
 
 def test_the_layer_that_mixes_rows_is_named() -> None:
     model = changed_gpt2(MIXING["a thousandth of the mean of the rows"])
-    assert "mix the rows of a batch, first transformer.h.1.mlp" in str(why_not_stacked(model))
+    assert "mix the rows of a batch, first transformer.h.1.mlp" in str(why_not_stacked(model, 16))
     with pytest.raises(ModelError, match=r"first transformer\.h\.1\.mlp"):
         opacus_step(model)
 
@@ -80,7 +84,7 @@ def test_the_layer_that_mixes_rows_is_named() -> None:
     "change", [lambda x: x + x.mean(1, keepdim=True), lambda x: x + 1e-3 * x.roll(-1, 1)], ids=["mean", "next"]
 )
 def test_a_model_that_looks_ahead_is_refused_by_every_engine_naming_the_layer(change: Callable) -> None:
-    for engine in (why_not_stacked, unit_gradients, opacus_step):
+    for engine in (partial(why_not_stacked, window=16), *ENGINES):
         with pytest.raises(ModelError, match=r"is not causal: transformer\.h\.1\.mlp looks at tokens after"):
             engine(changed_gpt2(change))
 
@@ -96,13 +100,13 @@ class Remembering:
 
 
 def test_a_model_that_remembers_the_record_before_is_refused_by_every_engine() -> None:
-    for engine in (unit_gradients, opacus_step):
+    for engine in ENGINES:
         with pytest.raises(ModelError, match="keeps something between forward passes"):
             engine(changed_gpt2(Remembering()))
 
 
 def test_a_model_whose_buffers_change_is_refused_by_name_and_gets_them_back() -> None:
-    for engine in (unit_gradients, opacus_step):
+    for engine in ENGINES:
         model = small_gpt2()
         block = model.get_base_model().transformer.h[1]
 
@@ -116,17 +120,47 @@ def test_a_model_whose_buffers_change_is_refused_by_name_and_gets_them_back() ->
         assert float(block.mlp.seen) == 0
 
 
+def test_what_only_a_long_record_changes_and_a_short_one_undoes_is_refused_by_name() -> None:
+    for engine in ENGINES:
+        model = small_gpt2()
+        block = model.get_base_model().transformer.h[1]
+
+        def grow(x: torch.Tensor, block: nn.Module = block) -> torch.Tensor:
+            block.mlp.seen = torch.ones(()) * (x.shape[1] > 10)
+            return x
+
+        block.mlp = Changed(block.mlp, grow)
+        with pytest.raises(ModelError, match=r"changes transformer\.h\.1\.mlp\.seen in a forward pass"):
+            engine(model)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_a_long_record_changes_for_the_others_are_refused_by_name(kind: str) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 12}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, **(factors if kind == "longrope" else {})}
+    for engine in ENGINES:
+        model = small_llama(max_position_embeddings=12 if kind == "dynamic" else 48, rope_parameters=rope)
+        with pytest.raises(ModelError, match=r"changes model\.rotary_emb\.inv_freq in a forward pass"):
+            engine(model)
+
+
+def test_a_model_is_tried_on_records_as_long_as_the_window_and_no_longer() -> None:
+    model = changed_gpt2(MIXING["a batch of more than ten tokens"])
+    assert why_not_stacked(model, 10) is None
+    assert "gradients of a batch are not those of its records alone" in str(why_not_stacked(model, 13))
+
+
 def test_a_model_that_draws_random_numbers_is_refused_and_draws_none_of_the_programs() -> None:
     model = changed_gpt2(lambda x: nn.functional.dropout(x, 0.1, training=True))
     before = torch.random.get_rng_state()
-    for engine in (unit_gradients, opacus_step):
+    for engine in ENGINES:
         with pytest.raises(ModelError, match="draws random numbers"):
             engine(model)
         assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
-    for engine in (unit_gradients, opacus_step):
+    for engine in ENGINES:
         with pytest.raises(ModelError, match="not finite"):
             engine(changed_gpt2(lambda x: x * float("nan")))
 
@@ -150,7 +184,7 @@ def test_the_model_is_exactly_as_it_was_after_the_probe(settings: LoraSettings) 
         }
 
     before = everything()
-    assert why_not_stacked(model) is None
+    assert why_not_stacked(model, 16) is None
     opacus_step(model).close()
     after = everything()
     assert before.keys() == after.keys()
@@ -162,8 +196,8 @@ def test_the_model_is_exactly_as_it_was_after_the_probe(settings: LoraSettings) 
 
 
 def test_the_probe_hides_nothing_behind_a_factor_of_zero(model: PeftModel) -> None:
-    assert all(bool((tensor != 0).all()) for tensor in probe_for(model).stacked.values())
-    assert probe_for(model).stacked.keys() == trainable_state(model).keys()
+    assert all(bool((tensor != 0).all()) for tensor in probe_for(model, 16).stacked.values())
+    assert probe_for(model, 16).stacked.keys() == trainable_state(model).keys()
 
 
 def test_every_micro_batch_has_one_gradient_a_record_and_layer_or_the_run_stops() -> None:
@@ -182,8 +216,10 @@ def test_a_layer_that_some_records_do_not_reach_stops_opacus_and_is_zero_one_by_
     block = model.get_base_model().transformer.h[1]
     unused, block.mlp = block.mlp, nn.Identity()
     block.spare = unused
-    assert "takes no part" in str(why_not_stacked(model))
-    found, _ = unit_gradients(model)(probe_for(model).adapters(2), collate(probe_for(model).units), StepAddress())
+    assert "takes no part" in str(why_not_stacked(model, 16))
+    found, _ = unit_gradients(model, 16)(
+        probe_for(model, 16).adapters(2), collate(probe_for(model, 16).units), StepAddress()
+    )
     assert {bool(gradient.any()) for name, gradient in found.items() if "spare" in name} == {False}
     with pytest.raises(ModelError, match=r"h\.1\.spare\.c_fc has 0 gradients for 3 records"):
         opacus_step(model)

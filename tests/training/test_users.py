@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from fedsim_userdp.data.corpus import DataError, Record
-from fedsim_userdp.data.records import LongestRecords, RandomRecords
+from fedsim_userdp.data.records import LongestRecords, RandomChunks, RandomRecords
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.users import RecordChoiceError, TrainingUsers, TrainingUsersRecipe, in_order_of_ids
 from tests.data.sources import MemoryCorpus, WordTokenizer
+
+WINDOW = 16
 
 
 def corpus_of(texts: dict[str, list[str]]) -> MemoryCorpus:
@@ -25,8 +27,8 @@ def texts_of(num_users: int) -> dict[str, list[str]]:
 @pytest.fixture
 def opened(tmp_path: Path):
     def open_it(texts: dict[str, list[str]], selector: object, k: int = 2, seed: int = 0) -> TrainingUsers:
-        store = open_store(corpus_of(texts), WordTokenizer(), TokenSettings(window=16, min_words=0), tmp_path)
-        return TrainingUsers(store, np.arange(store.num_users), selector, k, RunKey.seeded(seed))
+        store = open_store(corpus_of(texts), WordTokenizer(), TokenSettings(window=WINDOW, min_words=0), tmp_path)
+        return TrainingUsers(store, np.arange(store.num_users), selector, k, WINDOW, RunKey.seeded(seed))
 
     return open_it
 
@@ -72,7 +74,7 @@ def test_selectors_that_are_not_fresh_answer_the_same_in_every_round(opened) -> 
 
 def test_a_recipe_opens_the_same_users_elsewhere(opened, tmp_path: Path) -> None:
     store: TokenStore = opened(texts_of(20), RandomRecords()).store
-    recipe = TrainingUsersRecipe(store.path, 5, 3, 1, False, RandomRecords(), 2, RunKey.seeded(0))
+    recipe = TrainingUsersRecipe(store.path, 5, 3, 1, False, RandomRecords(), 2, WINDOW, RunKey.seeded(0))
     users = recipe.open()
     assert len(users) == 12
     assert (recipe.open().users == users.users).all()
@@ -99,6 +101,7 @@ class Misbehaving:
         (lambda records, k: [records[0] + 1], "one that is not the user's"),
         (lambda records, k: [records[0][::-1]], "one that is not the user's"),
         (lambda records, k: [records[0][:0]], "no list of token ids"),
+        (lambda records, k: [np.concatenate(records)], "a record of more than tokens.window = 16 tokens"),
         (lambda records, k: [records[0].astype(float)], "no list of token ids"),
         (lambda records, k: np.array([1, 2]), "must return a list"),
     ],
@@ -106,9 +109,19 @@ class Misbehaving:
 def test_a_choice_of_records_that_breaks_its_rules_is_refused_by_name(
     opened, answer_fn: Callable[[list[np.ndarray], int], object], said: str
 ) -> None:
-    users = opened({"user 0": ["one two three", "four five six", "seven eight nine ten"]}, Misbehaving(answer_fn))
+    texts = ["one two three", "four five six", "seven eight nine ten", "and so on and on and on"]
+    users = opened({"user 0": texts}, Misbehaving(answer_fn))
     for chosen in (lambda: users.units([0], round=1), users.pool):
         with pytest.raises(RecordChoiceError, match=f"records=Misbehaving .*{said}"):
+            chosen()
+
+
+def test_nobody_has_a_record_longer_than_the_window_whatever_the_selection(opened) -> None:
+    texts = {"a": ["word " * 40], "b": ["one two three"]}
+    exact, longer = (opened(texts, RandomChunks(window=window)) for window in (WINDOW, WINDOW + 1))
+    assert max(len(record) for unit in exact.units([0, 1], round=1) for record in unit.records) == WINDOW
+    for chosen in (lambda: longer.units([0, 1], round=1), longer.pool):
+        with pytest.raises(RecordChoiceError, match=r"records=RandomChunks .*tokens\.window = 16"):
             chosen()
 
 
