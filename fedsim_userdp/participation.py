@@ -85,7 +85,8 @@ class Cohorts:
         self._history = hashlib.sha256()
         self._name = type(selector).__name__
         is_foreign = foreign_name(selector) is not None
-        self._has_memory = isinstance(selector, Choosing) and is_foreign
+        self._chooses = isinstance(selector, Choosing)  # it cannot begin to later: then nothing would be tested
+        self._has_memory = self._chooses and is_foreign
         if is_foreign and isinstance(declared, acc.UserWise | acc.FixedSize):
             self._check_expected_size(declared)
 
@@ -123,7 +124,7 @@ class Cohorts:
     def _drawn(self, round: int) -> NDArray[np.int64]:
         """The cohort, counted and checked."""
         most = self._declared.sampling_prob if isinstance(self._declared, acc.UserWise) else 1.0
-        cohort = draw_cohort(self._selector, self._population.id_hashes, round, self._key, most)
+        cohort = draw_cohort(self._selector, self._population.id_hashes, round, self._key, most, chooses=self._chooses)
         self._counts[cohort] += 1
         self._num_drawn += len(cohort)
         self._history.update(repr((round, self._population.id_hashes[cohort].tolist())).encode())

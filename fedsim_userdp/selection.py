@@ -156,7 +156,13 @@ def foreign_name(selector: ClientSelector) -> str | None:
 
 
 def draw_cohort(
-    selector: ClientSelector, id_hashes: NDArray[np.uint64], round: int, key: RunKey, most: float = 1.0
+    selector: ClientSelector,
+    id_hashes: NDArray[np.uint64],
+    round: int,
+    key: RunKey,
+    most: float = 1.0,
+    *,
+    chooses: bool | None = None,
 ) -> NDArray[np.int64]:
     """Returns a round's cohort: distinct users of the population, ascending.
 
@@ -166,13 +172,14 @@ def draw_cohort(
         round: the round, from 1.
         key: the run's key.
         most: the highest probability that may be stated, where one is.
+        chooses: whether the selector chooses by itself; None for what it says now.
 
     Raises:
         ValueError: when a user appears twice (its clip bound would count twice) or does not exist, or a probability is
             none or above `most`.
     """
     name, num_users = type(selector).__name__, len(id_hashes)
-    if isinstance(selector, Choosing):
+    if isinstance(selector, Choosing) and chooses is not False:
         chosen = np.asarray(selector.select(num_users, round, key.generator("selection", round=round)))
         return _checked(chosen, name, num_users, round)
     if not isinstance(selector, Sampling):

@@ -166,10 +166,13 @@ def override_key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
 
 
+_DEPTH = 12  # of a job's folder in that of its sweep, at most
+
+
 def check_subdir(subdir: str) -> None:
     """Raises ConfigError unless `hydra.sweep.subdir` leads below the sweep's folder, in which its jobs are counted."""
     path = Path(subdir)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if path.is_absolute() or ".." in path.parts or not 0 < len(path.parts) <= _DEPTH:
         raise ConfigError(
             f"hydra.sweep.subdir={subdir} must name a folder below the sweep's own, such as ${{hydra:job.num}}, with "
             "neither .. nor / at its start: what all jobs promise together is counted and written there"

@@ -51,6 +51,7 @@ class RunFolder:
     ) -> None:
         self.path, self.console, self._choices, self._sweep = path, console, choices, sweep
         self._planned = tuple(planned)
+        self._before = _stated_in(path)
         self.rows: list[ResultRow] = []
         self.rounds: list[RoundRecord] = []
         self.runs: list[StatedRun] = []
@@ -84,12 +85,8 @@ class RunFolder:
 
     def _stated_before(self, row: ResultRow, adapter: str) -> str:
         """The mark of the key of a release that had ended before, since the key itself is gone; else empty."""
-        try:
-            content = read_privacy(self.path)
-        except (OSError, PrivacyFileError):
-            return ""
         asked = (row.mechanism, row.seed, adapter, "os")
-        for one in content.runs if isinstance(content, PrivacyFile) else ():
+        for one in self._before:
             if (one.statement.mechanism, one.seed, one.adapter, one.statement.noise_source) == asked:
                 return one.draw
         return ""
@@ -139,3 +136,12 @@ class RunFolder:
         self.console.print(results_table(self.rows))
         self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
         self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)
+
+
+def _stated_in(folder: Path) -> tuple[StatedRun, ...]:
+    """The runs that a folder's `privacy.json` states; none where there is no such file."""
+    try:
+        content = read_privacy(folder)
+    except (OSError, PrivacyFileError):
+        return ()
+    return content.runs if isinstance(content, PrivacyFile) else ()

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from simulations.arguments import RUN_FILE, beginning, check_types, settings_changed
+from simulations.arguments import RUN_FILE, beginning, check_types, override_key, settings_changed
 from simulations.errors import ConfigError
 from simulations.occupied import folder_of_job, mark_of_a_run
 from simulations.process import without_garbage_collection
@@ -68,6 +68,7 @@ def _run(
     """See `run_job`."""
     with folder_of_job(is_resumed=config.resume is not None) as path:
         check_types(config, command)
+        _check_hydra()
         begin = beginning(config, command)
         with without_garbage_collection():
             from simulations.folder import RunFolder  # here, so that --help need not load torch
@@ -83,6 +84,19 @@ def _run(
                 folder.add(outcome)
         folder.finish()
         DIVERGED.extend(folder.diverged)
+
+
+def _check_hydra() -> None:
+    """Raises ConfigError where Hydra's own settings name code: no statement would."""
+    settings = HydraConfig.get()
+    if settings.get("callbacks"):
+        raise ConfigError("hydra.callbacks names code that no statement would name: leave it out")
+    for name, handler in (settings.job_logging.get("handlers") or {}).items():
+        made_by = [str(handler[key]) for key in ("class", "()", "_target_") if key in handler]
+        if any(not one.startswith("logging.") for one in made_by):
+            raise ConfigError(
+                f"hydra.job_logging.handlers.{name} names code that no statement would name: leave it out"
+            )
 
 
 def _has_ended(folder: Path) -> bool:
@@ -103,6 +117,11 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
     """
     given = [argument for argument in arguments if not argument.startswith("-")]
     parser = OverridesParser.create()
+    for one in given:
+        if override_key(one) in ("output_dir", "hydra.sweep.dir") and parser.parse_override(one).is_sweep_override():
+            raise ConfigError(
+                f"{one}: the jobs of a sweep lie in one folder, where what they promise together is stated"
+            )
     with initialize_config_module("conf", version_base="1.3"):
         single = [one for one in given if not parser.parse_override(one).is_sweep_override()]
         whole = compose(command, overrides=single, return_hydra_config=True)

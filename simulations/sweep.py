@@ -21,7 +21,7 @@ from simulations.arguments import check_subdir
 
 _LOCK_FILE = ".lock"
 _SWEEP_FILE = "multirun.yaml"  # Hydra's mark of a sweep's folder
-_DEPTH = 4  # of a job's folder in it, at most
+_DEPTH = 16  # of a job's folder in it, at most
 
 
 def sweep_of_this_job() -> Path | None:
@@ -78,7 +78,13 @@ def unfinished_jobs(sweep: Path, runs: list[StatedRun]) -> list[str]:
 
 def _folders(sweep: Path, file: str) -> list[str]:
     """The folders below a sweep's that hold a file, in the order of job numbers."""
-    found = (path.parent.relative_to(sweep).as_posix() for path in sweep.rglob(file) if path.parent != sweep)
+    found = []
+    for place, folders, files in os.walk(sweep, followlinks=True):  # a job whose folder is a link has released as well
+        inner = Path(place).relative_to(sweep)
+        if len(inner.parts) >= _DEPTH:
+            folders.clear()
+        if file in files and Path(place) != sweep:
+            found.append(inner.as_posix())
     return sorted(found, key=_by_number)
 
 

@@ -167,6 +167,16 @@ def test_the_probability_that_is_drawn_with_is_the_one_that_is_checked() -> None
         cohorts.draw(1)
 
 
+def test_a_selector_cannot_begin_to_choose_by_itself_once_the_run_is_under_way() -> None:
+    class Late(Alternating):
+        def probability(self, round: int) -> float:
+            self.select = lambda num_users, round, generator: np.arange(3)
+            return 0.2
+
+    cohorts = cohorts_of(Late(), acc.UserWise(1.0, 0.2, 30))
+    assert [0, 1, 2] not in [cohorts.draw(round) for round in range(1, 10)]
+
+
 def test_an_object_with_methods_of_its_own_is_foreign_whatever_its_class() -> None:
     patched = PoissonSelector(0.2)
     assert foreign_name(patched) is None
@@ -202,7 +212,7 @@ def test_a_selector_without_a_memory_is_not_asked_for_rounds_before() -> None:
     cohorts = cohorts_of(PoissonSelector(0.3), None)
     with pytest.MonkeyPatch.context() as patch:
         nobody = np.empty(0, np.int64)
-        patch.setattr("fedsim_userdp.participation.draw_cohort", lambda *a: asked.append(a[2]) or nobody)
+        patch.setattr("fedsim_userdp.participation.draw_cohort", lambda *a, **k: asked.append(a[2]) or nobody)
         cohorts.draw(1000)
     assert asked == [1000]
 

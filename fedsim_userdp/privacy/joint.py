@@ -298,11 +298,11 @@ def _torn_apart(runs: Sequence[StatedRun]) -> bool:
 
 
 def _incomparable(runs: Sequence[StatedRun]) -> list[list[StatedRun]]:
-    """Seeded runs of one mechanism and seed of which it cannot be told whether they have one key."""
-    groups: dict[tuple[str, int], list[StatedRun]] = {}
+    """Seeded runs of one seed of which it cannot be told whether they have one key; names do not enter a key."""
+    groups: dict[int, list[StatedRun]] = {}
     for run in runs:
         if run.draw and run.statement.noise_source == "seeded":
-            groups.setdefault((run.statement.mechanism, run.seed), []).append(run)
+            groups.setdefault(run.seed, []).append(run)
     return [group for group in groups.values() if len({run.draw.partition(":")[0] for run in group}) > 1]
 
 

@@ -69,6 +69,14 @@ def test_one_noise_on_two_sums_leaves_no_guarantee(adapters: tuple[str, str]) ->
     assert joint(runs[0], other).together.epsilon is not None
 
 
+def test_whether_runs_of_one_seed_have_one_key_must_be_known_whatever_they_are_called() -> None:
+    runs = [replace(stated(USERS, mechanism=name), draw=f"{name}:1", adapter="x") for name in ("a", "b")]
+    assert joint(*runs).together.epsilon is None
+    assert "cannot be told any more" in joint(*runs).sentences()[0]
+    assert joint(runs[0], replace(runs[1], seed=1)).together.epsilon is not None
+    assert joint(runs[0], replace(runs[1], draw="a:2")).together.epsilon is not None
+
+
 def test_runs_with_a_key_from_the_operating_system_are_never_taken_for_one() -> None:
     runs = [replace(stated(USERS, noise_source="os"), job=job, adapter="x") for job in ("0", "1")]
     assert joint(*runs).together == composed([USERS] * 2, DELTA)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations import names
+from simulations import jobs, names
 from simulations.arguments import complete_arguments
 from simulations.cli import run_command
 from simulations.errors import ConfigError
@@ -105,3 +105,23 @@ def test_what_there_is_goes_through(argument: str) -> None:
 
 def test_every_setting_of_every_command_is_known() -> None:
     assert {"privacy.epsilon", "data.path", "budget.sweep", "mechanism.clip_norm", "audit.epsilons"} <= names.known()
+
+
+class HydraNode(dict[str, object]):
+    """Hydra's own settings, as far as they are looked at."""
+
+    def __init__(self, handlers: dict[str, object], **others: object) -> None:
+        super().__init__(others)
+        self.job_logging = {"handlers": handlers}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [HydraNode({"x": {"class": "mine.H"}}), HydraNode({"x": {"()": "mine.H"}}), HydraNode({}, callbacks={"q": {}})],
+)
+def test_code_below_hydras_own_settings_is_refused_wherever_they_come_from(
+    node: HydraNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: node)
+    with pytest.raises(ConfigError, match="names code that no statement would"):
+        jobs._check_hydra()

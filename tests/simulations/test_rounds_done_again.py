@@ -400,7 +400,8 @@ def test_what_runs_of_one_noise_have_in_common_tests_no_guess_of_the_key(tmp_pat
     marks = [mark_of_draw(tmp_path / folder, key) for folder in ("x", "y") for key in (one, one, other)]
     assert [marks.index(mark) for mark in marks] == [0, 0, 2, 3, 3, 5]
     assert len({mark.partition(":")[2] for mark in marks}) == 4, "nothing of a mark follows from the key alone"
-    assert mark_of_draw(tmp_path / "x", secret) not in marks
+    assert mark_of_draw(tmp_path / "x", secret) == mark_of_draw(tmp_path / "y", secret), "no guess of 256 random bits"
+    assert secret.secret.hex() not in mark_of_draw(tmp_path / "x", secret)
     assert len({mark.partition(":")[0] for mark in marks}) == 2, "whose marks can be compared"
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(files)] == [
@@ -459,3 +460,25 @@ def test_a_job_that_is_gone_is_named_as_not_counted(tmp_path: Path, store: Token
     add_job(tmp_path, "2", small_task(tmp_path, store))
     assert json.loads((tmp_path / "privacy.json").read_text())["unfinished"] == ["0"]
     assert "are gone: jobs 0." in (tmp_path / "PRIVACY.md").read_text()
+
+
+def test_a_release_that_was_copied_is_known_again_though_the_secret_of_the_sweep_is_gone(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = os_noise(small_task(tmp_path / "0", store))
+    dies_after_release(task, 2, monkeypatch)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    add_job(tmp_path, "0", resumed(task))
+    shutil.rmtree(tmp_path / "not_private", ignore_errors=True)
+    assert add_job(tmp_path, "1", resumed(task))["epsilon"] is None
+
+
+def test_a_job_whose_folder_is_a_link_is_counted(tmp_path: Path, store: TokenStore) -> None:
+    sweep, elsewhere = tmp_path / "sweep", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    sweep.mkdir()
+    (sweep / "1").symlink_to(elsewhere)
+    alone = add_job(sweep, "0", os_noise(small_task(sweep, store)))
+    both = add_job(sweep, "1", os_noise(small_task(sweep, store)))
+    assert both["num_runs"] == 2
+    assert float(str(both["epsilon"])) > float(str(alone["epsilon"]))

@@ -85,3 +85,12 @@ def test_what_is_no_sweep_of_the_command_is_not_resumed_as_one(
     ended = processes.run(command, "--multirun", f"resume={wrong}")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert ("holds a sweep of `fedsim run`" if command == "compare" else "holds no sweep") in ended.stderr
+
+
+@pytest.mark.parametrize("changes", [["output_dir=x,y"], ["output_dir=x", "hydra.sweep.dir=y,z"]])
+def test_the_jobs_of_a_sweep_lie_in_one_folder(
+    processes: Zygote, settings: list[str], tmp_path: Path, changes: list[str]
+) -> None:
+    ended = processes.run("run", "--multirun", *settings, *changes)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "jobs of a sweep lie in one folder" in ended.stderr
