@@ -169,8 +169,10 @@ def test_a_run_ends_with_the_same_cohorts_however_often_it_dies(
     drawn: dict[str, list[tuple[int, tuple[int, ...]]]] = {"whole": [], "broken": []}
 
     def watch(name: str) -> Callable[..., np.ndarray]:
-        def cohort(selector: ClientSelector, ids: np.ndarray, round: int, key: RunKey) -> np.ndarray:
-            chosen = draw_cohort(selector, ids, round, key)
+        def cohort(
+            selector: ClientSelector, ids: np.ndarray, round: int, key: RunKey, most: float, **how: bool
+        ) -> np.ndarray:
+            chosen = draw_cohort(selector, ids, round, key, most, **how)
             drawn[name].append((round, tuple(chosen.tolist())))
             return chosen
 
