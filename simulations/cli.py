@@ -65,8 +65,7 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def run_command(name: str, arguments: list[str]) -> int:
-    """Returns the exit code of a command: 0; 2 with one sentence on stderr when a setting is wrong; 3 when a run of it
-    diverged."""
+    """Returns the exit code of a command: 0; 2 with one sentence on stderr for a wrong setting; 3 if a run diverged."""
     prepare_process()
     sys.path.append(os.getcwd())  # so that `_target_` finds classes in the user's own files
     from simulations.arguments import complete_arguments

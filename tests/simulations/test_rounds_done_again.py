@@ -462,17 +462,6 @@ def test_a_job_that_is_gone_is_named_as_not_counted(tmp_path: Path, store: Token
     assert "are gone: jobs 0." in (tmp_path / "PRIVACY.md").read_text()
 
 
-def test_a_release_that_was_copied_is_known_again_though_the_secret_of_the_sweep_is_gone(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = os_noise(small_task(tmp_path / "0", store))
-    dies_after_release(task, 2, monkeypatch)
-    shutil.copytree(tmp_path / "0", tmp_path / "1")
-    add_job(tmp_path, "0", resumed(task))
-    shutil.rmtree(tmp_path / "not_private", ignore_errors=True)
-    assert add_job(tmp_path, "1", resumed(task))["epsilon"] is None
-
-
 def test_a_job_whose_folder_is_a_link_is_counted(tmp_path: Path, store: TokenStore) -> None:
     sweep, elsewhere = tmp_path / "sweep", tmp_path / "elsewhere"
     elsewhere.mkdir()
