@@ -78,8 +78,8 @@ def mark_of_draw(root: Path, run: RunKey) -> str:
     """Returns what two runs below `root` have in common where they have one key: the same settings, data and seed, or a
     folder that was copied while a run was under way.
 
-    Of a seeded run it is made with a secret of `root`, so that whoever reads it cannot test a guess of the key, or of the
-    data that it follows from.  Its beginning, up to a colon, stands for that secret: only marks of one secret compare.
+    Of a seeded run it is made with a secret of `root`, so that whoever reads it cannot test a guess of the key, or of
+    the data that it follows from.  What is before its colon stands for that secret: only marks of one secret compare.
 
     Args:
         root: the run folder, or the folder of the sweep whose job it is.
