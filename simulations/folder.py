@@ -14,20 +14,14 @@ from fedsim_userdp.privacy import ledger
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.files import replacing, write_results, write_rounds, write_text
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
-from fedsim_userdp.report.privacy_files import (
-    PrivacyFile,
-    PrivacyFileError,
-    digest_of,
-    read_privacy,
-    write_privacy,
-)
+from fedsim_userdp.report.privacy_files import digest_of, write_privacy
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import footnote, result_console, results_table
 from simulations.diary import Outcome
 from simulations.keys import mark_of_draw
 from simulations.run_files import CARD, WEIGHTS, adapter_folder, ledger_file
-from simulations.sweep import path_to, sweep_of_this_job, update_sweep
+from simulations.sweep import draws_in, path_to, sweep_of_this_job, update_sweep
 
 
 class RunFolder:
@@ -51,7 +45,6 @@ class RunFolder:
     ) -> None:
         self.path, self.console, self._choices, self._sweep = path, console, choices, sweep
         self._planned = tuple(planned)
-        self._before = _stated_in(path)
         self.rows: list[ResultRow] = []
         self.rounds: list[RoundRecord] = []
         self.runs: list[StatedRun] = []
@@ -72,24 +65,17 @@ class RunFolder:
         if row.rounds:
             before = [other.mechanism for other in self.rows]
             adapter = self._save_adapter(adapter_folder(self.path, row.mechanism, row.seed, before), outcome)
-        draw = self._stated_before(row, adapter) or mark_of_draw(self._sweep or self.path, outcome.key)
+        draws = draws_in(ledger_file(self.path, row.mechanism, row.seed))
+        draws = draws or (mark_of_draw(self._sweep or self.path, outcome.key),)
         self.rows.append(row)
         self.rounds.extend(outcome.rounds)
-        self.runs.append(StatedRun(outcome.statement, row.seed, draw=draw, adapter=adapter))
+        self.runs.append(StatedRun(outcome.statement, row.seed, draws=draws, adapter=adapter))
         write_results(self.path, self.rows)
         write_rounds(self.path, self.rounds)
         sweep = None if self._sweep is None else path_to(self._sweep, self.path)
         write_privacy(self.path, self.runs, sweep, self._planned[len(self.runs) :])
         if self._sweep is not None:
             update_sweep(self._sweep)
-
-    def _stated_before(self, row: ResultRow, adapter: str) -> str:
-        """The mark of the key of a release that had ended before, since the key itself is gone; else empty."""
-        asked = (row.mechanism, row.seed, adapter, "os")
-        for one in self._before:
-            if (one.statement.mechanism, one.seed, one.adapter, one.statement.noise_source) == asked:
-                return one.draw
-        return ""
 
     def _save_adapter(self, path: Path, outcome: Outcome) -> str:
         """Writes an adapter in PEFT's format, with a card in place of PEFT's empty one, and closes its ledger.
@@ -136,12 +122,3 @@ class RunFolder:
         self.console.print(results_table(self.rows))
         self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
         self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)
-
-
-def _stated_in(folder: Path) -> tuple[StatedRun, ...]:
-    """The runs that a folder's `privacy.json` states; none where there is no such file."""
-    try:
-        content = read_privacy(folder)
-    except (OSError, PrivacyFileError):
-        return ()
-    return content.runs if isinstance(content, PrivacyFile) else ()

@@ -73,11 +73,12 @@ def _run(
         with without_garbage_collection():
             from simulations.folder import RunFolder  # here, so that --help need not load torch
             from simulations.session import Session
+            from simulations.sweep import sweep_of_this_job
 
         configs = list(configs_fn())
         for one in configs:
             one.resume = config.resume
-        session = Session(configs, path, begin)
+        session = Session(configs, path, begin, sweep_of_this_job())
         folder = RunFolder.of_this_job(planned)
         with folder.progress() as progress:
             for outcome in session.outcomes(progress):

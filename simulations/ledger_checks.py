@@ -41,6 +41,7 @@ def ledger_checks(
         return
     yield Check(f"{about}: chain of {len(contents.entries)} releases")
     yield Check(f"{about}: releases as stated", _release_problem(contents, run.statement, release))
+    yield Check(f"{about}: keys as stated", _keys_problem(contents, run))
     yield Check(f"{about}: epsilon recomputed from it", _cost_problem(contents, run.statement))
     yield Check(f"{about}: rounds as configured", _rounds_problem(contents, run.statement, rounds))
     yield Check(f"{about}: lost releases as stated", _lost_problem(contents, run.statement, _results_of(folder, run)))
@@ -62,6 +63,12 @@ def _release_problem(contents: entries.Contents, statement: PrivacyStatement, re
         if entry.noise_source != statement.noise_source:
             return f"round {entry.round} took noise from {entry.noise_source!r}, stated is {statement.noise_source!r}"
     return ""
+
+
+def _keys_problem(contents: entries.Contents, run: StatedRun) -> str:
+    """How the keys that a ledger's releases were made with differ from the statement; empty where they do not."""
+    found = {entry.draw for entry in contents.entries}
+    return "" if found == set(run.draws) or not found else "its releases have other keys than the statement tells"
 
 
 def _cost_problem(contents: entries.Contents, statement: PrivacyStatement) -> str:

@@ -21,7 +21,7 @@ from fedsim_userdp.training.journal import Journal, JournalEnd
 from simulations.diary import Diary
 from simulations.errors import ConfigError
 from simulations.guarantee import Guarantee
-from simulations.keys import FILE, remove_keys
+from simulations.keys import FILE, mark_of_draw, remove_keys
 from simulations.task import Task
 
 JOURNAL = "rounds.jsonl"
@@ -80,21 +80,28 @@ class Saver:
             raise CheckpointError(f"{self._journal.path} does not end with round {self._start.round}")
 
     def follow(self, cohorts: Cohorts) -> None:
-        """Puts the selection of users where the checkpoint left it; every later checkpoint marks what was drawn.
+        """Puts the selection of users where the run left it; checkpoints and ledger mark what is drawn from now on.
 
         Raises:
-            CheckpointError: when other users are drawn now for the rounds that were done: who was in how many of them
-                would be counted wrongly.
+            CheckpointError: when other users are drawn now for the rounds that were done, or lost: who was in how many
+                of them would be counted wrongly.
         """
         self._cohorts = cohorts
-        if self._start is None:
-            return
-        cohorts.catch_up(self._start.round)
-        if self._mark_of_cohorts() != self._start.notes.get("cohorts"):
+        if self._start is not None:
+            self._check_cohorts(self._start.round, self._start.notes.get("cohorts"))
+        last = None if self._ledger is None else self._ledger.last
+        if last is not None and last.round < self.first:
+            self._check_cohorts(last.round, last.cohorts or None)
+
+    def _check_cohorts(self, round: int, mark: object) -> None:
+        """Raises CheckpointError unless the cohorts up to a round are those that a mark was made of."""
+        if self._cohorts is not None:
+            self._cohorts.catch_up(round)
+        if self._mark_of_cohorts() != mark:
             raise CheckpointError(
-                f"resume={self.diary.task.folder}: the selection draws other users for rounds 1 to {self._start.round} "
-                "than took part in them, so that nobody's rounds can be counted: go back to the settings, the code and "
-                "the versions that the run was started with"
+                f"resume={self.diary.task.folder}: the selection draws other users for rounds 1 to {round} than took "
+                "part in them, so that nobody's rounds can be counted: go back to the settings, the code and the "
+                "versions that the run was started with"
             )
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
@@ -147,7 +154,7 @@ class Saver:
         mark = self.diary.task.keys.marks.mark("answers", repr((round, answers)))
         try:
             with naming(self._ledger.path):
-                self._ledger.record(round, single_release(self.diary.guarantee), mark)
+                self._ledger.record(round, single_release(self.diary.guarantee), mark, self._mark_of_cohorts() or "")
         except ReleasedOtherwise:
             self.diary.note_lost(round)
             raise
@@ -256,6 +263,7 @@ def _open_ledger(diary: Diary, start: Checkpoint | None) -> Iterator[Ledger | No
             noise_source=_noise_source(task),
             method=guarantee.method,
             must_contain=_head(start),
+            draw=mark_of_draw(task.sweep or task.folder, task.keys.run),
         )
     with ledger:
         yield ledger

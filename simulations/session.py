@@ -25,18 +25,21 @@ class Session:
         configs: the configuration of each run.
         folder: the folder.
         begin: writes down what the folder was started with; called before anything else is written.
+        sweep: the folder of the sweep that the folder is a job of; None outside of one.
 
     Raises:
         ConfigError, DataError, ModelError, CheckpointError, LedgerError, ValueError: one sentence on what is wrong;
             nothing was written to the folder.
     """
 
-    def __init__(self, configs: Sequence[DictConfig], folder: Path, begin: Callable[[], None]) -> None:
+    def __init__(
+        self, configs: Sequence[DictConfig], folder: Path, begin: Callable[[], None], sweep: Path | None = None
+    ) -> None:
         self._folder, self._begin = folder, begin
         self._runs: list[tuple[Mechanism, Task, DictConfig]] = []
         for config in configs:
             mechanism: Mechanism = instantiate(config.mechanism)
-            task = build_task(config, folder)
+            task = replace(build_task(config, folder), sweep=sweep)
             if hasattr(mechanism, "promise"):  # one's own need not have it
                 check_saved(task, mechanism.promise(task))
             self._runs.append((mechanism, task, config))

@@ -1,12 +1,15 @@
 """The folder of a sweep (`--multirun`): what all of its jobs promise together, brought up to date by each of them."""
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from fedsim_userdp.privacy import entries
+from fedsim_userdp.privacy.errors import LedgerError
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.privacy_files import (
     JSON_FILE,
@@ -18,6 +21,7 @@ from fedsim_userdp.report.privacy_files import (
     write_sweep_privacy,
 )
 from simulations.arguments import check_subdir
+from simulations.run_files import plain_content
 
 _LOCK_FILE = ".lock"
 _SWEEP_FILE = "multirun.yaml"  # Hydra's mark of a sweep's folder
@@ -49,8 +53,9 @@ def update_sweep(sweep: Path) -> None:
     """Writes the joint statement of all jobs of a sweep that have one; one process at a time."""
     with FileLock(sweep / _LOCK_FILE):
         jobs, runs = jobs_of(sweep)
-        left = {*unfinished_jobs(sweep, runs), *(_listed_before(sweep) - jobs.keys())}
-        write_sweep_privacy(sweep, jobs, runs, sorted(left, key=_by_number))
+        now = traces_of(sweep, runs)
+        ever = together(_traces_before(sweep), now)
+        write_sweep_privacy(sweep, jobs, runs, not_counted(sweep, jobs, runs, now, ever), ever)
 
 
 def jobs_of(sweep: Path) -> tuple[dict[str, str], list[StatedRun]]:
@@ -65,15 +70,66 @@ def jobs_of(sweep: Path) -> tuple[dict[str, str], list[StatedRun]]:
     return jobs, runs
 
 
+def traces_of(sweep: Path, runs: Sequence[StatedRun]) -> dict[str, set[str]]:
+    """Returns what each job of a sweep has released, by its folder: marks of its keys, and its adapters."""
+    found: dict[str, set[str]] = {}
+    for name in {*_folders(sweep, "run.json"), *_folders(sweep, JSON_FILE)}:
+        marks = {mark for path in _ledgers(sweep / name) for mark in draws_in(path)}
+        marks |= {run.adapter for run in runs if run.job == name and run.adapter}
+        if marks:
+            found[name] = marks
+    return found
+
+
+def draws_in(ledger: Path) -> tuple[str, ...]:
+    """Returns the marks of the keys that a ledger's releases were made with; none of one that cannot be read."""
+    try:
+        lines = entries.decode(plain_content(ledger)).entries
+    except (OSError, LedgerError):
+        return ()
+    return tuple(sorted({line.draw for line in lines if line.draw}))
+
+
+def together(one: Mapping[str, Sequence[str]], other: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """Returns what jobs have released, by their folders, according to either."""
+    return {name: sorted({*one.get(name, ()), *other.get(name, ())}) for name in sorted({*one, *other})}
+
+
+def not_counted(
+    sweep: Path,
+    jobs: Mapping[str, str],
+    runs: list[StatedRun],
+    now: Mapping[str, set[str]],
+    ever: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """Returns what the joint statement of a sweep does not count, in the order of job numbers.
+
+    Args:
+        sweep: The sweep's folder.
+        jobs: The jobs that have a statement.
+        runs: Their runs.
+        now: What the jobs that are there have released.
+        ever: The same with those that were there before.
+    """
+    gone = ever.keys() - jobs.keys()
+    replaced = {f"{name} (as it was before it was run anew)" for name in now if not now[name].issuperset(ever[name])}
+    return sorted({*unfinished_jobs(sweep, runs), *gone, *replaced}, key=_by_number)
+
+
 def unfinished_jobs(sweep: Path, runs: list[StatedRun]) -> list[str]:
     """Returns the jobs with a ledger of a run that has no statement."""
     stated = {(run.job, f"{run.statement.mechanism}-seed{run.seed}") for run in runs}
     found = (
         name
         for name in _folders(sweep, "run.json")
-        if any((name, path.stem) not in stated for path in (sweep / name / "ledger").glob("*.jsonl"))
+        if any((name, path.stem) not in stated for path in _ledgers(sweep / name))
     )
     return list(found)
+
+
+def _ledgers(folder: Path) -> Iterator[Path]:
+    """The ledgers of a run folder."""
+    return (folder / "ledger").glob("*.jsonl")
 
 
 def _folders(sweep: Path, file: str) -> list[str]:
@@ -88,13 +144,13 @@ def _folders(sweep: Path, file: str) -> list[str]:
     return sorted(found, key=_by_number)
 
 
-def _listed_before(sweep: Path) -> set[str]:
-    """The jobs that the statement of a sweep lists, counted or not; one that is gone has released all the same."""
+def _traces_before(sweep: Path) -> Mapping[str, Sequence[str]]:
+    """What the statement of a sweep says that its jobs have released; who is gone has released all the same."""
     try:
         content = read_privacy(sweep)
     except (OSError, PrivacyFileError):
-        return set()
-    return {*content.jobs, *content.unfinished} if isinstance(content, SweepFile) else set()
+        return {}
+    return content.traces if isinstance(content, SweepFile) else {}
 
 
 def _by_number(name: str) -> tuple[int, str]:

@@ -106,6 +106,7 @@ class Task:
         resolved: the resolved settings as JSON, for nodes that build their worker themselves.
         circumstances: what the privacy statement says besides.
         begin: called before anything is written to the folder, once nothing is refused any more.
+        sweep: the folder of the sweep whose job the run is; None outside of one.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Task:
     resolved: str = ""
     circumstances: Circumstances = field(default_factory=Circumstances)
     begin: Callable[[], None] = lambda: None
+    sweep: Path | None = None
 
     @property
     def run_name(self) -> str:

@@ -26,7 +26,7 @@ from simulations.errors import ConfigError
 from simulations.occupied import check_plain
 from simulations.result_checks import results_checks
 from simulations.run_checks import run_checks, spare_files
-from simulations.sweep import jobs_of, unfinished_jobs
+from simulations.sweep import jobs_of, not_counted, together, traces_of, unfinished_jobs
 
 DISAGREES = 1  # exit code
 
@@ -100,7 +100,9 @@ def _sweep_checks(folder: Path, content: SweepFile) -> Iterator[Check]:
     left = unfinished_jobs(folder, runs)
     yield Check("jobs: each has its own statement, as the sweep's lists it", _changed_jobs(content, jobs, left))
     joint = JointStatement(tuple(runs))
-    again = sweep_content(jobs, joint, content.unfinished)
+    now = traces_of(folder, runs)
+    ever = together(content.traces, now)
+    again = sweep_content(jobs, joint, not_counted(folder, jobs, runs, now, ever), ever)
     yield Check(f"{JSON_FILE}: the joint figure recomputed", difference(content.stored, again))
     digest = digest_of((folder / JSON_FILE).read_bytes())
     yield _page_check(folder, sweep_page(joint, content.unfinished, digest))

@@ -21,9 +21,9 @@ from fedsim_userdp.privacy.validation import check_count
 Release = UserWise | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
 NoiseSource = Literal["seeded", "os"]
 
-FORMAT = 2
+FORMAT = 3
 NO_RELEASE = b'{"format"'  # how marks and seals begin; a release has its answers first
-FIRST_HASH = hashlib.sha256(b"fedsim_userdp ledger 2").hexdigest()
+FIRST_HASH = hashlib.sha256(b"fedsim_userdp ledger 3").hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Entry:
             guess of somebody's data.
         noise_source: "seeded" (the same round gives the same release again) or "os" (it gives a new one).
         answers: Digest, likewise, of whose updates are in the release; empty where that cannot vary.
+        draw: Stands for the key that cohorts and noise follow from: equal in two ledgers only where that is one.
+        cohorts: Digest, under the folder's secret, of the users of every round so far; empty where these do not count.
     """
 
     round: int
@@ -44,6 +46,8 @@ class Entry:
     run: str
     noise_source: NoiseSource
     answers: str = ""
+    draw: str = ""
+    cohorts: str = ""
 
     def to_json(self) -> dict[str, Json]:
         """Returns the entry as a JSON object."""
@@ -53,6 +57,8 @@ class Entry:
             "run": self.run,
             "noise_source": self.noise_source,
             "answers": self.answers,
+            "draw": self.draw,
+            "cohorts": self.cohorts,
         }
 
 
@@ -239,8 +245,8 @@ def _parse(raw: bytes, previous: str) -> Entry | Torn | Seal | None:
         if not isinstance(release, Release):
             return None
         source: NoiseSource = "os" if body["noise_source"] == "os" else "seeded"
-        number, run, answers = check_count("round", body["round"], 0), str(body["run"]), str(body["answers"])
-        return Entry(number, release, run, source, answers)
+        marks = (str(body[name]) for name in ("answers", "draw", "cohorts"))
+        return Entry(check_count("round", body["round"], 0), release, str(body["run"]), source, *marks)
     except (ValueError, KeyError, TypeError, RecursionError):  # sound by its hash, but nothing that a ledger writes
         return None
 

@@ -4,7 +4,8 @@ Guarantee: adaptive composition of every release that a user-level claim in the 
     have independent noise and cohorts. Runs with one key (the same seed, settings and data) have the same: where they
     ended with the same adapter, they are one release and count once; where they did not (a node failed in one of them,
     or sums were rounded otherwise), the difference tells of users' updates without noise, and no epsilon is finite.
-    So it is where a folder was copied while a release was under way: two releases share their cohorts.
+    So it is where a folder was copied while a release was under way: two releases share their cohorts.  A run that went
+    on under changed settings has several keys, and any of them can be another run's.
 Assumes: all runs are of the same users, the worst case; what the statements assume.
 
 Neighbouring relations are brought together so:
@@ -58,15 +59,16 @@ class StatedRun:
         statement: What it promises.
         seed: The run's seed.
         job: The folder of a sweep that it lies in; empty outside of one.
-        draw: Stands for the run's key: two runs with one have the same cohorts and, if seeded, the same noise. What
-            is before its colon is equal where two can be compared. Empty for a key that no other run can have.
+        draws: One for each key that the run has had: two runs with one in common have the same cohorts and, if seeded,
+            the same noise. What is before its colon is equal where two can be compared. Empty for a key that no other
+            run can have.
         adapter: sha256 of the released weights, in hexadecimal; empty where there are none.
     """
 
     statement: PrivacyStatement
     seed: int
     job: str = ""
-    draw: str = ""
+    draws: tuple[str, ...] = ()
     adapter: str = ""
 
     @property
@@ -283,12 +285,13 @@ class JointStatement:
 
 
 def _of_one_draw(runs: Sequence[StatedRun]) -> list[list[StatedRun]]:
-    """The runs that share a key with another one, by key."""
-    groups: dict[str, list[StatedRun]] = {}
+    """The runs that share a key with another one, or with one that does so."""
+    groups: list[list[StatedRun]] = []
     for run in runs:
-        if run.draw:
-            groups.setdefault(run.draw, []).append(run)
-    return [group for group in groups.values() if len(group) > 1]
+        mine = [group for group in groups if any(set(run.draws) & set(other.draws) for other in group)]
+        groups = [group for group in groups if group not in mine]
+        groups.append([*(other for group in mine for other in group), run])
+    return [group for group in groups if len(group) > 1]
 
 
 def _torn_apart(runs: Sequence[StatedRun]) -> bool:
@@ -301,9 +304,14 @@ def _incomparable(runs: Sequence[StatedRun]) -> list[list[StatedRun]]:
     """Seeded runs of one seed of which it cannot be told whether they have one key; names do not enter a key."""
     groups: dict[int, list[StatedRun]] = {}
     for run in runs:
-        if run.draw and run.statement.noise_source == "seeded":
+        if run.draws and run.statement.noise_source == "seeded":
             groups.setdefault(run.seed, []).append(run)
-    return [group for group in groups.values() if len({run.draw.partition(":")[0] for run in group}) > 1]
+    return [group for group in groups.values() if len(group) > 1 and len(set(map(_secrets, group))) > 1]
+
+
+def _secrets(run: StatedRun) -> tuple[str, ...]:
+    """What the marks of a run's keys were made with: only marks of one secret compare."""
+    return tuple(sorted({draw.partition(":")[0] for draw in run.draws}))
 
 
 def _distinct(runs: Sequence[StatedRun]) -> list[StatedRun]:
@@ -311,9 +319,9 @@ def _distinct(runs: Sequence[StatedRun]) -> list[StatedRun]:
     seen = set[str]()
     found = []
     for run in runs:
-        if not run.draw or run.draw not in seen:
+        if seen.isdisjoint(run.draws):
             found.append(run)
-        seen.add(run.draw)
+        seen.update(run.draws)
     return found
 
 

@@ -50,11 +50,12 @@ class Ledger:
         run: str,
         noise_source: NoiseSource,
         method: str | None,
+        draw: str,
     ) -> None:
         """Not to be called directly; see `open`."""
         self.path, self.delta, self.budget_epsilon = path, delta, budget_epsilon
         self._descriptor, self._run, self._noise_source = descriptor, run, noise_source
-        self._method = method
+        self._method, self._draw = method, draw
         self._num_torn, self._num_repeated, self._head = contents.num_torn, 0, contents.head
         self._pending, self._num_pending, self._sealed = contents.unmarked, contents.num_unmarked, contents.sealed
         self._num_torn_at_end = contents.num_torn_at_end
@@ -77,6 +78,7 @@ class Ledger:
         noise_source: NoiseSource = "seeded",
         method: str | None = None,
         must_contain: str | None = None,
+        draw: str = "",
     ) -> Self:
         """Returns the ledger at `path`, made anew if there is none, locked against other writers.
 
@@ -89,6 +91,7 @@ class Ledger:
             method: Accountant of the budget and of `epsilon`; by default the tightest at user level that fits. "record"
                 makes both of them record-level.
             must_contain: `head` at an earlier time, to notice that lines at the end are gone; or None.
+            draw: Stands for the key that cohorts and noise follow from; see `Entry`.
 
         Raises:
             ValueError: An argument is out of range.
@@ -120,9 +123,10 @@ class Ledger:
             run=run,
             noise_source=noise_source,
             method=method,
+            draw=draw,
         )
 
-    def record(self, round: int, release: Release, answers: str = "") -> None:
+    def record(self, round: int, release: Release, answers: str = "", cohorts: str = "") -> None:
         """Writes a release to the disk; to be called, and to return, before the release is made.
 
         The last round may be recorded again after a crash, and so may earlier ones in order: with seeded noise the
@@ -133,16 +137,18 @@ class Ledger:
             round: Number of the round, in [0, 1e9]; not below the last one unless repeated.
             release: What the round releases: a description with `rounds` or `steps` of 1 (or as many as are meant).
             answers: Digest of whose updates are in the release; empty where that cannot vary.
+            cohorts: Digest of the users of every round so far; empty where these do not count.
 
         Raises:
             ValueError: The round is out of range, or the release has no epsilon together with the earlier ones.
             BudgetExceeded: The epsilon including this release would exceed the budget. Nothing was written.
             ReleasedOtherwise: The round was, or may have been, released with other answers: with the same noise, both
                 together would tell the difference. It must not be released; the run goes on with the next round.
-            LedgerError: The round was recorded before with another release or by another run, or comes too late, or the
-                run has ended.
+            LedgerError: The round was recorded before with another release, by another run or after other cohorts, or
+                comes too late, or the run has ended.
         """
-        entry = Entry(check_count("round", round, 0), _checked(release), self._run, self._noise_source, answers)
+        number, marks = check_count("round", round, 0), (answers, self._draw, cohorts)
+        entry = Entry(number, _checked(release), self._run, self._noise_source, *marks)
         if self._is_repeated(entry):
             return
         if self._sealed is not None:
@@ -216,6 +222,11 @@ class Ledger:
         return tuple(entry.round for entry in self._entries)
 
     @property
+    def last(self) -> Entry | None:
+        """The last release recorded so far, or None."""
+        return self._entries[-1] if self._entries else None
+
+    @property
     def num_torn(self) -> int:
         """Number of releases that lines which were cut off by crashes can have been at most; each is counted."""
         return self._num_torn
@@ -272,7 +283,7 @@ class Ledger:
 
     def _is_repeated(self, entry: Entry) -> bool:
         """Whether the entry repeats a release that is already counted; raises where it contradicts one."""
-        same_round = self._by_round.get(entry.round, [])
+        same_round = [dataclasses.replace(known, draw=entry.draw) for known in self._by_round.get(entry.round, [])]
         if entry.noise_source == "os" and all(known.noise_source == "os" for known in same_round):
             return False
         if entry in same_round:
@@ -280,7 +291,9 @@ class Ledger:
         if any(dataclasses.replace(known, answers=entry.answers) == entry for known in same_round):
             raise ReleasedOtherwise(f"round {entry.round} was released before, with other users' answers")
         if same_round:
-            raise LedgerError(f"round {entry.round} was recorded before, with another release, run or noise source")
+            raise LedgerError(
+                f"round {entry.round} was recorded before, with another release, run, noise source or cohort"
+            )
         if self._entries and entry.round < self._entries[-1].round:
             raise LedgerError(f"round {entry.round} comes after round {self._entries[-1].round}")
         return False
@@ -299,7 +312,7 @@ class Ledger:
             return
         self._head = _mark(self._descriptor, piece, self._head, ended=False)
         if not self._num_pending:  # of a seal that was not finished: no release
-            self.record(entry.round, entry.release, entry.answers)
+            self.record(entry.round, entry.release, entry.answers, entry.cohorts)
             return
         raise ReleasedOtherwise(f"round {entry.round} may have been released before its line in {self.path} was torn")
 

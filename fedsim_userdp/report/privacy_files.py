@@ -11,7 +11,7 @@ from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import write_text
 from fedsim_userdp.report.statement_page import page, sweep_page
 
-FORMAT = 3
+FORMAT = 4
 JSON_FILE, PAGE_FILE = "privacy.json", "PRIVACY.md"
 
 
@@ -42,12 +42,14 @@ class SweepFile:
 
     Attributes:
         jobs: sha256 of each job's `privacy.json`, by the job's folder.
-        unfinished: Folders of jobs that had released something and had no statement yet.
+        unfinished: Folders of jobs that had released something and had no statement yet, or that are gone.
+        traces: What each job has released so far, by the job's folder, those included that are gone or were run anew.
         stored: The file's whole content.
     """
 
     jobs: Mapping[str, str]
     unfinished: tuple[str, ...]
+    traces: Mapping[str, tuple[str, ...]]
     stored: Mapping[str, object]
 
 
@@ -72,7 +74,8 @@ def run_content(runs: Sequence[StatedRun], sweep: str | None, unfinished: Sequen
     return {
         "format": FORMAT,
         "runs": [
-            {"seed": run.seed, "draw": run.draw, "adapter": run.adapter, **run.statement.to_json()} for run in runs
+            {"seed": run.seed, "draws": list(run.draws), "adapter": run.adapter, **run.statement.to_json()}
+            for run in runs
         ],
         "unfinished": list(unfinished),
         "joint": JointStatement(tuple(runs)).to_json(),
@@ -80,24 +83,40 @@ def run_content(runs: Sequence[StatedRun], sweep: str | None, unfinished: Sequen
     }
 
 
-def write_sweep_privacy(folder: Path, jobs: Mapping[str, str], runs: Sequence[StatedRun], left: Sequence[str]) -> None:
+def write_sweep_privacy(
+    folder: Path,
+    jobs: Mapping[str, str],
+    runs: Sequence[StatedRun],
+    left: Sequence[str],
+    traces: Mapping[str, Sequence[str]],
+) -> None:
     """Writes both files of a sweep's folder.
 
     Args:
         folder: The sweep's folder.
         jobs: sha256 of each job's `privacy.json`, by the job's folder.
         runs: The runs of all these jobs.
-        left: Folders of jobs that have released something and have no statement yet.
+        left: Folders of jobs that have released something and have no statement yet, or that are gone.
+        traces: What each job has released so far, by the job's folder.
     """
     joint = JointStatement(tuple(runs))
-    text = _text(sweep_content(jobs, joint, left))
+    text = _text(sweep_content(jobs, joint, left, traces))
     write_text(folder / JSON_FILE, text)
     write_text(folder / PAGE_FILE, sweep_page(joint, left, digest_of(text.encode())))
 
 
-def sweep_content(jobs: Mapping[str, str], joint: JointStatement, left: Sequence[str]) -> dict[str, object]:
+def sweep_content(
+    jobs: Mapping[str, str], joint: JointStatement, left: Sequence[str], traces: Mapping[str, Sequence[str]]
+) -> dict[str, object]:
     """Returns what `privacy.json` of a sweep's folder holds."""
-    return {"format": FORMAT, "jobs": dict(jobs), "unfinished": list(left), "joint": joint.to_json()}
+    released = {name: sorted(marks) for name, marks in sorted(traces.items())}
+    return {
+        "format": FORMAT,
+        "jobs": dict(jobs),
+        "unfinished": list(left),
+        "released": released,
+        "joint": joint.to_json(),
+    }
 
 
 def read_privacy(folder: Path, job: str = "") -> PrivacyFile | SweepFile:
@@ -121,9 +140,16 @@ def read_privacy(folder: Path, job: str = "") -> PrivacyFile | SweepFile:
     try:
         if "jobs" in stored:
             jobs = {str(name): str(digest) for name, digest in stored["jobs"].items()}
-            return SweepFile(jobs, tuple(map(str, stored["unfinished"])), stored)
+            traces = {str(name): tuple(map(str, marks)) for name, marks in stored["released"].items()}
+            return SweepFile(jobs, tuple(map(str, stored["unfinished"])), traces, stored)
         runs = tuple(
-            StatedRun(PrivacyStatement.from_json(run), int(run["seed"]), job, str(run["draw"]), str(run["adapter"]))
+            StatedRun(
+                PrivacyStatement.from_json(run),
+                int(run["seed"]),
+                job,
+                tuple(map(str, run["draws"])),
+                str(run["adapter"]),
+            )
             for run in stored["runs"]
         )
         return PrivacyFile(runs, stored["sweep"], tuple(map(str, stored["unfinished"])), stored)

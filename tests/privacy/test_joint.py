@@ -46,8 +46,8 @@ def test_runs_of_one_kind_are_one_longer_run() -> None:
 
 
 def test_the_same_release_again_counts_once() -> None:
-    one, again = (replace(stated(USERS), job=job, draw="a", adapter="x") for job in ("0", "1"))
-    other = replace(stated(OTHERS, seed=1), draw="b", adapter="y")
+    one, again = (replace(stated(USERS), job=job, draws=("a",), adapter="x") for job in ("0", "1"))
+    other = replace(stated(OTHERS, seed=1), draws=("b",), adapter="y")
     assert joint(one, again).together == joint(one).together
     assert joint(one, other, again).together == composed([USERS, OTHERS], DELTA)
     (said, *_) = joint(one, again).sentences()
@@ -59,8 +59,8 @@ def test_the_same_release_again_counts_once() -> None:
 @pytest.mark.parametrize("adapters", [("x", "y"), ("", ""), ("x", "")])
 def test_one_noise_on_two_sums_leaves_no_guarantee(adapters: tuple[str, str]) -> None:
     """A node failed in one of them: their difference is a user's update without noise."""
-    runs = [replace(stated(USERS), job=str(at), draw="a", adapter=adapter) for at, adapter in enumerate(adapters)]
-    other = replace(stated(OTHERS, seed=1), draw="b", adapter="z")
+    runs = [replace(stated(USERS), job=str(at), draws=("a",), adapter=adapter) for at, adapter in enumerate(adapters)]
+    other = replace(stated(OTHERS, seed=1), draws=("b",), adapter="z")
     for made in (joint(*runs), joint(runs[0], other, runs[1])):
         assert made.together.epsilon is None
         assert made.to_json()["epsilon"] is None
@@ -70,11 +70,11 @@ def test_one_noise_on_two_sums_leaves_no_guarantee(adapters: tuple[str, str]) ->
 
 
 def test_whether_runs_of_one_seed_have_one_key_must_be_known_whatever_they_are_called() -> None:
-    runs = [replace(stated(USERS, mechanism=name), draw=f"{name}:1", adapter="x") for name in ("a", "b")]
+    runs = [replace(stated(USERS, mechanism=name), draws=(f"{name}:1",), adapter="x") for name in ("a", "b")]
     assert joint(*runs).together.epsilon is None
     assert "cannot be told any more" in joint(*runs).sentences()[0]
     assert joint(runs[0], replace(runs[1], seed=1)).together.epsilon is not None
-    assert joint(runs[0], replace(runs[1], draw="a:2")).together.epsilon is not None
+    assert joint(runs[0], replace(runs[1], draws=("a:2",))).together.epsilon is not None
 
 
 def test_runs_with_a_key_from_the_operating_system_are_never_taken_for_one() -> None:
@@ -83,7 +83,7 @@ def test_runs_with_a_key_from_the_operating_system_are_never_taken_for_one() -> 
 
 
 def test_record_level_runs_of_one_noise_are_looked_at_as_well() -> None:
-    runs = [replace(stated(RECORDS, level="record"), job=str(at), draw="a", adapter=str(at)) for at in (0, 1)]
+    runs = [replace(stated(RECORDS, level="record"), job=str(at), draws=("a",), adapter=str(at)) for at in (0, 1)]
     found = joint(stated(USERS), *runs).with_record_level
     assert found is not None
     assert found.epsilon is None

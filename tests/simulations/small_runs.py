@@ -155,7 +155,8 @@ def what_a_run_left(folder: Path) -> dict[str, object]:
     column = lines[0].split(",").index("seconds")
     found["rounds"] = [[cell for at, cell in enumerate(line.split(",")) if at != column] for line in lines]
     stated = json.loads((folder / "privacy.json").read_text())
-    found["privacy"] = [{**run, "draw": len(run["draw"])} for run in stated.pop("runs")]  # a folder has its own secret
+    runs = stated.pop("runs")
+    found["privacy"] = [{**run, "draws": list(map(len, run["draws"]))} for run in runs]  # a folder has its own secret
     found["privacy of all"] = stated
     return found
 
@@ -163,7 +164,8 @@ def what_a_run_left(folder: Path) -> dict[str, object]:
 def lines_without_secrets(ledger: Path) -> list[dict[str, object]]:
     """The lines of a ledger without what a secret of their folder makes differ: digests and the chain over them."""
     lines = [json.loads(line) for line in ledger.read_bytes().splitlines()]
-    return [{name: line[name] for name in line if name not in ("run", "answers", "hash", "previous")} for line in lines]
+    digests = ("run", "answers", "draw", "cohorts", "hash", "previous")
+    return [{name: line[name] for name in line if name not in digests} for line in lines]
 
 
 class Killed(BaseException):

@@ -1,17 +1,14 @@
 """Rounds that were released before a run died, and what the ledger and the budget make of doing them again."""
 
 import copy
-import io
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from rich.console import Console
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.in_process import InProcessGrid
@@ -19,13 +16,11 @@ from fedsim_userdp.federation.messages import read_request, to_arrays, write_rep
 from fedsim_userdp.federation.rounds import run_rounds
 from fedsim_userdp.privacy import accountants
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.errors import BudgetExceeded, ReleasedOtherwise
+from fedsim_userdp.privacy.errors import BudgetExceeded, LedgerError, ReleasedOtherwise
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector, draw_cohort
 from fedsim_userdp.training.errors import CheckpointError
-from simulations.folder import RunFolder
-from simulations.keys import mark_of_draw
 from simulations.task import Task
 from tests.simulations.small_runs import (
     dies_after_release,
@@ -252,13 +247,16 @@ def test_changed_settings_do_not_draw_the_rounds_that_were_done_anew_and_count_t
     assert releases_of(task)[0] == (1, 2)
 
 
+class Reversed(Shuffled):
+    """Shuffled, with the users counted from the other end."""
+
+    def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+        return num_users - 1 - super().select(num_users, round, generator)
+
+
 def test_a_release_whose_selectors_code_has_changed_does_not_go_on(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Reversed(Shuffled):
-        def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
-            return num_users - 1 - super().select(num_users, round, generator)
-
     task = os_noise(small_task(tmp_path, store, selector=Shuffled(declared=2)))
     dies_after_checkpoint(task, 2, monkeypatch)
     with pytest.raises(CheckpointError, match="the selection draws other users"):
@@ -281,6 +279,50 @@ def test_a_capped_round_that_was_lost_under_other_settings_is_not_counted_as_wha
     dies_after_release(task, 3, monkeypatch)
     with pytest.raises(CheckpointError, match="rounds 3 to 3 were released with other settings, data or code"):
         run_small(resumed(task, settings="others", allow_changes=True), key=OTHER_KEY)
+
+
+@pytest.mark.parametrize("round", [1, 3])
+def test_a_lost_round_of_a_release_is_held_to_whom_it_had(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, round: int
+) -> None:
+    """No checkpoint has seen the round: its ledger line has."""
+    task = os_noise(small_task(tmp_path, store, selector=Shuffled(declared=2)))
+    dies_after_release(task, round, monkeypatch)
+    with pytest.raises(CheckpointError, match=rf"draws other users for rounds 1 to {min(round, 2)} than"):
+        run_small(resumed(task, selector=Reversed(declared=2), allow_changes=True), rounds=4)
+    before = releases_of(task)[0]
+    assert run_small(resumed(task, selector=Shuffled(declared=2)), rounds=4).rounds
+    assert releases_of(task)[0] == tuple(range(1, 5)) != before
+
+
+def test_a_lost_round_of_a_release_is_held_to_whom_it_had_where_the_rounds_before_are_as_they_were(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FromFile(CyclicSelector):
+        """Reads another schedule in round 3."""
+
+        def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+            return super().select(num_users, 2 if round == 3 else round, generator)
+
+    task = os_noise(small_task(tmp_path, store, selector=CyclicSelector(5)))
+    dies_after_release(task, 3, monkeypatch)
+    with pytest.raises(CheckpointError, match="draws other users for rounds 1 to 3 than"):
+        run_small(resumed(task, selector=FromFile(5), allow_changes=True))
+
+
+def test_a_seeded_round_that_was_lost_is_not_done_again_with_other_users(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OtherThird(Shuffled):
+        def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+            chosen = super().select(num_users, round, generator)
+            return num_users - 1 - chosen if round == 3 else chosen
+
+    task = small_task(tmp_path, store, selector=Shuffled(declared=2))
+    dies_after_release(task, 3, monkeypatch)
+    with pytest.raises(LedgerError, match=r"round 3 was recorded before, with another .* or cohort"):
+        run_small(resumed(task, selector=OtherThird(declared=2), allow_changes=True))
+    assert releases_of(task)[0] == (1, 2, 3)
 
 
 @pytest.mark.parametrize("allow_changes", [False, True])
@@ -376,98 +418,3 @@ def test_what_is_expected_to_fit_needs_no_accounting_of_its_own_and_no_more_than
                 ledger.record(round, release)
         with pytest.raises(BudgetExceeded):
             ledger.record(6, release)
-
-
-def test_two_jobs_of_one_seed_of_which_one_lost_a_node_promise_nothing_together(
-    tmp_path: Path, store: TokenStore
-) -> None:
-    def job(name: str, failing: int) -> float | None:
-        task = small_task(tmp_path / name, store, selector=PoissonSelector(1.0), engine=FailsOnce(failing))
-        outcome = run_small(task, write_results=False)
-        folder = RunFolder(task.folder, Console(file=io.StringIO()), {"model": "small", "data": "small"}, tmp_path)
-        folder.add(outcome)
-        return json.loads((tmp_path / "privacy.json").read_text())["joint"]["epsilon"]
-
-    alone = job("0", failing=0)
-    assert alone is not None
-    assert job("1", failing=0) == alone, "the same release again"
-    assert job("2", failing=2) is None
-    assert "both together promise nothing" in (tmp_path / "PRIVACY.md").read_text()
-
-
-def test_what_runs_of_one_noise_have_in_common_tests_no_guess_of_the_key(tmp_path: Path) -> None:
-    one, other, secret = RunKey.seeded(0, "a"), RunKey.seeded(0, "b"), RunKey.drawn()
-    marks = [mark_of_draw(tmp_path / folder, key) for folder in ("x", "y") for key in (one, one, other)]
-    assert [marks.index(mark) for mark in marks] == [0, 0, 2, 3, 3, 5]
-    assert len({mark.partition(":")[2] for mark in marks}) == 4, "nothing of a mark follows from the key alone"
-    assert mark_of_draw(tmp_path / "x", secret) == mark_of_draw(tmp_path / "y", secret), "no guess of 256 random bits"
-    assert secret.secret.hex() not in mark_of_draw(tmp_path / "x", secret)
-    assert len({mark.partition(":")[0] for mark in marks}) == 2, "whose marks can be compared"
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(files)] == [
-        "x/not_private/draws.json", "y/not_private/draws.json"
-    ]  # fmt: skip
-    assert all(path.stat().st_mode & 0o777 == 0o600 for path in files)
-
-
-def test_a_comparison_that_is_stopped_names_what_it_has_not_counted(tmp_path: Path, store: TokenStore) -> None:
-    folder = RunFolder(
-        tmp_path,
-        Console(file=io.StringIO()),
-        {"model": "small", "data": "small"},
-        planned=["user_wise, seed 0", "b", "c"],
-    )
-    folder.add(run_small(small_task(tmp_path, store), write_results=False))
-    assert json.loads((tmp_path / "privacy.json").read_text())["unfinished"] == ["b", "c"]
-    assert "NOT counted, since they had not ended: b; c." in (tmp_path / "PRIVACY.md").read_text()
-
-
-def add_job(sweep: Path, name: str, task: Task) -> dict[str, object]:
-    """Adds a finished run to a sweep; returns the sweep's joint statement."""
-    folder = RunFolder(sweep / name, Console(file=io.StringIO()), {"model": "small", "data": "small"}, sweep)
-    folder.add(run_small(replace(task, folder=sweep / name), write_results=False))
-    return dict(json.loads((sweep / "privacy.json").read_text())["joint"])
-
-
-def test_a_release_that_was_copied_under_way_and_finished_twice_promises_nothing_together(
-    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = os_noise(small_task(tmp_path / "0", store))
-    dies_after_release(task, 2, monkeypatch)
-    shutil.copytree(tmp_path / "0", tmp_path / "1")
-    assert add_job(tmp_path, "0", resumed(task))["epsilon"] is not None
-    joint = add_job(tmp_path, "1", resumed(task))
-    assert joint["epsilon"] is None
-    assert "a folder was copied during the run" in joint["sentences"][0]  # type: ignore[index]
-    assert add_job(tmp_path, "0", resumed(task))["epsilon"] is None, "its key is gone, what it was is not forgotten"
-
-
-def test_where_it_cannot_be_told_any_more_whether_two_runs_have_one_noise_nothing_is_promised(
-    tmp_path: Path, store: TokenStore
-) -> None:
-    task = small_task(tmp_path, store)
-    assert add_job(tmp_path, "0", task)["epsilon"] is not None
-    shutil.rmtree(tmp_path / "not_private")
-    joint = add_job(tmp_path, "1", task)
-    assert joint["epsilon"] is None
-    assert "cannot be told any more" in joint["sentences"][0]  # type: ignore[index]
-
-
-def test_a_job_that_is_gone_is_named_as_not_counted(tmp_path: Path, store: TokenStore) -> None:
-    for name in ("0", "1"):
-        add_job(tmp_path, name, small_task(tmp_path, store))
-    (tmp_path / "0").rename(tmp_path.parent / f"{tmp_path.name} moved")
-    add_job(tmp_path, "2", small_task(tmp_path, store))
-    assert json.loads((tmp_path / "privacy.json").read_text())["unfinished"] == ["0"]
-    assert "are gone: jobs 0." in (tmp_path / "PRIVACY.md").read_text()
-
-
-def test_a_job_whose_folder_is_a_link_is_counted(tmp_path: Path, store: TokenStore) -> None:
-    sweep, elsewhere = tmp_path / "sweep", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    sweep.mkdir()
-    (sweep / "1").symlink_to(elsewhere)
-    alone = add_job(sweep, "0", os_noise(small_task(sweep, store)))
-    both = add_job(sweep, "1", os_noise(small_task(sweep, store)))
-    assert both["num_runs"] == 2
-    assert float(str(both["epsilon"])) > float(str(alone["epsilon"]))

@@ -57,7 +57,7 @@ def test_a_job_that_would_find_another_run_in_its_folder_is_refused_before_any_s
     processes: Zygote, settings: list[str], swept: Path
 ) -> None:
     before = content(swept)
-    ended = again(processes, settings, swept, "mechanism.clip_norm=0.3,0.2", "seed=0,1,5")
+    ended = again(processes, settings, swept, "mechanism.clip_norm=0.3,0.2", "seed=5,0,1")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert "none was started" in ended.stderr
     assert "seed was 0 and is 5" in ended.stderr
