@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.data.corpus import Corpus, DataError, Record
-from fedsim_userdp.data.ids import RULE, plain_id
+from fedsim_userdp.data.ids import RULE, check_seen, plain_id
 from fedsim_userdp.data.layout import FORMAT
 from fedsim_userdp.data.tokens import (
     Tokenizer,
@@ -61,6 +61,7 @@ def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
             continue
         if not isinstance(record.text, str):
             raise DataError(f"{at}: text must be a str, got {type(record.text).__name__}")
+        check_seen(user_id, at)
         owners = _owners(record.owners, at)
         writer.add_words(user_id, count_words(record.text))
         text = replace_lone_surrogates(record.text) if record.text.strip() else ""
@@ -75,7 +76,7 @@ def _owners(owners: object, at: str) -> tuple[str, ...]:
     """The owners that a corpus names, which must be a tuple of ids; a text would be read by letters."""
     if not isinstance(owners, tuple) or not all(isinstance(owner, str) and plain_id(owner) for owner in owners):
         raise DataError(f"{at}: owners must be a tuple of ids (str, not empty)")
-    return tuple(map(plain_id, owners))
+    return tuple(check_seen(plain_id(owner), at, "an owner") for owner in owners)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
