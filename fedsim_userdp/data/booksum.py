@@ -85,7 +85,7 @@ class BooksumCorpus:
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""
-        book = user_of(row, self.user_column, at)
+        book = user_of(row, self.user_column, self.dropped, at)
         text = text_of(self._text(row, at), self.dropped, at)
         if not self.keep_aggregates and str(row.get("is_aggregate")).lower() == "true":
             self.dropped.add("aggregate of several chapters", at=at)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from decimal import Decimal
 
 from fedsim_userdp.data.corpus import DataError
 
 RULE = 3  # to be raised whenever an id comes out otherwise: token stores are then built anew
+REWRITTEN = "user id in another form than the one it is read as (spaces around it, unseen signs, accents apart)"
 LARGEST_WHOLE_FLOAT = 2**53  # from here on several whole numbers are one float
 # First and last of what shows nothing, or a space that is not the ordinary one: control characters, white space, signs
 # of format, Unicode's Default_Ignorable_Code_Point, and letters that are blank.
@@ -95,6 +98,12 @@ def id_of(value: object, where: str) -> str | None:
     if isinstance(value, float) and value.is_integer() and abs(value) >= LARGEST_WHOLE_FLOAT:
         raise DataError(f"{where}: an id is a number too large for its type: several ids may be one; write it as text")
     return whole_number(value)
+
+
+def count_alike(ids: Iterable[str]) -> int:
+    """Returns how many of these different ids are like another but for case, width (full or half) or white space."""
+    forms = Counter(" ".join(unicodedata.normalize("NFKC", text.casefold()).casefold().split()) for text in ids)
+    return sum(num for num in forms.values() if num > 1)
 
 
 def whole_number(value: object) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.data.corpus import Corpus, DataError, Record
-from fedsim_userdp.data.ids import RULE, check_seen, plain_id
+from fedsim_userdp.data.ids import REWRITTEN, RULE, check_seen, count_alike, plain_id
 from fedsim_userdp.data.layout import FORMAT
 from fedsim_userdp.data.tokens import (
     Tokenizer,
@@ -28,6 +29,8 @@ from fedsim_userdp.data.writer import StoreWriter
 
 BATCH_RECORDS = 512
 BATCH_CHARS = 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 def store_fingerprint(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings) -> str:
@@ -45,6 +48,13 @@ def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, f
     with StoreWriter(folder, vocab_size=len(tokenizer), min_words=settings.min_words) as writer:
         for batch in _batches(_checked(corpus, writer)):
             _add_batch(writer, batch, tokenizer, settings)
+        if alike := count_alike(writer.people):
+            log.warning(
+                "corpus %s: %d ids are like another but for upper and lower case, full or half width, or spaces "
+                "within; each is a person apart: write those of one person alike",
+                corpus.name,
+                alike,
+            )
         try:
             return writer.finish(fingerprint=fingerprint, dropped=corpus.dropped)
         except DataError as error:
@@ -62,6 +72,8 @@ def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
         if not isinstance(record.text, str):
             raise DataError(f"{at}: text must be a str, got {type(record.text).__name__}")
         check_seen(user_id, at)
+        if user_id != record.user_id:
+            writer.dropped.add(REWRITTEN, at=at)
         owners = _owners(record.owners, at)
         writer.add_words(user_id, count_words(record.text))
         text = replace_lone_surrogates(record.text) if record.text.strip() else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
-from fedsim_userdp.data.ids import id_of
+from fedsim_userdp.data.ids import REWRITTEN, id_of
 from fedsim_userdp.data.owner_cells import check_owner, owners_of
 from fedsim_userdp.data.rows import (
     Row,
@@ -119,7 +119,7 @@ class TableCorpus:
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""
-        user_id = user_of(row, self.user_column, at)
+        user_id = user_of(row, self.user_column, self.dropped, at)
         if user_id is None:
             self.dropped.add("row without a user id", at=at)
             return None
@@ -167,13 +167,17 @@ def one_user(value: object, at: str) -> object:
     return value
 
 
-def user_of(row: Row, name: str, at: str) -> str | None:
-    """Returns the id in the user column `name`, None where there is none.
+def user_of(row: Row, name: str, dropped: DropCounts, at: str) -> str | None:
+    """Returns the id in the user column `name`, None where there is none; counts a text that is read as another.
 
     Raises:
         DataError: there is no such column, or it holds several users, or an id that could be two; see `ids.id_of`.
     """
-    return id_of(one_user(column(row, name, "data.user_column", at), at), f"{at}: column {name!r}")
+    value = one_user(column(row, name, "data.user_column", at), at)
+    user_id = id_of(value, f"{at}: column {name!r}")
+    if user_id is not None and isinstance(value, str) and value != user_id:
+        dropped.add(REWRITTEN, at=at)
+    return user_id
 
 
 def text_of(value: object, dropped: DropCounts, at: str) -> str | None:

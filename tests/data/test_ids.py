@@ -11,7 +11,7 @@ import pytest
 
 from fedsim_userdp.data.chitchat import ChitchatCorpus
 from fedsim_userdp.data.corpus import DataError, Record
-from fedsim_userdp.data.ids import UNSEEN, id_of, plain_id, unseen_in
+from fedsim_userdp.data.ids import REWRITTEN, UNSEEN, id_of, plain_id, unseen_in
 from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
 from fedsim_userdp.data.table import TableCorpus
 
@@ -200,6 +200,29 @@ def test_joiners_that_words_and_emoji_need_make_no_other_user(tmp_path, store_of
     assert (ids_of(store), store.stats.num_owners) == ([words[1], words[3]], 3)
 
 
+ALIKE = ["ann", "Ann", "\uff21nn", "ann  b", "ANN b", "bob", "bo b", "stra\xdfe", "STRASSE"]
+
+
+def test_ids_like_another_but_for_case_width_or_spaces_stay_apart_and_are_told_once(store_of, caplog):
+    corpus = MemoryCorpus([Record(name, "some text", ("boss", "BOSS")) for name in ALIKE])
+    assert ids_of(store_of(corpus)) == ALIKE
+    (told,) = caplog.messages
+    assert told.startswith("corpus memory: 9 ids are like another")
+    assert ids_of(store_of(corpus)) == ALIKE
+    assert caplog.messages == [told]
+
+
+def test_nothing_is_told_of_ids_that_are_not_alike(store_of, caplog):
+    store_of(MemoryCorpus([Record(name, "some text") for name in OTHERS if name != "Ann"]))
+    assert not caplog.messages
+
+
+@FORMS
+def test_ids_in_another_form_are_counted(form, tmp_path, store_of):
+    path = write_table(tmp_path, form, [(spelling, "some text", "") for spelling in SAME])
+    assert store_of(TableCorpus(path, form)).stats.dropped == {REWRITTEN: len(SAME) - 1}
+
+
 def test_a_sender_in_two_spellings_is_one_user_of_a_conversation(tmp_path, store_of):
     turns = [[message(f"some words {at}", spelling)] for at, spelling in enumerate(SAME)]
     (tmp_path / "dataset.json").write_text(json.dumps({"c": {"messages": turns}}))
@@ -210,7 +233,8 @@ def test_a_sender_in_two_spellings_is_one_user_of_a_conversation(tmp_path, store
 def test_a_user_of_a_corpus_of_ones_own_is_one_in_any_spelling(store_of):
     corpus = MemoryCorpus([Record(spelling, f"some text {at}") for at, spelling in enumerate([*SAME, "\u200b"])])
     store = store_of(corpus)
-    assert (ids_of(store), store.stats.dropped) == ([NFC], {"record without a user id": 1})
+    assert ids_of(store) == [NFC]
+    assert store.stats.dropped == {"record without a user id": 1, REWRITTEN: len(SAME) - 1}
 
 
 def test_a_store_is_built_anew_when_ids_come_out_otherwise(store_of, monkeypatch):

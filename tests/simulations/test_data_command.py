@@ -18,7 +18,7 @@ from simulations.cli import run_command
 
 TEXT = "the gas desk opens at nine today and we send the curve before lunch thanks"
 IDS = [
-    "../../etc/canary-id", "..", "/canary-id", "canary id", "canary\nid", "canary\0id", "😀canary-id",
+    "../../etc/canary-id", "..", "/canary-id", "canary id", "canary  id", "😀canary-id",
     "canary-id" * 1200, "$(touch canary-id)", "%s{0}canary-id", "[bold]canary-id[/bold]", "\udc80canary-id",
     "\u202ecanary-id",
 ]  # fmt: skip
@@ -153,10 +153,22 @@ def test_ids_of_any_kind_train_and_never_reach_the_folder_or_a_file_name(tmp_pat
     assert not [place for place in (tmp_path / "cache").rglob("*") if "canary" in place.name]
 
 
+@pytest.mark.parametrize("user", ["canary\nid", "canary\0id", "canary\u200bid"])
+def test_an_id_that_is_refused_is_not_told_and_leaves_no_folder(
+    tmp_path: Path, user: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "mine.jsonl", {user: [TEXT], **some_users()})
+    assert data(tmp_path / "described", path) == 2
+    said = capsys.readouterr()
+    assert "which cannot be seen" in " ".join((said.out + said.err).split())
+    assert "canary" not in said.out + said.err
+    assert not (tmp_path / "described").exists()
+
+
 def test_mailbox_names_reach_neither_the_folder_nor_the_screen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for box in ("canary-box", "new\nline", "a b", "😀", "-rf"):
+    for box in ("canary-box", "new line", "a b", "😀", "-rf"):
         for number in range(3):
             file = tmp_path / "maildir" / box / "sent" / f"{number}."
             file.parent.mkdir(parents=True, exist_ok=True)
