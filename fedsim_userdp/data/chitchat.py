@@ -85,7 +85,7 @@ def _load(file: Path) -> dict[str, dict[str, list[list[dict[str, object]]]]]:
     """Reads the JSON object of conversations."""
     try:
         content = json.loads(file.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected one JSON object of conversations, found {type(content).__name__}")

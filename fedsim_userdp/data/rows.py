@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from fedsim_userdp.data.corpus import DataError, DropCounts
+from fedsim_userdp.data.source import short
 
 Row = dict[str, object]
 RowReader = Callable[[Path, DropCounts], Iterator[tuple[str, Row]]]
@@ -94,11 +95,10 @@ def read_parquet(file: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
 def read_datasets_folder(folder: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
     """Yields (place, row) of a folder that Hugging Face `datasets` wrote with `save_to_disk`.
 
-    A folder with several splits gives all of them, in alphabetical order. Only the Arrow files are read: no code
-    and no pickle is run, and `datasets` need not be installed.
+    Only the Arrow files are read: no code and no pickle is run, and `datasets` need not be installed.
 
     Raises:
-        DataError: pyarrow is not installed, or the folder is not such a folder or is incomplete.
+        DataError: pyarrow is not installed, or the folder is not such a folder, has several splits or is incomplete.
     """
     for file in datasets_files(folder):
         arrow = _pyarrow(file)
@@ -113,18 +113,23 @@ def datasets_files(folder: Path) -> list[Path]:
     """Returns the Arrow files of a `save_to_disk` folder, in order.
 
     Raises:
-        DataError: the folder is none, or its files are not those that it lists.
+        DataError: the folder is none, it has several splits, or its files are not those that it lists.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(child for child in folder.iterdir() if (child / "state.json").is_file())
-        return [file for split in splits for file in datasets_files(split)]
+        if not splits:
+            raise DataError(f"{folder}: a saved dataset without a split that has a state.json")
+        if len(splits) > 1:
+            names = ", ".join(short(split.name, 40) for split in splits)
+            raise DataError(f"{folder}: a saved dataset of several splits ({names}): set data.path to one of them")
+        return datasets_files(splits[0])
     state_file = folder / "state.json"
     if not state_file.is_file():
         raise DataError(f"{folder}: no state.json: not a folder written by datasets' save_to_disk")
     try:
         state = json.loads(state_file.read_bytes())
         listed = [str(entry["filename"]) for entry in state["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{state_file}: not readable as the state of a saved dataset") from error
     files = {file.name: file for file in folder.glob("*.arrow")}
     if missing := [name for name in listed if name not in files]:

@@ -21,7 +21,7 @@ from fedsim_userdp.data.rows import (
     read_jsonl,
     read_parquet,
 )
-from fedsim_userdp.data.source import files_in, fingerprint_files, require_path, short
+from fedsim_userdp.data.source import files_in, fingerprint_files, of_one_split, require_path, short
 
 Form = Literal["jsonl", "csv", "parquet", "datasets"]
 SHOWN_COLUMNS = 12
@@ -32,8 +32,9 @@ class TableCorpus:
     """A user's own table: JSONL, CSV, Parquet, or a folder saved by Hugging Face `datasets`.
 
     The same user id in several files is one user, read as `ids.id_of` has it: white space around it aside, whole
-    numbers as such. A row without an id is left out and counted, one without text is blank and counted; a missing
-    column is refused, and so are several users in a row, ids such as "7.0", and owners that cannot be read for certain.
+    numbers as such. A row without an id is left out and counted, one without text is blank and counted. Refused are a
+    missing column, files of several splits, several users in a row, ids such as "7.0", and owners that cannot be read
+    for certain.
 
     Args:
         path: A file, or a folder of such files, which are read in alphabetical order.
@@ -109,7 +110,9 @@ class TableCorpus:
     def _places(self, dropped: DropCounts | None = None) -> list[Path]:
         """What the reader is called with; counts what else lies there."""
         root = self._root()
-        return [root] if self.form == "datasets" else files_in(root, SUFFIXES[self.form], dropped)
+        if self.form == "datasets":
+            return [root]
+        return of_one_split(files_in(root, SUFFIXES[self.form], dropped), root)
 
     def _reader(self) -> RowReader:
         """The reader of this form."""

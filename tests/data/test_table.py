@@ -260,7 +260,7 @@ def test_a_column_that_a_parquet_file_has_twice_is_refused_by_file(tmp_path):
         listed(TableCorpus(tmp_path / "mine.parquet", "parquet", owners_column="to"))
 
 
-def test_a_saved_dataset_with_splits_gives_all_of_them(tmp_path):
+def test_a_saved_dataset_with_several_splits_is_refused_and_one_split_of_it_read(tmp_path):
     pytest.importorskip("pyarrow")
     for split, texts in {"train": TEXTS, "test": {"zoe": ["Only here."]}}.items():
         (tmp_path / "both" / split).mkdir(parents=True)
@@ -268,14 +268,51 @@ def test_a_saved_dataset_with_splits_gives_all_of_them(tmp_path):
         for part in (tmp_path / "saved").iterdir():
             part.rename(tmp_path / "both" / split / part.name)
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    assert {user for user, _ in listed(TableCorpus(tmp_path / "both", "datasets"))} == {*TEXTS, "zoe"}
+    for ask in (listed, TableCorpus.fingerprint):
+        with pytest.raises(
+            DataError, match=r"both: .* several splits \('test', 'train'\): set data\.path to one of them"
+        ):
+            ask(TableCorpus(tmp_path / "both", "datasets"))
     assert listed(TableCorpus(tmp_path / "both" / "test", "datasets")) == [("zoe", "Only here.")]
+    (tmp_path / "both" / "train" / "state.json").unlink()
+    assert listed(TableCorpus(tmp_path / "both", "datasets")) == [("zoe", "Only here.")]
+    (tmp_path / "both" / "test" / "state.json").unlink()
+    with pytest.raises(DataError, match="both: a saved dataset without a split"):
+        listed(TableCorpus(tmp_path / "both", "datasets"))
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train", "test"], "test, train"),
+        (["train-00000-of-00001", "validation-00000-of-00001"], "train, validation"),
+        (["mine_Train1", "mine_DEV", "other"], "dev, train"),
+        (["eval", "training.v2"], "eval, training"),
+    ],
+)
+def test_a_folder_with_files_of_several_splits_is_refused(file, tmp_path, names, splits):
+    for name in names:
+        file('{"user_id": "a", "text": "x"}', f"{name}.jsonl")
+    for ask in (listed, TableCorpus.fingerprint):
+        with pytest.raises(DataError, match=rf"files of several splits \({splits}\): set data\.path to one file"):
+            ask(TableCorpus(tmp_path))
+    assert listed(TableCorpus(tmp_path / f"{names[0]}.jsonl")) == [("a", "x")]
+
+
+@pytest.mark.parametrize(
+    "names", [["train-1", "train-2"], ["trainer", "test"], ["valid", "val"], ["constrain", "latest"]]
+)
+def test_a_folder_with_files_of_one_split_is_read(file, tmp_path, names):
+    for name in names:
+        file('{"user_id": "a", "text": "x"}', f"{name}.jsonl")
+    assert listed(TableCorpus(tmp_path)) == [("a", "x")] * 2
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("state.json", None, r"saved: no state\.json: not a folder written by datasets' save_to_disk"),
+        ("state.json", b"[" * 100_000, r"state\.json: not readable as the state of a saved dataset"),
         ("state.json", b"{}", r"state\.json: not readable as the state of a saved dataset"),
         ("data-00001-of-00002.arrow", None, r"state\.json: lists 'data-00001-of-00002\.arrow', which is not in"),
         ("data-00001-of-00002.arrow", b"junk", r"data-00001-of-00002\.arrow: not an Arrow stream"),
