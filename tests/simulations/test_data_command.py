@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from matplotlib import image
 
+from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.statistics import corpus_statistics
 from fedsim_userdp.data.store import TokenStore
 from simulations.cli import run_command
+from tests.data.sources import MemoryCorpus
 
 TEXT = "the gas desk opens at nine today and we send the curve before lunch thanks"
 IDS = [
@@ -163,6 +165,36 @@ def test_an_id_that_is_refused_is_not_told_and_leaves_no_folder(
     assert "which cannot be seen" in " ".join((said.out + said.err).split())
     assert "canary" not in said.out + said.err
     assert not (tmp_path / "described").exists()
+
+
+class OwnCorpus(MemoryCorpus):
+    """A corpus of one's own, without a path."""
+
+    def __init__(self, num_users: int = 5) -> None:
+        super().__init__([Record(user, text) for user, own in some_users(num_users).items() for text in own])
+
+
+def test_a_corpus_of_ones_own_needs_no_path_and_is_refused_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = f"data._target_={OwnCorpus.__module__}.OwnCorpus"
+    assert data(tmp_path / "run", "data=chitchat", own, "split.heldout_users=2") == 0
+    assert json.loads((tmp_path / "run" / "not_private" / "data.json").read_text())["num_users"] == 5
+    for more in ("data.path=x", "+data.other=null"):
+        assert data(tmp_path / "refused", "data=chitchat", own, more) == 2
+        assert (
+            f"has no setting {more.partition('=')[0].rpartition('.')[2]} (it takes num_users)"
+            in capsys.readouterr().err
+        )
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("delimiter", ["data.delimiter='\\t'", "data.delimiter=\\t", 'data.delimiter="\t"'])
+def test_tables_with_tabs_and_numbers_for_names_are_read(tmp_path: Path, delimiter: str) -> None:
+    rows = [f"{user}\t{text}\n" for user, own in some_users().items() for text in own]
+    (tmp_path / "mine.csv").write_text("".join(["0\t1\n", *rows]))
+    columns = ["data.user_column=0", "data.text_column=1", f"data.path={tmp_path / 'mine.csv'}"]
+    assert data(tmp_path / "run", "data=csv", *columns, delimiter) == 0
 
 
 def test_mailbox_names_reach_neither_the_folder_nor_the_screen(
