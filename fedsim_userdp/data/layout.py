@@ -43,7 +43,7 @@ class TokenStats:
     Attributes:
         num_users: Users who have a record in the store.
         num_records: Records in the store; a window of a split record counts as one.
-        num_tokens: Tokens in the store, end marks included.
+        num_tokens: Tokens in the store, marks of beginning and end included.
         num_words: Whitespace-separated words of these users' text, before tokenisation and dropping.
         num_owners: Distinct owners of source records, blank ones included, where records have several owners; else
             `num_users`.

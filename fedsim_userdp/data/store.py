@@ -24,7 +24,7 @@ from fedsim_userdp.data.layout import (
     release_pages,
     sync_folder,
 )
-from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, eos_of
+from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, bos_of, eos_of
 from fedsim_userdp.privacy.cache import default_cache_dir
 
 CHECKED_IN_FULL_BYTES = 64 << 20
@@ -218,6 +218,7 @@ def open_store(
             cannot be written.
     """
     eos_of(tokenizer, settings)
+    bos_of(tokenizer, settings)
     fingerprint = store_fingerprint(corpus, tokenizer, settings)
     parent = cache_dir if cache_dir is not None else default_cache_dir()
     if store := _found(parent / f"tokens-{fingerprint}"):

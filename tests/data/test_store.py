@@ -95,7 +95,14 @@ def test_store_is_built_once_and_opened_afterwards(store_of):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"window": 9}, {"long_records": "truncate"}, {"min_tokens": 3}, {"min_words": 1}, {"append_eos": False}],
+    [
+        {"window": 9},
+        {"long_records": "truncate"},
+        {"min_tokens": 3},
+        {"min_words": 1},
+        {"append_eos": False},
+        {"prepend_bos": False},
+    ],
 )
 def test_each_setting_has_a_store_of_its_own(store_of, changed):
     plain = {"window": 8, "min_words": 0}
