@@ -49,4 +49,5 @@ def configured_store(config: DictConfig, model: ModelSource) -> TokenStore:
             f"model.path={model.location}: its tokenizer has {len(tokenizer)} tokens and the model knows {known}: "
             "resize the model's embeddings, or give the tokenizer that belongs to it"
         )
-    return open_store(corpus, tokenizer, settings, None if config.cache_dir is None else Path(config.cache_dir))
+    cache_dir = None if config.cache_dir is None else Path(config.cache_dir).expanduser()
+    return open_store(corpus, tokenizer, settings, cache_dir)

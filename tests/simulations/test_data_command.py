@@ -197,6 +197,14 @@ def test_tables_with_tabs_and_numbers_for_names_are_read(tmp_path: Path, delimit
     assert data(tmp_path / "run", "data=csv", *columns, delimiter) == 0
 
 
+def test_a_tilde_of_the_cache_folder_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / "mine.jsonl", some_users())
+    assert data(tmp_path / "described", path, "cache_dir='~/chosen'") == 0
+    assert list((tmp_path / "chosen").glob("tokens-*/"))
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_mailbox_names_reach_neither_the_folder_nor_the_screen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
