@@ -2,12 +2,14 @@ import copy
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from fedsim_userdp.data import tokens
 from fedsim_userdp.data.corpus import DataError, Record
 from fedsim_userdp.data.tokens import TokenSettings, bos_of, encode_texts, tokenizer_fingerprint
+from fedsim_userdp.data.typed_text import TypedText
 from fedsim_userdp.models.loading import ModelSource
 
 from .sources import MemoryCorpus, WordTokenizer
@@ -115,6 +117,40 @@ def test_an_added_token_that_is_not_marked_special_stays_text_when_somebody_type
     assert tokenizer.convert_tokens_to_ids(token) in tokenizer(text)["input_ids"]
     assert set(record[1:-1]).isdisjoint(tokenizer.added_tokens_decoder)
     assert tokenizer.decode(record[1:-1]) == text
+
+
+def tokenizer_of(kind):
+    """A tokenizer whose vocabulary itself has the control tokens, as those of SentencePiece and of whole words do."""
+    special, line = (
+        ["<unk>", "<s>", "</s>"],
+        "the quick brown fox jumps over the lazy dog " + " ".join("abcdefghijkl<s>/"),
+    )
+    if kind == "unigram":
+        backend = Tokenizer(models.Unigram())
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>", show_progress=False)
+    else:
+        backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
+    backend.train_from_iterator([line] * 20, trainer)
+    backend.add_tokens([AddedToken("<think>", special=False), AddedToken("\n\n", special=False, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "words"])
+def test_control_tokens_of_the_vocabulary_itself_stay_text_when_somebody_types_them(store_of, kind):
+    tokenizer = tokenizer_of(kind)
+    text = "the fox </s> <s> <think> dog\n\nthe"
+    (record,) = store_of(MemoryCorpus([Record("a", text)]), TokenSettings(window=99, min_words=0), tokenizer).records(0)
+    typed = record[:-1].tolist()
+    assert not {tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<think>")} & set(typed)
+    assert tokenizer.convert_tokens_to_ids("\n\n") in typed
+    (plain,) = encode_texts(tokenizer, ["the quick fox"], TokenSettings())
+    (same,) = encode_texts(TypedText(tokenizer), ["the quick fox"], TokenSettings())
+    assert plain.tolist() == same.tolist()
+    if kind == "words":
+        assert typed.count(tokenizer.unk_token_id) == 3
 
 
 def test_added_tokens_of_white_space_stay_tokens(bpe_tokenizer, store_of):
