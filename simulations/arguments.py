@@ -75,6 +75,7 @@ _NULLABLE: dict[str, tuple[type, ...]] = {
 # of those that are not, which may be
 _MAY_BE_NULL = {*_NULLABLE, "audit.epsilons", "audit.real_users", "engine.num_nodes"}
 _MAY_BE_LIST = "lora.target_modules"  # of texts, or one text
+_MAY_BE_SWITCH = "tokens.prepend_bos"  # true or false in place of auto
 _MAY_BE_ONE = ("benchmark.parts", "describe.records_per_user")  # in place of a list
 _ABSENT = object()
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -197,7 +198,7 @@ def check_types(config: DictConfig, config_name: str) -> None:
                 raise ConfigError(f"{key}={now} must be {_WORDS[_NULLABLE[key][0]]}, or null")
             continue
         allowed = next((allowed for kind, allowed in _KINDS if isinstance(before, kind)), None)
-        if key == _MAY_BE_LIST and isinstance(now, list):
+        if (key == _MAY_BE_LIST and isinstance(now, list)) or (key == _MAY_BE_SWITCH and isinstance(now, bool)):
             continue
         if isinstance(before, list) and not isinstance(now, list) and key not in _MAY_BE_ONE:
             raise ConfigError(f"{key}={now} must be a list, such as [{', '.join(map(str, before))}]")

@@ -10,6 +10,7 @@ from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.models.loading import ModelSource
 from simulations.errors import ConfigError
+from simulations.names import without_unused_path
 
 _CORPUS_MEMBERS = ("name", "license", "source", "dropped", "records", "fingerprint")
 
@@ -21,7 +22,7 @@ def configured_corpus(config: DictConfig) -> Corpus:
         ConfigError: when the class is no corpus.
         DataError: when one of its settings is wrong.
     """
-    corpus: Corpus = instantiate(config.data)
+    corpus: Corpus = instantiate(without_unused_path(config.data))
     if lacking := [name for name in _CORPUS_MEMBERS if not hasattr(corpus, name)]:
         raise ConfigError(f"data={config.data._target_} has no `{lacking[0]}`: see fedsim_userdp.data.corpus.Corpus")
     return corpus
@@ -48,4 +49,5 @@ def configured_store(config: DictConfig, model: ModelSource) -> TokenStore:
             f"model.path={model.location}: its tokenizer has {len(tokenizer)} tokens and the model knows {known}: "
             "resize the model's embeddings, or give the tokenizer that belongs to it"
         )
-    return open_store(corpus, tokenizer, settings, None if config.cache_dir is None else Path(config.cache_dir))
+    cache_dir = None if config.cache_dir is None else Path(config.cache_dir).expanduser()
+    return open_store(corpus, tokenizer, settings, cache_dir)

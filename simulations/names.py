@@ -1,5 +1,6 @@
 """Names of settings: what there is, and what somebody meant who wrote another one."""
 
+import copy
 import difflib
 import inspect
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 import conf
 from simulations.errors import ConfigError
@@ -74,12 +75,28 @@ def check_arguments(config: DictConfig) -> None:
         if not isinstance(node, DictConfig) or "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
             continue
         takes = _parameters(str(node["_target_"]))
+        unused = ["path"] if key == "data" and _has_unused_path(node, takes) else []  # left by the default corpus
         for name in [str(name) for name in node if not str(name).startswith("_")]:
-            if takes is not None and name not in takes:
+            if takes is not None and name not in (*takes, *unused):
                 near = difflib.get_close_matches(name, takes, n=_MOST, cutoff=0.6)
                 meant = f"; did you mean {' or '.join(f'{key!s}.{one}' for one in near)}?" if near else ""
                 all_of_them = f"it takes {', '.join(takes)}" if takes else "it takes none"
                 raise ConfigError(f"{key!s}._target_={node['_target_']} has no setting {name} ({all_of_them}){meant}")
+
+
+def without_unused_path(data: DictConfig) -> DictConfig:
+    """Returns the settings of a corpus without a `path` that is null where its class takes none."""
+    if not _has_unused_path(data, _parameters(str(data["_target_"]))):
+        return data
+    kept = copy.deepcopy(data)
+    with flag_override(kept, ["struct", "readonly"], False):
+        del kept["path"]
+    return kept
+
+
+def _has_unused_path(data: DictConfig, takes: list[str] | None) -> bool:
+    """Whether a corpus has the default's `path: null` and its class takes none."""
+    return takes is not None and "path" not in takes and "path" in data and data["path"] is None
 
 
 def _parameters(target: str) -> list[str] | None:

@@ -12,7 +12,7 @@ from email import errors
 from email.header import decode_header, make_header
 from email.message import Message
 
-from fedsim_userdp.data.ids import plain_id
+from fedsim_userdp.data.ids import as_seen, plain_id
 
 SENDERS = ("From", "Sender")
 RECIPIENTS = ("To", "Cc", "Bcc", "Resent-To", "Resent-Cc", "Resent-Bcc", "Apparently-To")
@@ -95,7 +95,8 @@ def _find(text: str) -> Addresses:
     text = re.sub(r"\s*@\s*", "@", QUOTED_LOCAL.sub(lambda quoted: f"{'.'.join(quoted[1].split())}@", text))
     mails = [mail.strip("'`.[]{}").lower() for mail in MAIL.findall(text)]
     names = ["/" + name.strip(" /'").lower() for name in X500.findall(text)]
-    return Addresses(tuple(map(plain_id, (*mails, *names))), all(PLAIN_MAIL.fullmatch(mail) for mail in mails))
+    found = tuple(plain_id(as_seen(name)) for name in (*mails, *names))
+    return Addresses(found, all(PLAIN_MAIL.fullmatch(mail) for mail in mails))
 
 
 def _names_nobody_else(part: str) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
-from fedsim_userdp.data.rows import Row, RowReader, read_csv, read_jsonl
+from fedsim_userdp.data.csv_rows import read_csv
+from fedsim_userdp.data.rows import Row, RowReader, read_jsonl
 from fedsim_userdp.data.source import files_in, fingerprint_files, require_path
 from fedsim_userdp.data.table import column, text_of, user_of
 
@@ -85,7 +86,7 @@ class BooksumCorpus:
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""
-        book = user_of(row, self.user_column, at)
+        book = user_of(row, self.user_column, self.dropped, at)
         text = text_of(self._text(row, at), self.dropped, at)
         if not self.keep_aggregates and str(row.get("is_aggregate")).lower() == "true":
             self.dropped.add("aggregate of several chapters", at=at)

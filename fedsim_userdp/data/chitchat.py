@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
-from fedsim_userdp.data.ids import plain_id
+from fedsim_userdp.data.ids import REWRITTEN, plain_id
 from fedsim_userdp.data.source import fingerprint_files, require_path
 
 GET_IT = "install it with `pip install chitchat-dataset`, or take dataset.json from that package"
@@ -55,11 +55,13 @@ class ChitchatCorpus:
         """Gathers one conversation's messages by sender."""
         typed: dict[str, list[str]] = {}
         for sender, text in messages:
-            sender = plain_id(sender) if isinstance(sender, str) else ""
-            if not sender:
+            user_id = plain_id(sender) if isinstance(sender, str) else ""
+            if not user_id:
                 self.dropped.add("message without a sender", at=at)
                 continue
-            own = typed.setdefault(sender, [])
+            if user_id != sender:
+                self.dropped.add(REWRITTEN, at=at)
+            own = typed.setdefault(user_id, [])
             if isinstance(text, str):
                 own.append(text)
             else:
@@ -83,7 +85,7 @@ def _load(file: Path) -> dict[str, dict[str, list[list[dict[str, object]]]]]:
     """Reads the JSON object of conversations."""
     try:
         content = json.loads(file.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected one JSON object of conversations, found {type(content).__name__}")

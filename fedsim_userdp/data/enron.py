@@ -12,8 +12,8 @@ from typing import Literal
 
 from fedsim_userdp.data.addresses import addresses_of, people_of
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.csv_rows import read_csv
 from fedsim_userdp.data.email_text import body_of, own_text, parse_email
-from fedsim_userdp.data.rows import read_csv
 from fedsim_userdp.data.source import fingerprint_files, require_path
 from fedsim_userdp.data.table import column
 

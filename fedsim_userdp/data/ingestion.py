@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.data.corpus import Corpus, DataError, Record
-from fedsim_userdp.data.ids import RULE, plain_id
+from fedsim_userdp.data.ids import REWRITTEN, RULE, check_seen, count_alike, plain_id
 from fedsim_userdp.data.layout import FORMAT
 from fedsim_userdp.data.tokens import (
     Tokenizer,
     TokenSettings,
+    bos_of,
     count_words,
     cut_windows,
     encode_texts,
@@ -24,15 +27,26 @@ from fedsim_userdp.data.tokens import (
     replace_lone_surrogates,
     tokenizer_fingerprint,
 )
+from fedsim_userdp.data.typed_text import TypedText
 from fedsim_userdp.data.writer import StoreWriter
 
 BATCH_RECORDS = 512
 BATCH_CHARS = 1 << 20
 
+log = logging.getLogger(__name__)
+
+
+class Marks(NamedTuple):
+    """Token ids that begin and end a record, none or one each."""
+
+    bos: tuple[int, ...]
+    eos: tuple[int, ...]
+
 
 def store_fingerprint(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings) -> str:
     """Returns the hex key of the store that these three make."""
-    key = [FORMAT, RULE, corpus.name, corpus.fingerprint(), tokenizer_fingerprint(tokenizer), asdict(settings)]
+    of_tokens = [tokenizer_fingerprint(tokenizer), bos_of(tokenizer, settings), asdict(settings)]
+    key = [FORMAT, RULE, corpus.name, corpus.fingerprint(), *of_tokens]
     return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -42,9 +56,18 @@ def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, f
     Raises:
         DataError: the corpus is missing or unreadable, or no user is left.
     """
+    typed = TypedText(tokenizer)
+    marks = Marks(tuple(bos_of(tokenizer, settings)), tuple(eos_of(tokenizer, settings)))
     with StoreWriter(folder, vocab_size=len(tokenizer), min_words=settings.min_words) as writer:
         for batch in _batches(_checked(corpus, writer)):
-            _add_batch(writer, batch, tokenizer, settings)
+            _add_batch(writer, batch, typed, settings, marks)
+        if alike := count_alike(writer.people):
+            log.warning(
+                "corpus %s: %d ids are like another but for upper and lower case, full or half width, or spaces "
+                "within; each is a person apart: write those of one person alike",
+                corpus.name,
+                alike,
+            )
         try:
             return writer.finish(fingerprint=fingerprint, dropped=corpus.dropped)
         except DataError as error:
@@ -61,6 +84,9 @@ def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
             continue
         if not isinstance(record.text, str):
             raise DataError(f"{at}: text must be a str, got {type(record.text).__name__}")
+        check_seen(user_id, at)
+        if user_id != record.user_id:
+            writer.dropped.add(REWRITTEN, at=at)
         owners = _owners(record.owners, at)
         writer.add_words(user_id, count_words(record.text))
         text = replace_lone_surrogates(record.text) if record.text.strip() else ""
@@ -75,7 +101,7 @@ def _owners(owners: object, at: str) -> tuple[str, ...]:
     """The owners that a corpus names, which must be a tuple of ids; a text would be read by letters."""
     if not isinstance(owners, tuple) or not all(isinstance(owner, str) and plain_id(owner) for owner in owners):
         raise DataError(f"{at}: owners must be a tuple of ids (str, not empty)")
-    return tuple(map(plain_id, owners))
+    return tuple(check_seen(plain_id(owner), at, "an owner") for owner in owners)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -92,25 +118,27 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _add_batch(writer: StoreWriter, batch: list[Record], tokenizer: Tokenizer, settings: TokenSettings) -> None:
+def _add_batch(
+    writer: StoreWriter, batch: list[Record], tokenizer: Tokenizer, settings: TokenSettings, marks: Marks
+) -> None:
     """Tokenises, cuts and stores a batch of records; a blank one has no windows."""
     with_text = [record for record in batch if record.text]
     encoded = iter(encode_texts(tokenizer, [record.text for record in with_text], settings))
     for record in batch:
-        windows = _usable_windows(writer, next(encoded), record.at, tokenizer, settings) if record.text else []
+        windows = _usable_windows(writer, next(encoded), record.at, settings, marks) if record.text else []
         writer.add_source(record.user_id, windows, record.owners)
 
 
 def _usable_windows(
-    writer: StoreWriter, ids: NDArray[np.int64], at: str, tokenizer: Tokenizer, settings: TokenSettings
+    writer: StoreWriter, ids: NDArray[np.int64], at: str, settings: TokenSettings, marks: Marks
 ) -> list[NDArray[np.int64]]:
-    """The windows of one record that are long enough; counts what is cut or too short."""
-    eos = np.array(eos_of(tokenizer, settings), np.int64)
-    windows = cut_windows(np.concatenate([ids, eos]), settings.window)
+    """The windows of one record that are long enough, each with its beginning mark; counts what is cut or too short."""
+    bos, eos = np.array(marks.bos, np.int64), np.array(marks.eos, np.int64)
+    windows = cut_windows(np.concatenate([ids, eos]), settings.window - len(bos))
     if settings.long_records == "truncate" and len(windows) > 1:
         writer.dropped.add(f"record cut to its first {settings.window} tokens", at=at)
         windows = windows[:1]
     long_enough = [window for window in windows if len(window) >= settings.min_tokens]
     too_short = f"record or window of fewer than {settings.min_tokens} tokens"
     writer.dropped.add(too_short, at=at, num=len(windows) - len(long_enough))
-    return long_enough
+    return [np.concatenate([bos, window]) for window in long_enough]

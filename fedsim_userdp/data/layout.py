@@ -17,6 +17,7 @@ from fedsim_userdp.data.corpus import DataError
 
 FORMAT = 3
 META = "store.json"
+SEAL = "sha256"
 
 INDEX_DTYPES = {
     "record_offsets": "<i8",  # [num_records + 1] position of each record's first token in `tokens`
@@ -42,7 +43,7 @@ class TokenStats:
     Attributes:
         num_users: Users who have a record in the store.
         num_records: Records in the store; a window of a split record counts as one.
-        num_tokens: Tokens in the store, end marks included.
+        num_tokens: Tokens in the store, marks of beginning and end included.
         num_words: Whitespace-separated words of these users' text, before tokenisation and dropping.
         num_owners: Distinct owners of source records, blank ones included, where records have several owners; else
             `num_users`.
@@ -102,25 +103,30 @@ def seal_array(folder: Path, name: str, dtype: str, length: int) -> ArraySeal:
 
 
 def write_meta(folder: Path, meta: StoreMeta) -> None:
-    """Writes `store.json`, the last file of a store, and flushes it and the folder to the disk."""
+    """Writes `store.json`, the last file of a store, under a seal of its own; flushes it and the folder to the disk."""
+    content = asdict(meta)
     with (folder / META).open("w", encoding="utf-8") as file:
-        json.dump(asdict(meta), file, indent=1)
+        json.dump({**content, SEAL: _meta_seal(content)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(folder)
 
 
 def read_meta(folder: Path) -> StoreMeta:
-    """Returns the content of `store.json` after checking that every array file has the length it states.
+    """Returns the content of `store.json` if it is what was written and every array file has the length it states.
 
     Raises:
         DataError: a file is missing, cut short, of another format version, or not what the writer wrote.
     """
     try:
         content = json.loads((folder / META).read_bytes())
+        if content.pop(SEAL) != _meta_seal(content):
+            raise DataError(f"{folder / META}: not what was written (SHA-256 differs); delete the store's folder")
         arrays = {name: ArraySeal(**seal) for name, seal in content["arrays"].items()}
         meta = StoreMeta(content["fingerprint"], TokenStats(**content["stats"]), arrays, content["format"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{folder / META}: not a readable token store ({type(error).__name__}); delete it") from error
     if meta.format != FORMAT:
         raise DataError(f"{folder / META}: format {meta.format}, expected {FORMAT}; delete the folder")
@@ -171,6 +177,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _meta_seal(content: dict[str, Any]) -> str:
+    """SHA-256 of all else that `store.json` says, in hex."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check_size(path: Path, seal: ArraySeal) -> None:

@@ -6,11 +6,11 @@ import json
 import re
 
 from fedsim_userdp.data.corpus import DataError
-from fedsim_userdp.data.ids import AS_FRACTION, plain_id, whole_number
+from fedsim_userdp.data.ids import AS_FRACTION, check_seen, plain_id, whole_number
 
 OTHER_SEPARATORS = ",;|"
 QUOTE = "['\u2018\u2019\u201c\u201d\u00ab\u00bb]"  # within a name, as in O'Brien, an apostrophe is no quote
-LIST_SYNTAX = re.compile(rf"[\[\](){{}}<>\"`]|^{QUOTE}|{QUOTE}$|{QUOTE}\s*[,;|]|[,;|]\s*{QUOTE}")
+LIST_SYNTAX = re.compile(rf"[\t\r\n\[\](){{}}<>\"`]|^{QUOTE}|{QUOTE}$|{QUOTE}\s*[,;|]|[,;|]\s*{QUOTE}")
 FRACTION = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+|\d+(?:\.\d*)?[eE][+-]?\d+)|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 
 
@@ -43,15 +43,18 @@ def check_owner(owner: str, separator: str, at: str) -> str:
     """Returns one id given as text, if nothing in it looks like several.
 
     Raises:
-        DataError: it is empty, or holds brackets, quotes, the separator, what cannot be printed, or a number with
-            decimals, as which some programs write whole ones.
+        DataError: it is empty, or holds brackets, quotes, the separator, what cannot be seen or printed, or a number
+            with decimals, as which some programs write whole ones.
     """
     if not owner:
         raise _refusal(at, "is empty: leave it out, or write who it is")
     if separator in owner:
         raise _refusal(at, f"holds the separator {separator!r}: list the owners one by one")
-    if LIST_SYNTAX.search(owner) or not owner.isprintable():
+    if LIST_SYNTAX.search(owner):
         raise _refusal(at, f"could be several: give a list, or ids separated by {separator!r}, without quotes")
+    check_seen(owner, at, "an owner")
+    if not owner.isprintable():
+        raise _refusal(at, "holds what cannot be printed: take it out")
     if FRACTION.fullmatch(owner) or AS_FRACTION.fullmatch(owner):
         raise _refusal(at, "is no whole number: write it without decimals")
     return owner

@@ -1,137 +1,61 @@
-"""Rows of JSONL, CSV, Parquet and Arrow files, each with the place it stands at, read one by one."""
+"""Rows of JSONL files, each with the place it stands at, read one by one; and what readers of all tables share."""
 
 from __future__ import annotations
 
-import csv
-import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from fedsim_userdp.data.corpus import DataError, DropCounts
 
 Row = dict[str, object]
 RowReader = Callable[[Path, DropCounts], Iterator[tuple[str, Row]]]
 
-LONGEST_CSV_FIELD = 2**31 - 1
 NOT_UTF8 = "text that is not UTF-8, read as latin-1"
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+COMPRESSED = "compressed: unpack it first"
+# First bytes of files that are no text, and what is said of them.
+OTHER_KINDS = {
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+    b"\x1f\x8b": COMPRESSED,
+    b"BZh91AY&SY": COMPRESSED,
+    b"\xfd7zXZ\x00": COMPRESSED,
+    b"\x28\xb5\x2f\xfd": COMPRESSED,
+    b"PK\x03\x04": "a zip archive or a workbook: unpack it, or save the sheet as CSV in UTF-8",
+    b"\xd0\xcf\x11\xe0": "a workbook: save the sheet as CSV in UTF-8",
+    b"PAR1\x15": "Parquet: set data=parquet",
+}
 
 
 def read_jsonl(file: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
     """Yields (place, object) for each line of a JSON-lines file; blank lines are skipped.
 
     Raises:
-        DataError: a line is not a JSON object or has a name twice, or the file is UTF-16.
+        DataError: a line is not a JSON object or has a name twice, or the file is of another kind: a JSON array,
+            UTF-16, compressed.
     """
     with file.open("rb") as lines:
         num_rows = 0
         for number, line in enumerate(lines, start=1):
             at = f"{file}:{number}"
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-                _refuse_utf16(line, at)
+                line = line.removeprefix(BYTE_ORDER_MARK)
+                refuse_other_kinds(line, at)
             if not line.strip():
                 continue
+            if not num_rows and line.lstrip().startswith(b"["):
+                raise DataError(f"{at}: the file is a JSON array; write one object a line (jq -c '.[]' does)")
             try:
                 row = json.loads(decode_text(line, dropped, at), object_pairs_hook=_once_each)
             except (ValueError, RecursionError) as error:  # a ValueError also for a number of thousands of digits
-                raise DataError(f"{at}: not valid JSON: {error}") from error
+                hint = "" if num_rows else "; JSON lines have one whole object a line"
+                raise DataError(f"{at}: not valid JSON: {error}{hint}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{at}: expected a JSON object, found {type(row).__name__}")
             num_rows += 1
             yield at, row
-        _note_without_rows(file, num_rows, dropped)
-
-
-def read_csv(file: Path, dropped: DropCounts, delimiter: str = ",") -> Iterator[tuple[str, Row]]:
-    """Yields (place, row) for each row of a CSV file with a header; fields may be of any length.
-
-    Raises:
-        DataError: quoting is broken, a row has more or fewer fields than the header, or the file is UTF-16.
-    """
-    # Global to the process and by default 128 KiB, which an e-mail or a chapter exceeds.
-    csv.field_size_limit(LONGEST_CSV_FIELD)
-    # Latin-1 keeps every byte, so that each field can be decoded, and blamed, by itself.
-    with file.open(encoding="latin-1", newline="") as text:
-        num_rows = 0
-        reader = csv.reader(text, strict=True, delimiter=delimiter)
-        header: list[str] | None = None
-        while True:
-            at = f"{file}:{reader.line_num + 1}"
-            try:
-                fields = next(reader, None)
-            except csv.Error as error:
-                raise DataError(f"{at}: not valid CSV: {error}") from error
-            if fields is None:
-                return _note_without_rows(file, num_rows, dropped)
-            if header is None:
-                header = _csv_header(fields, dropped, at)
-            elif fields:
-                num_rows += 1
-                yield at, _csv_row(header, fields, dropped, at)
-
-
-def read_parquet(file: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
-    """Yields (place, row) for each row of a Parquet file.
-
-    Raises:
-        DataError: pyarrow is not installed, or the file is not Parquet.
-    """
-    arrow, parquet = _pyarrow(file), importlib.import_module("pyarrow.parquet")
-    if file.stat().st_size == 0:
-        return _note_without_rows(file, 0, dropped)
-    try:
-        with parquet.ParquetFile(file) as table:
-            _note_without_rows(file, table.metadata.num_rows, dropped)
-            yield from _batch_rows(file, table.iter_batches(batch_size=1024))
-    except arrow.ArrowInvalid as error:
-        raise DataError(f"{file}: not a Parquet file: {error}") from error
-
-
-def read_datasets_folder(folder: Path, dropped: DropCounts) -> Iterator[tuple[str, Row]]:
-    """Yields (place, row) of a folder that Hugging Face `datasets` wrote with `save_to_disk`.
-
-    A folder with several splits gives all of them, in alphabetical order. Only the Arrow files are read: no code
-    and no pickle is run, and `datasets` need not be installed.
-
-    Raises:
-        DataError: pyarrow is not installed, or the folder is not such a folder or is incomplete.
-    """
-    for file in datasets_files(folder):
-        arrow = _pyarrow(file)
-        try:
-            with arrow.memory_map(str(file)) as source, arrow.ipc.open_stream(source) as stream:
-                yield from _batch_rows(file, stream)
-        except arrow.ArrowInvalid as error:
-            raise DataError(f"{file}: not an Arrow stream: {error}") from error
-
-
-def datasets_files(folder: Path) -> list[Path]:
-    """Returns the Arrow files of a `save_to_disk` folder, in order.
-
-    Raises:
-        DataError: the folder is none, or its files are not those that it lists.
-    """
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted(child for child in folder.iterdir() if (child / "state.json").is_file())
-        return [file for split in splits for file in datasets_files(split)]
-    state_file = folder / "state.json"
-    if not state_file.is_file():
-        raise DataError(f"{folder}: no state.json: not a folder written by datasets' save_to_disk")
-    try:
-        state = json.loads(state_file.read_bytes())
-        listed = [str(entry["filename"]) for entry in state["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{state_file}: not readable as the state of a saved dataset") from error
-    files = {file.name: file for file in folder.glob("*.arrow")}
-    if missing := [name for name in listed if name not in files]:
-        raise DataError(f"{state_file}: lists {missing[0]!r}, which is not in the folder")
-    if state.get("_indices_data_files"):
-        raise DataError(f"{state_file}: has an indices mapping; save it again after flatten_indices()")
-    return [files[name] for name in listed]
+        note_without_rows(file, num_rows, dropped)
 
 
 def decode_text(raw: bytes, dropped: DropCounts, at: str) -> str:
@@ -143,23 +67,19 @@ def decode_text(raw: bytes, dropped: DropCounts, at: str) -> str:
         return raw.decode("latin-1")
 
 
-def _csv_header(fields: list[str], dropped: DropCounts, at: str) -> list[str]:
-    """Column names, without a byte-order mark."""
-    raw = [field.encode("latin-1") for field in fields]
-    if raw:
-        _refuse_utf16(raw[0], at)
-        raw[0] = raw[0].removeprefix(b"\xef\xbb\xbf")
-    names = [decode_text(name, dropped, at).strip().strip('"') for name in raw]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{at}: column {twice[0]!r} appears twice")
-    return names
+def note_without_rows(file: Path, num_rows: int, dropped: DropCounts) -> None:
+    """Counts a file that has no rows, be it empty, blank or a header only."""
+    if num_rows == 0:
+        dropped.add("empty file", at=str(file))
 
 
-def _csv_row(header: list[str], fields: list[str], dropped: DropCounts, at: str) -> Row:
-    """One row by column name."""
-    if len(fields) != len(header):
-        raise DataError(f"{at}: {len(fields)} fields, expected {len(header)} as in the header")
-    return {name: decode_text(field.encode("latin-1"), dropped, at) for name, field in zip(header, fields, strict=True)}
+def refuse_other_kinds(start: bytes, at: str) -> None:
+    """Raises DataError when a file starts like one that is no text in UTF-8; says what it is and what to do."""
+    for first, kind in OTHER_KINDS.items():
+        if start.startswith(first):
+            raise DataError(f"{at}: the file is {kind}")
+    if start[:4].count(0) == 2:  # as in UTF-16 without its mark
+        raise DataError(f"{at}: the file is UTF-16; save it as UTF-8")
 
 
 def _once_each(pairs: list[tuple[str, object]]) -> Row:
@@ -168,35 +88,3 @@ def _once_each(pairs: list[tuple[str, object]]) -> Row:
     if len(row) < len(pairs):
         raise ValueError("a name stands twice in an object")
     return row
-
-
-def _batch_rows(file: Path, batches: Any) -> Iterator[tuple[str, Row]]:
-    """Rows of Arrow record batches, numbered from 1."""
-    number = 0
-    for batch in batches:
-        names = batch.schema.names
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise DataError(f"{file}: column {twice[0]!r} appears twice")
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{file}: row {number}", row
-
-
-def _note_without_rows(file: Path, num_rows: int, dropped: DropCounts) -> None:
-    """Counts a file that has no rows, be it empty, blank or a header only."""
-    if num_rows == 0:
-        dropped.add("empty file", at=str(file))
-
-
-def _refuse_utf16(start: bytes, at: str) -> None:
-    """Raises DataError when a file starts like UTF-16."""
-    if start.startswith(UTF16_MARKS):
-        raise DataError(f"{at}: the file is UTF-16; save it as UTF-8")
-
-
-def _pyarrow(file: Path) -> ModuleType:
-    """The optional dependency for Parquet and Arrow files."""
-    try:
-        return importlib.import_module("pyarrow")
-    except ImportError as error:
-        raise DataError(f"{file}: reading it needs pyarrow: pip install pyarrow") from error

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from fedsim_userdp.data.corpus import DataError, DropCounts
 
+SPLIT = re.compile(r"(?:^|[\W_])(train(?:ing)?|test(?:ing)?|valid(?:ation)?|val|dev|eval)(?![^\W\d_])", re.IGNORECASE)
 CHUNK_BYTES = 1 << 20
 HASHED_IN_FULL_BYTES = 256 << 20
 
@@ -89,6 +91,21 @@ def files_in(path: Path, suffixes: tuple[str, ...], dropped: DropCounts | None =
         for other in sorted(set(files).difference(found)):
             dropped.add("file of another kind, or folder, beside the corpus' files", at=str(other))
     return found
+
+
+def of_one_split(files: list[Path], folder: Path) -> list[Path]:
+    """Returns the files of `folder` unless their names say that they are of several splits, such as train and test.
+
+    Raises:
+        DataError: they do; names the splits.
+    """
+    splits = {found[1].lower()[:3]: found[1].lower() for file in files if (found := SPLIT.search(file.stem))}
+    if len(splits) > 1:
+        names = ", ".join(sorted(splits.values()))
+        raise DataError(
+            f"{folder}: files of several splits ({names}): set data.path to one file, or to a folder with those of one"
+        )
+    return files
 
 
 def _content_mark(path: Path) -> bytes:

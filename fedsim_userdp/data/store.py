@@ -24,7 +24,7 @@ from fedsim_userdp.data.layout import (
     release_pages,
     sync_folder,
 )
-from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, eos_of
+from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, bos_of, eos_of
 from fedsim_userdp.privacy.cache import default_cache_dir
 
 CHECKED_IN_FULL_BYTES = 64 << 20
@@ -214,9 +214,11 @@ def open_store(
         cache_dir: Parent folder of stores; None for the platform's cache folder, see `default_cache_dir`.
 
     Raises:
-        DataError: the corpus is missing or unreadable, no user is left, or the cache cannot be written.
+        DataError: the corpus is missing or unreadable, or changes while it is read, no user is left, or the cache
+            cannot be written.
     """
     eos_of(tokenizer, settings)
+    bos_of(tokenizer, settings)
     fingerprint = store_fingerprint(corpus, tokenizer, settings)
     parent = cache_dir if cache_dir is not None else default_cache_dir()
     if store := _found(parent / f"tokens-{fingerprint}"):
@@ -232,7 +234,7 @@ def _found(folder: Path) -> TokenStore | None:
         return None
     try:
         return TokenStore(folder)
-    except DataError as error:
+    except (DataError, OSError) as error:
         log.warning("%s; building it anew", error)
         return None
 
@@ -245,6 +247,8 @@ def _built(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, parent
             if stale.exists():
                 shutil.rmtree(stale)
         build_store(corpus, tokenizer, settings, building, fingerprint)
+        if store_fingerprint(corpus, tokenizer, settings) != fingerprint:
+            raise DataError(f"corpus {corpus.name!r} changed while it was read: start again once nobody writes to it")
         building.rename(folder)
         sync_folder(parent)
     except OSError as error:

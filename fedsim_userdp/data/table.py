@@ -8,20 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from fedsim_userdp.data.arrow_rows import datasets_files, read_datasets_folder, read_parquet
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
-from fedsim_userdp.data.ids import id_of
+from fedsim_userdp.data.csv_rows import read_csv
+from fedsim_userdp.data.ids import REWRITTEN, id_of
 from fedsim_userdp.data.owner_cells import check_owner, owners_of
-from fedsim_userdp.data.rows import (
-    Row,
-    RowReader,
-    datasets_files,
-    decode_text,
-    read_csv,
-    read_datasets_folder,
-    read_jsonl,
-    read_parquet,
-)
-from fedsim_userdp.data.source import files_in, fingerprint_files, require_path, short
+from fedsim_userdp.data.rows import Row, RowReader, decode_text, read_jsonl
+from fedsim_userdp.data.source import files_in, fingerprint_files, of_one_split, require_path, short
 
 Form = Literal["jsonl", "csv", "parquet", "datasets"]
 SHOWN_COLUMNS = 12
@@ -32,8 +25,9 @@ class TableCorpus:
     """A user's own table: JSONL, CSV, Parquet, or a folder saved by Hugging Face `datasets`.
 
     The same user id in several files is one user, read as `ids.id_of` has it: white space around it aside, whole
-    numbers as such. A row without an id is left out and counted, one without text is blank and counted; a missing
-    column is refused, and so are several users in a row, ids such as "7.0", and owners that cannot be read for certain.
+    numbers as such. A row without an id is left out and counted, one without text is blank and counted. Refused are a
+    missing column, files of several splits, several users in a row, ids such as "7.0", and owners that cannot be read
+    for certain.
 
     Args:
         path: A file, or a folder of such files, which are read in alphabetical order.
@@ -43,12 +37,14 @@ class TableCorpus:
         owners_column: Column with further owners of the record: a list, or ids separated by `owners_separator`; see
             `owner_cells.owners_of`.
         owners_separator: Separates owners in a text column; not empty.
-        delimiter: Separates fields of a CSV file.
+        delimiter: Separates fields of a CSV file; "\\t", as it comes from a command line, is a tab. See
+            `csv_rows.read_csv` for files that say it themselves.
         name: What to call the corpus in tables; None for its form.
         license: Licence of the text, for the model card.
 
     Raises:
-        DataError: an unknown form, a delimiter that is not one character, or an empty separator.
+        DataError: an unknown form, a delimiter that is not one character, an empty separator, or a column's name that
+            is none.
     """
 
     source = "local files"
@@ -68,15 +64,16 @@ class TableCorpus:
     ) -> None:
         if form not in ("jsonl", "csv", "parquet", "datasets"):
             raise DataError(f"form must be jsonl, csv, parquet or datasets, got {form!r}")
-        if len(delimiter) != 1:
-            raise DataError(f"delimiter must be one character, got {delimiter!r}")
+        delimiter = "\t" if delimiter == "\\t" else delimiter
+        if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
+            raise DataError(f"delimiter must be one character and no quote, such as ';' or '\\t', got {delimiter!r}")
         if not isinstance(owners_separator, str) or not owners_separator:
             raise DataError(f"owners_separator must be text that is not empty, got {owners_separator!r}")
         self.path = path
         self.form = form
-        self.user_column = user_column
-        self.text_column = text_column
-        self.owners_column = owners_column
+        self.user_column = column_name(user_column, "user_column")
+        self.text_column = column_name(text_column, "text_column")
+        self.owners_column = None if owners_column is None else column_name(owners_column, "owners_column")
         self.owners_separator = owners_separator
         self.delimiter = delimiter
         self.name = name or form
@@ -109,17 +106,22 @@ class TableCorpus:
     def _places(self, dropped: DropCounts | None = None) -> list[Path]:
         """What the reader is called with; counts what else lies there."""
         root = self._root()
-        return [root] if self.form == "datasets" else files_in(root, SUFFIXES[self.form], dropped)
+        if self.form == "datasets":
+            return [root]
+        return of_one_split(files_in(root, SUFFIXES[self.form], dropped), root)
 
     def _reader(self) -> RowReader:
         """The reader of this form."""
+        columns = [name for name in dict.fromkeys([self.user_column, self.text_column, self.owners_column]) if name]
         if self.form == "csv":
-            return partial(read_csv, delimiter=self.delimiter)
-        return {"jsonl": read_jsonl, "parquet": read_parquet, "datasets": read_datasets_folder}[self.form]
+            return partial(read_csv, delimiter=self.delimiter, columns=columns)
+        if self.form == "jsonl":
+            return read_jsonl
+        return partial(read_parquet if self.form == "parquet" else read_datasets_folder, columns=columns)
 
     def _record(self, row: Row, at: str) -> Record | None:
         """One row as a record, or None after counting why not."""
-        user_id = user_of(row, self.user_column, at)
+        user_id = user_of(row, self.user_column, self.dropped, at)
         if user_id is None:
             self.dropped.add("row without a user id", at=at)
             return None
@@ -139,6 +141,17 @@ class TableCorpus:
         value = column(row, self.owners_column, "data.owners_column", at)
         with _naming(self.owners_column):
             return owners_of(value, self.owners_separator, at)
+
+
+def column_name(name: object, key: str) -> str:
+    """Returns the name of a column, which may be a number on the command line (`data.user_column=0`).
+
+    Raises:
+        DataError: it is neither text nor a number, or empty.
+    """
+    if isinstance(name, bool) or not isinstance(name, str | int | float) or name == "":
+        raise DataError(f"{key} must be a column's name, got {name!r}")
+    return str(name)
 
 
 def column(row: Row, name: str, key: str, at: str) -> object:
@@ -167,13 +180,17 @@ def one_user(value: object, at: str) -> object:
     return value
 
 
-def user_of(row: Row, name: str, at: str) -> str | None:
-    """Returns the id in the user column `name`, None where there is none.
+def user_of(row: Row, name: str, dropped: DropCounts, at: str) -> str | None:
+    """Returns the id in the user column `name`, None where there is none; counts a text that is read as another.
 
     Raises:
         DataError: there is no such column, or it holds several users, or an id that could be two; see `ids.id_of`.
     """
-    return id_of(one_user(column(row, name, "data.user_column", at), at), f"{at}: column {name!r}")
+    value = one_user(column(row, name, "data.user_column", at), at)
+    user_id = id_of(value, f"{at}: column {name!r}")
+    if user_id is not None and isinstance(value, str) and value != user_id:
+        dropped.add(REWRITTEN, at=at)
+    return user_id
 
 
 def text_of(value: object, dropped: DropCounts, at: str) -> str | None:

@@ -37,14 +37,16 @@ class TokenSettings:
     """How records become tokens.
 
     Attributes:
-        window: Longest record in tokens, end mark included; >= 2.
+        window: Longest record in tokens, marks of beginning and end included; >= 2.
         long_records: "split" cuts a longer record into consecutive windows, each a record of its own;
             "truncate" keeps the first window only.
-        min_tokens: A record or window shorter than this is left out; in [2, window], as predicting the next
-            token needs two.
+        min_tokens: A record or window shorter than this, its beginning mark aside, is left out; in [2, window], as
+            predicting the next token needs two.
         min_words: Users with fewer words in all their text are left out; >= 0, 0 keeps all. It looks at one
             user's data only, so no other user can change who stays.
         append_eos: Whether a record ends with the tokenizer's end-of-text token.
+        prepend_bos: Whether every record, each window of a split one too, begins with the tokenizer's
+            beginning-of-text token; "auto" where the tokenizer itself puts it before a text.
 
     Raises:
         DataError: a value outside its range.
@@ -55,6 +57,7 @@ class TokenSettings:
     min_tokens: int = 2
     min_words: int = 64
     append_eos: bool = True
+    prepend_bos: Literal["auto"] | bool = "auto"
 
     def __post_init__(self) -> None:
         if self.window < 2:
@@ -65,6 +68,8 @@ class TokenSettings:
             raise DataError(f"min_words must be at least 0, got {self.min_words}")
         if self.long_records not in ("split", "truncate"):
             raise DataError(f"long_records must be 'split' or 'truncate', got {self.long_records!r}")
+        if self.prepend_bos != "auto" and not isinstance(self.prepend_bos, bool):
+            raise DataError(f"prepend_bos must be auto, true or false, got {self.prepend_bos!r}")
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -92,17 +97,55 @@ def eos_of(tokenizer: Tokenizer, settings: TokenSettings) -> list[int]:
     if not settings.append_eos:
         return []
     if tokenizer.eos_token_id is None:
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise DataError(
-            f"tokenizer {name} has no end-of-text token: give it an eos_token or set tokens.append_eos=false"
+            f"tokenizer {_name(tokenizer)} has no end-of-text token: give it an eos_token or set "
+            "tokens.append_eos=false"
         )
     return [int(tokenizer.eos_token_id)]
+
+
+def bos_of(tokenizer: Tokenizer, settings: TokenSettings) -> list[int]:
+    """Returns what begins a record: one id, or nothing.
+
+    Raises:
+        DataError: a beginning mark is wanted and the tokenizer has none, or it leaves less room in a window than the
+            shortest record needs.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if settings.prepend_bos is True and bos is None:
+        raise DataError(
+            f"tokenizer {_name(tokenizer)} has no beginning-of-text token: give it a bos_token or set "
+            "tokens.prepend_bos=false"
+        )
+    is_wanted = _adds_bos(tokenizer, bos) if settings.prepend_bos == "auto" else settings.prepend_bos
+    if bos is None or not is_wanted:
+        return []
+    if settings.min_tokens >= settings.window:
+        raise DataError(
+            f"tokens.window={settings.window} has no room for {settings.min_tokens} tokens (tokens.min_tokens) after "
+            "the beginning-of-text token: raise it, or set tokens.prepend_bos=false"
+        )
+    return [int(bos)]
+
+
+def _adds_bos(tokenizer: Tokenizer, bos: int | None) -> bool:
+    """Whether the tokenizer puts its beginning-of-text token before a text that is encoded as its model expects it."""
+    if bos is None:
+        return False
+    (ids,) = tokenizer(["a"], add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+    return list(ids[:1]) == [bos]
+
+
+def _name(tokenizer: Tokenizer) -> str:
+    """What a tokenizer is called in messages."""
+    return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], settings: TokenSettings) -> list[NDArray[np.int64]]:
     """Returns the token ids of each text, uncut and without an end mark.
 
-    Special tokens spelt out in a text stay text: nobody can end a record by typing an end mark. A text of more
+    Special tokens spelt out in a text stay text: nobody can end a record by typing an end mark; see
+    `typed_text.TypedText` for added tokens that are not marked special. A text of more
     than 100,000 characters is tokenised in pieces cut at white space, which keeps memory bounded; with
     `long_records="truncate"` only as many pieces as the window can hold.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import KeysView, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,6 +73,11 @@ class StoreWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
+
+    @property
+    def people(self) -> KeysView[str]:
+        """Ids of all users and owners so far, in order of appearance."""
+        return self._people.keys()
 
     def add_words(self, user_id: str, num_words: int) -> None:
         """Counts `num_words` (>= 0) more words for the user, who need not have a record yet."""

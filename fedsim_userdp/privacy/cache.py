@@ -1,7 +1,7 @@
 """Answers kept on disk between processes. Losing the cache costs time only; a damaged entry is as good as none.
 
 One JSON file for each question in the folder that `default_cache_dir` names. A file holds its whole question, so that a
-collision or a stale version is noticed.
+collision or a stale version is noticed, and a checksum, so that an answer that was changed since is.
 """
 
 import functools
@@ -35,10 +35,10 @@ def remembered(question: tuple[str | float, ...], compute: Callable[[], float], 
         return compute()
     key = json.dumps([ALGORITHM_VERSION, *_versions(), *question])
     path = default_cache_dir() / "accounting" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-    answer = _read(path, key)
+    answer = read_answer(path, key)
     if answer is None:
         answer = compute()
-        _write(path, key, answer)
+        write_answer(path, key, answer)
     return answer
 
 
@@ -72,22 +72,30 @@ def _versions() -> tuple[str, ...]:
     return tuple(metadata.version(name) for name in ("dp_accounting", "numpy", "scipy"))
 
 
-def _read(path: Path, key: str) -> float | None:
-    """The answer in a file, or None where there is no sound one."""
+def read_answer(path: Path, question: str) -> float | None:
+    """Returns the finite answer to `question` that `write_answer` put into a file, None where it is not there whole."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    answer = entry.get("answer") if isinstance(entry, dict) and entry.get("question") == key else None
-    return answer if isinstance(answer, float) and math.isfinite(answer) else None
+    answer = entry.get("answer") if isinstance(entry, dict) else None
+    if not isinstance(answer, float) or not math.isfinite(answer):
+        return None
+    return answer if entry == _entry(question, answer) else None
 
 
-def _write(path: Path, key: str, answer: float) -> None:
+def write_answer(path: Path, question: str, answer: float) -> None:
     """Puts an answer into a file at once, so that a reader sees all of it or nothing; a full disk is no error."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump({"question": key, "answer": float(answer)}, file)
+            json.dump(_entry(question, float(answer)), file)
         os.replace(file.name, path)
     except OSError:
         return
+
+
+def _entry(question: str, answer: float) -> dict[str, str | float]:
+    """What a file holds: the question, the answer and a checksum of both."""
+    seal = hashlib.sha256(json.dumps([question, answer]).encode()).hexdigest()
+    return {"question": question, "answer": answer, "sha256": seal}

@@ -1,7 +1,6 @@
 """How many tokens a micro-batch may hold: measured on the model itself, kept on disk between runs."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.stacked import stack
+from fedsim_userdp.privacy.cache import read_answer, write_answer
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import StepAddress, Unit, collate
 from fedsim_userdp.training.gradients import UnitGradients
@@ -96,15 +96,11 @@ def remembered_measurement(question: str, cache_dir: Path, measure: Callable[[],
     Args:
         question: all that the answer depends on; its hash names the file.
         cache_dir: the cache folder; answers are in its folder `measurements`, made when need be.
-        measure: returns the answer, in bytes per token; called when there is none that can be read.
+        measure: returns the answer, in bytes per token; called when there is none, or not as it was written.
     """
     file = cache_dir / "measurements" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
-    try:
-        return float(json.loads(file.read_text(encoding="utf-8"))["bytes_per_token"])
-    except (OSError, ValueError, KeyError, TypeError):
+    answer = read_answer(file, question)
+    if answer is None:
         answer = measure()
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"question": question, "bytes_per_token": answer}), encoding="utf-8")
-    temporary.replace(file)
+        write_answer(file, question, answer)
     return answer

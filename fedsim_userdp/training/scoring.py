@@ -1,6 +1,8 @@
 """How surprising a record is to the frozen public base model, for choosing records by perplexity."""
 
 import hashlib
+import logging
+import time
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -11,6 +13,10 @@ from transformers import PreTrainedModel
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.losses import record_losses
+
+SECONDS_BETWEEN_WORDS = 10.0
+
+_log = logging.getLogger(__name__)
 
 
 class BaseModelScorer:
@@ -26,17 +32,26 @@ class BaseModelScorer:
 
     def __init__(self, source: ModelSource, batch_size: int = 64) -> None:
         self.source, self.batch_size = source, batch_size
+        self._num_records = self._num_users = 0
+        self._told_at = time.monotonic()
 
     def __call__(self, records: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns the records' mean token losses in nats, float64, shape [len(records)]."""
+        """Returns the records' mean token losses in nats, float64, shape [len(records)]; tells of its progress."""
         starts = range(0, len(records), self.batch_size)
-        return np.concatenate([self._scores(records[start : start + self.batch_size]) for start in starts])
+        losses = [self._scores(records[start : start + self.batch_size]) for start in starts]
+        self._num_users += 1
+        return np.concatenate(losses)
 
     @torch.inference_mode()
     def _scores(self, records: Sequence[np.ndarray]) -> np.ndarray:
         """The losses of one batch."""
         batch = collate([Unit(i, [record]) for i, record in enumerate(records)], self.source.torch_device)
-        return record_losses(self._model, batch).cpu().double().numpy()
+        losses = record_losses(self._model, batch).cpu().double().numpy()
+        self._num_records += len(records)
+        if time.monotonic() - self._told_at >= SECONDS_BETWEEN_WORDS:
+            _log.warning("scoring records: %s of %s users so far", f"{self._num_records:,}", f"{self._num_users + 1:,}")
+            self._told_at = time.monotonic()
+        return losses
 
     @cached_property
     def _model(self) -> PreTrainedModel:
@@ -53,4 +68,4 @@ class BaseModelScorer:
 
     def __getstate__(self) -> dict[str, object]:
         """What is pickled: everything but the loaded model."""
-        return {"source": self.source, "batch_size": self.batch_size}
+        return {name: value for name, value in vars(self).items() if name != "_model"}

@@ -1,9 +1,11 @@
+import base64
 import time
 
 import pytest
 
 from fedsim_userdp.data.addresses import addresses_of, people_of
 from fedsim_userdp.data.email_text import parse_email
+from fedsim_userdp.data.ids import unseen_in
 
 
 def read(to, header="To"):
@@ -92,6 +94,13 @@ def test_all_headers_that_name_people_are_read(header):
 )
 def test_people_named_without_an_address_are_not_taken_for_nobody(headers, is_complete):
     assert people_of(parse_email(f"From: me@x.com\n{headers}\n\nbody".encode())).is_complete is is_complete
+
+
+def test_what_cannot_be_seen_in_an_address_makes_nobody_else():
+    for hidden, seen in (("d\u200be@x\xad.com", "de@x.com"), ("</CN=JOHN\xa0SMITH>", "/cn=john smith")):
+        found, _ = read(f"=?utf-8?b?{base64.b64encode(hidden.encode()).decode()}?=")
+        assert seen in found
+        assert not any(unseen_in(name) for name in found)
 
 
 def test_the_text_of_a_message_changes_nothing_about_its_people():

@@ -37,6 +37,7 @@ def test_messages_without_sender_or_text_are_counted_with_the_conversation(corpu
     [
         ("{", r"dataset\.json: not valid JSON"),
         ("", r"dataset\.json: not valid JSON"),
+        ("[" * 100_000, r"dataset\.json: not valid JSON"),
         ([], r"dataset\.json: expected one JSON object of conversations, found list"),
         ({"x": {"turns": []}}, r"dataset\.json: conversation x is not in the chit-chat form"),
         ({"x": {"messages": [["hi"]]}}, r"conversation x is not in the chit-chat form"),

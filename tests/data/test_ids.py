@@ -2,13 +2,16 @@
 
 import csv
 import json
+import re
+import sys
+import unicodedata
 from decimal import Decimal
 
 import pytest
 
 from fedsim_userdp.data.chitchat import ChitchatCorpus
 from fedsim_userdp.data.corpus import DataError, Record
-from fedsim_userdp.data.ids import id_of, plain_id
+from fedsim_userdp.data.ids import REWRITTEN, UNSEEN, id_of, plain_id, unseen_in
 from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
 from fedsim_userdp.data.table import TableCorpus
 
@@ -29,7 +32,28 @@ AS_FRACTION = [
     "1.5e3",
     " 1.0\u200b",
 ]
+HIDDEN = {
+    "\0": "U+0000",
+    "\n": "U+000A",
+    "\x1b": "U+001B",
+    "\xa0": "U+00A0 NO-BREAK SPACE",
+    "\xad": "U+00AD SOFT HYPHEN",
+    "\u034f": "U+034F COMBINING GRAPHEME JOINER",
+    "\u115f": "U+115F HANGUL CHOSEONG FILLER",
+    "\u200b": "U+200B ZERO WIDTH SPACE",
+    "\u202e": "U+202E RIGHT-TO-LEFT OVERRIDE",
+    "\u2800": "U+2800 BRAILLE PATTERN BLANK",
+    "\u3000": "U+3000 IDEOGRAPHIC SPACE",
+    "\u3164": "U+3164 HANGUL FILLER",
+    "\ufe0f": "U+FE0F VARIATION SELECTOR-16",
+    "\U000e0041": "U+E0041 TAG LATIN CAPITAL LETTER A",
+}
+SAID = ["c: an id", "f:1: an id", "f:1: an owner"]
+WITHOUT_A_SHAPE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+# Signs of format that are seen, over the number or name after them (Prepended_Concatenation_Mark).
+SEEN_FORMAT = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 OTHERS = ["1", "01", "+1", "1e3", "12e45678", "1.5", "1.10", "v1.0", "1.0.0", "ann", "Ann", "a b", "nan", "-", "."]
+OTHERS += ["\u0627 \u0628", "\U0001f600"]
 
 
 def ids_of(store):
@@ -131,6 +155,74 @@ def test_a_plain_id_stays_plain():
     assert plain_id(" \u200b") == ""
 
 
+@FORMS
+@pytest.mark.parametrize("sign", HIDDEN)
+def test_what_cannot_be_seen_within_an_id_is_refused_by_place_and_name(form, sign, tmp_path):
+    path = write_table(tmp_path, form, [("ann", "x", "boss"), (f"an{sign}n", "y", "boss")])
+    with pytest.raises(DataError, match=rf"mine\.{form}:( row )?\d: column 'user_id': an id holds") as refusal:
+        list(TableCorpus(path, form).records())
+    assert HIDDEN[sign] in str(refusal.value)
+    assert sign not in str(refusal.value)
+
+
+@FORMS
+@pytest.mark.parametrize("sign", sorted(HIDDEN.keys() - {"\n"}))
+def test_what_cannot_be_seen_within_an_owner_is_refused_by_place_and_name(form, sign, tmp_path):
+    path = write_table(tmp_path, form, [("ann", "x", "boss"), ("ann", "y", f"bo{sign}ss")])
+    with pytest.raises(DataError, match=rf"mine\.{form}:( row )?[23]: an owner holds .*\(column 'to'\)$") as refusal:
+        list(TableCorpus(path, form, owners_column="to").records())
+    assert HIDDEN[sign] in str(refusal.value)
+
+
+@pytest.mark.parametrize("sign", HIDDEN)
+def test_what_cannot_be_seen_is_refused_from_every_source(sign, tmp_path, store_of):
+    turns = [[message("some words", "ann")], [message("more words", f"an{sign}n")]]
+    (tmp_path / "dataset.json").write_text(json.dumps({"c": {"messages": turns}}))
+    of_its_own = [
+        MemoryCorpus([Record(f"an{sign}n", "some text", at="f:1")]),
+        MemoryCorpus([Record("ann", "some text", (f"bo{sign}ss",), at="f:1")]),
+    ]
+    for corpus, what in zip([ChitchatCorpus(tmp_path), *of_its_own], SAID, strict=True):
+        with pytest.raises(DataError, match=rf"{what} holds {re.escape(HIDDEN[sign])}.* cannot be seen"):
+            store_of(corpus)
+
+
+def test_all_that_unicode_has_without_a_shape_is_known():
+    formless = {sign for sign in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(sign) in WITHOUT_A_SHAPE}
+    assert formless - set(SEEN_FORMAT) <= set(UNSEEN)
+    assert all(unseen_in(f"a{sign}b") for sign in UNSEEN if sign != " ")
+
+
+def test_joiners_that_words_and_emoji_need_make_no_other_user(tmp_path, store_of):
+    words = ["\u0645\u06cc\u200c\u0631", "\u0645\u06cc\u0631", "a\u200d\U0001f600", "a\U0001f600"]
+    path = write_table(tmp_path, "jsonl", [(word, "some text", f"x;{word}") for word in words])
+    store = store_of(TableCorpus(path, owners_column="to"))
+    assert (ids_of(store), store.stats.num_owners) == ([words[1], words[3]], 3)
+
+
+ALIKE = ["ann", "Ann", "\uff21nn", "ann  b", "ANN b", "bob", "bo b", "stra\xdfe", "STRASSE"]
+
+
+def test_ids_like_another_but_for_case_width_or_spaces_stay_apart_and_are_told_once(store_of, caplog):
+    corpus = MemoryCorpus([Record(name, "some text", ("boss", "BOSS")) for name in ALIKE])
+    assert ids_of(store_of(corpus)) == ALIKE
+    (told,) = caplog.messages
+    assert told.startswith("corpus memory: 9 ids are like another")
+    assert ids_of(store_of(corpus)) == ALIKE
+    assert caplog.messages == [told]
+
+
+def test_nothing_is_told_of_ids_that_are_not_alike(store_of, caplog):
+    store_of(MemoryCorpus([Record(name, "some text") for name in OTHERS if name != "Ann"]))
+    assert not caplog.messages
+
+
+@FORMS
+def test_ids_in_another_form_are_counted(form, tmp_path, store_of):
+    path = write_table(tmp_path, form, [(spelling, "some text", "") for spelling in SAME])
+    assert store_of(TableCorpus(path, form)).stats.dropped == {REWRITTEN: len(SAME) - 1}
+
+
 def test_a_sender_in_two_spellings_is_one_user_of_a_conversation(tmp_path, store_of):
     turns = [[message(f"some words {at}", spelling)] for at, spelling in enumerate(SAME)]
     (tmp_path / "dataset.json").write_text(json.dumps({"c": {"messages": turns}}))
@@ -141,7 +233,8 @@ def test_a_sender_in_two_spellings_is_one_user_of_a_conversation(tmp_path, store
 def test_a_user_of_a_corpus_of_ones_own_is_one_in_any_spelling(store_of):
     corpus = MemoryCorpus([Record(spelling, f"some text {at}") for at, spelling in enumerate([*SAME, "\u200b"])])
     store = store_of(corpus)
-    assert (ids_of(store), store.stats.dropped) == ([NFC], {"record without a user id": 1})
+    assert ids_of(store) == [NFC]
+    assert store.stats.dropped == {"record without a user id": 1, REWRITTEN: len(SAME) - 1}
 
 
 def test_a_store_is_built_anew_when_ids_come_out_otherwise(store_of, monkeypatch):

@@ -1,4 +1,6 @@
 import os
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ SELECTORS = {
     "shortest": ShortestRecords(),
     "highest_perplexity": PerplexityRecords(True, mean_token),
     "lowest_perplexity": PerplexityRecords(False, mean_token),
+    "highest_of_a_pool": PerplexityRecords(True, mean_token, pool=3),
     "random_chunk": RandomChunks(window=8),
 }
 
@@ -125,6 +128,33 @@ def test_perplexity_without_a_scorer_or_with_a_wrong_number_of_scores_is_refused
         PerplexityRecords().bind(lambda _: np.zeros(2)).select(records, 1, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize(
+    ("num_records", "k", "pool", "num_scored"), [(100_000, 4, 2000, 2000), (50, 9, 5, 9), (5, 2, 5, 5)]
+)
+def test_no_more_than_a_pool_of_a_users_records_is_scored(num_records, k, pool, num_scored):
+    records, scored = [np.array([n, n]) for n in range(num_records)], []
+
+    def score(some):
+        scored.append(len(some))
+        return mean_token(some)
+
+    chosen = PerplexityRecords(True, score, pool).select(records, k, np.random.default_rng(0))
+    assert scored == [num_scored]
+    numbers = [int(record[0]) for record in chosen]
+    assert numbers == sorted(numbers, reverse=True)
+    assert len(set(numbers)) == k
+
+
+def test_a_pool_follows_from_the_users_generator_and_reaches_every_record():
+    records = [np.array([n, n]) for n in range(20)]
+    selector = PerplexityRecords(True, mean_token, pool=5)
+    chosen = [[int(r[0]) for r in selector.select(records, 2, np.random.default_rng(seed))] for seed in range(200)]
+    assert chosen[7] == [int(r[0]) for r in selector.select(records, 2, np.random.default_rng(7))]
+    assert {number for some in chosen for number in some} >= set(range(8, 20))
+    with pytest.raises(ValueError, match="pool must be a whole number of records, at least 1, got 0"):
+        PerplexityRecords(pool=0)
+
+
 def test_binding_leaves_the_original_unbound():
     selector = PerplexityRecords()
     assert selector.bind(mean_token).score_fn is mean_token
@@ -184,8 +214,38 @@ def test_cached_scores_are_apart_by_corpus_and_model(tmp_path):
     assert len(paths) == 4
 
 
-def test_a_score_cache_that_is_no_database_is_refused_by_name(tmp_path):
+def broken_page(content):
+    return content[:100] + b"\xff" * (len(content) - 100)
+
+
+@pytest.mark.parametrize("damaged", [lambda content: b"not a database at all" * 100, broken_page, lambda content: b""])
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_score_cache_that_is_no_database_is_started_anew(tmp_path, damaged, is_open):
+    records = [np.arange(3), np.arange(1, 4)]
     scores = CachedScores(mean_token, tmp_path, corpus="c", model="m")
-    scores.path.write_bytes(b"not a database at all" * 100)
+    scores(records)
+    scores.path.write_bytes(damaged(scores.path.read_bytes()))
+    if not is_open:
+        scores = CachedScores(mean_token, tmp_path, corpus="c", model="m")
+    assert scores(records).tolist() == [1.0, 2.0]
+    unused = CachedScores(None, tmp_path, corpus="c", model="m")
+    assert unused(records).tolist() == [1.0, 2.0]
+    assert scores.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_score_cache_that_cannot_be_opened_is_refused_by_name(tmp_path):
+    scores = CachedScores(mean_token, tmp_path, corpus="c", model="m")
+    scores.path.unlink()
+    scores.path.mkdir()
     with pytest.raises(ValueError, match=r"scores-.*\.sqlite: score cache cannot be used .*; delete it"):
         scores([np.arange(3)])
+
+
+@pytest.mark.parametrize("losses", [b"", bytes(16), bytes(32), "text", 7.0, np.full(4, np.nan).tobytes()])
+def test_kept_scores_that_are_not_what_was_written_are_computed_anew(tmp_path, losses):
+    records = [np.arange(3), np.arange(1, 4)]
+    scores = CachedScores(mean_token, tmp_path, corpus="c", model="m")
+    scores(records)
+    with closing(sqlite3.connect(scores.path)) as connection, connection:
+        connection.execute("UPDATE scores SET losses = ?", (losses,))
+    assert scores(records).tolist() == [1.0, 2.0]

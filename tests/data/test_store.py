@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import signal
@@ -12,6 +13,7 @@ import pytest
 from fedsim_userdp.data.corpus import DataError, Record
 from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.store import TokenStore, open_store
+from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.data.writer import StoreWriter
 from fedsim_userdp.privacy.cache import default_cache_dir
@@ -93,7 +95,14 @@ def test_store_is_built_once_and_opened_afterwards(store_of):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"window": 9}, {"long_records": "truncate"}, {"min_tokens": 3}, {"min_words": 1}, {"append_eos": False}],
+    [
+        {"window": 9},
+        {"long_records": "truncate"},
+        {"min_tokens": 3},
+        {"min_words": 1},
+        {"append_eos": False},
+        {"prepend_bos": False},
+    ],
 )
 def test_each_setting_has_a_store_of_its_own(store_of, changed):
     plain = {"window": 8, "min_words": 0}
@@ -195,6 +204,67 @@ def test_corrupt_store_is_refused_by_name_and_built_anew_by_open_store(store_of,
     with pytest.raises(DataError, match=victim.name):
         TokenStore(store.path)
     assert all_records(store_of(memory_corpus())) == expected
+
+
+def without(content, key):
+    return {name: value for name, value in content.items() if name != key}
+
+
+DAMAGES = {
+    "a count that is wrong": lambda meta: meta | {"stats": meta["stats"] | {"num_records": 4}},
+    "a count that is none": lambda meta: meta | {"stats": meta["stats"] | {"num_users": float("nan")}},
+    "a count of zero": lambda meta: meta | {"stats": meta["stats"] | {"num_words": 0}},
+    "a count that is text": lambda meta: meta | {"stats": meta["stats"] | {"num_places": "3"}},
+    "a missing count": lambda meta: meta | {"stats": without(meta["stats"], "num_words")},
+    "missing reasons": lambda meta: meta | {"stats": without(meta["stats"], "dropped")},
+    "reasons that are a list": lambda meta: meta | {"stats": meta["stats"] | {"dropped": [1]}},
+    "a missing array": lambda meta: meta | {"arrays": without(meta["arrays"], "id_bytes")},
+    "an array of objects": lambda meta: meta | {"arrays": meta["arrays"] | {"tokens": ["|O", 1, ""]}},
+    "another fingerprint": lambda meta: meta | {"fingerprint": "0" * 32},
+    "no seal": lambda meta: without(meta, "sha256"),
+    "a list": lambda meta: [meta],
+    "a number": lambda meta: 7,
+    "null": lambda meta: None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_a_store_says_of_itself_is_not_believed_when_it_was_changed(store_of, damage):
+    corpus = memory_corpus()
+    store = store_of(corpus)
+    meta = json.loads((store.path / META).read_text())
+    (store.path / META).write_text(json.dumps(DAMAGES[damage](meta)))
+    with pytest.raises(DataError, match=r"store\.json: not .*delete"):
+        TokenStore(store.path)
+    assert store_of(corpus).stats == store.stats
+    assert corpus.num_passes == 2
+
+
+@pytest.mark.parametrize("content", [b"[" * 1_000_000, b'{"a":' * 1_000_000, b"\xff", b""])
+def test_a_store_that_cannot_be_read_is_built_anew(store_of, content):
+    store = store_of(memory_corpus())
+    (store.path / META).write_bytes(content)
+    assert store_of(memory_corpus()).stats == store.stats
+
+
+def test_a_corpus_that_changes_while_it_is_read_leaves_no_store(tmp_path, store_of):
+    file = tmp_path / "mine.jsonl"
+    rows = [json.dumps({"user_id": "ann", "text": "some words"}) + "\n"] * 3
+    file.write_text("".join(rows))
+    corpus = TableCorpus(file)
+    calm, records = corpus.records, iter(corpus.records())
+
+    def under_way():
+        yield next(records)
+        file.write_text("".join(rows * 2))
+        yield from records
+
+    corpus.records = under_way
+    with pytest.raises(DataError, match="corpus 'jsonl' changed while it was read: start again"):
+        store_of(corpus)
+    assert not [place for place in (tmp_path / "cache").iterdir() if place.suffix != ".lock"]
+    corpus.records = calm
+    assert store_of(corpus).stats.num_records == 6
 
 
 def test_cache_that_cannot_be_written_is_refused_in_a_sentence(tmp_path, keep_all):

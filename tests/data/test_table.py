@@ -1,6 +1,9 @@
 """Bad input in a user's own table: handled and counted, or refused by file and line."""
 
+import bz2
+import gzip
 import json
+import lzma
 import subprocess
 import sys
 
@@ -33,7 +36,21 @@ def file(tmp_path):
         ('{"user_id": "a", "text": "x"}\n\n[1]\n', r"mine\.jsonl:3: expected a JSON object, found list"),
         ('{"user": "a", "text": "x"}', r"mine\.jsonl:1: no column 'user_id'; it has 'user', 'text'; set data\.user_c"),
         ('{"user_id": "a"}', r"mine\.jsonl:1: no column 'text'; .* set data\.text_column=NAME"),
-        ("[" * 100_000, r"mine\.jsonl:1: not valid JSON"),
+        ('{"a":' * 100_000, r"mine\.jsonl:1: not valid JSON"),
+        ("[" * 100_000, r"mine\.jsonl:1: the file is a JSON array"),
+        (
+            '\ufeff\n [{"user_id": "a", "text": "x"}]',
+            r"mine\.jsonl:2: the file is a JSON array; write one object a line",
+        ),
+        ("[\n{}\n]", r"mine\.jsonl:1: the file is a JSON array"),
+        (
+            '{\n"user_id": "a", "text": "x"}',
+            r"mine\.jsonl:1: not valid JSON: .*; JSON lines have one whole object a line",
+        ),
+        (gzip.compress(b'{"user_id": "a", "text": "x"}'), r"mine\.jsonl:1: the file is compressed: unpack it first"),
+        (bz2.compress(b"x"), r"mine\.jsonl:1: the file is compressed"),
+        (lzma.compress(b"x"), r"mine\.jsonl:1: the file is compressed"),
+        ('{"user_id": "a", "text": "x"}'.encode("utf-16-le"), r"mine\.jsonl:1: the file is UTF-16; save it as UTF-8"),
         ('{"user_id": "a", "text": "x", "to": "b", "to": "c"}', r"mine\.jsonl:1: not valid JSON: a name stands twice"),
         ('{"user_id": ' + "9" * 5000 + ', "text": "x"}', r"mine\.jsonl:1: not valid JSON: Exceeds the limit"),
         ('{"user_id": "a", "text": "x"}'.encode("utf-16"), r"mine\.jsonl:1: the file is UTF-16; save it as UTF-8"),
@@ -53,11 +70,86 @@ def test_bad_jsonl_is_refused_by_file_and_line(file, content, message):
         ("user_id,words\na,x\n", r"mine\.csv:2: no column 'text'; it has 'user_id', 'words'"),
         ("text,text\na,x\n", r"mine\.csv:1: column 'text' appears twice"),
         ("user_id,text\na,x".encode("utf-16"), r"mine\.csv:1: the file is UTF-16"),
+        ("user_id,text\na,x".encode("utf-16-be"), r"mine\.csv:1: the file is UTF-16"),
+        (gzip.compress(b"user_id,text\na,x"), r"mine\.csv:1: the file is compressed: unpack it first"),
+        (
+            b"PK\x03\x04\x14\0\x06\0\x08\0",
+            r"mine\.csv:1: the file is a zip archive or a workbook: .* save the sheet as CSV",
+        ),
+        ("user_id;text\na;x\n", r"mine\.csv:1: fields are separated by ';', not ',': set data\.delimiter=';'"),
+        ("user_id\ttext\na\tx, y\n", r"mine\.csv:1: fields are separated by '\\t', not ',': set data\.delimiter='\\t'"),
+        ('"user_id";"text"\n"a";"x"\n', r"mine\.csv:1: fields are separated by ';'"),
+        ("\ufeffuser_id|text|n, m\na|x|1\n", r"mine\.csv:1: fields are separated by '|'"),
+        ("user_id,text,,\na,hello, there,\n", r"mine\.csv:2: 4 fields, expected 2 as in the header"),
+        ("user_id,text,,\na\n", r"mine\.csv:2: 1 fields, expected 2 as in the header"),
+        ("user_id,,text,user_id\na,b,c,d\n", r"mine\.csv:1: column 'user_id' appears twice"),
     ],
 )
 def test_bad_csv_is_refused_by_file_and_line(file, content, message):
     with pytest.raises(DataError, match=message):
         listed(TableCorpus(file(content, "mine.csv"), "csv"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "sep=;\nuser_id;text\na;x, y\n",
+        "\ufeffsep=;\r\nuser_id;text\r\na;x, y\r\n",
+        '"sep=\t"\nuser_id\ttext\na\tx, y\n',
+        'sep=,,\nuser_id,text\na,"x, y"\n',
+        'SEP=|\n"user_id"|"text"\n"a"|"x, y"\n',
+        'user_id,text,,,\na,"x, y",,,\n',
+        'user_id,text,,\na,"x, y"\n',
+        'user_id,text\na,"x, y",,\n',
+        ',user_id,text\n0,a,"x, y"\n',
+        'user_id,,text,\na,1,"x, y",\n',
+        '\n,,\nuser_id,text\na,"x, y"\n',
+        '\ufeff"user_id","text"\r"a","x, y"\r',
+    ],
+)
+def test_csv_as_spreadsheets_and_libraries_write_it_is_read(file, content):
+    assert listed(TableCorpus(file(content, "mine.csv"), "csv")) == [("a", "x, y")]
+
+
+def test_a_line_is_named_as_an_editor_counts_it_after_a_sep_line(file):
+    with pytest.raises(DataError, match=r"mine\.csv:4: 1 fields, expected 2"):
+        listed(TableCorpus(file("sep=;\nuser_id;text\na;x\nb\n", "mine.csv"), "csv"))
+
+
+def test_rows_of_empty_fields_are_counted_as_rows_without_a_user(file):
+    corpus = TableCorpus(file("user_id,text,,\na,x,,\n,,,\n,,,\n", "mine.csv"), "csv")
+    assert listed(corpus) == [("a", "x")]
+    assert corpus.dropped.counts == {"row without a user id": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "delimiter"),
+    [("user_id\ttext\na\tx, y\n", ","), ('user_id,text\na,"x, y"\n', ","), ("user_id;text\na;x, y\n", ";")],
+)
+def test_a_tsv_file_has_tabs_unless_its_header_or_the_settings_say_otherwise(file, content, delimiter):
+    assert listed(TableCorpus(file(content, "mine.tsv"), "csv", delimiter=delimiter)) == [("a", "x, y")]
+
+
+def test_a_delimiter_is_a_tab_as_the_command_line_writes_it(file):
+    corpus = TableCorpus(file("user_id\ttext\na\tx, y\n", "mine.csv"), "csv", delimiter="\\t")
+    assert listed(corpus) == [("a", "x, y")]
+
+
+@pytest.mark.parametrize(
+    ("form", "content"), [("csv", "0,1,2\na,x,b\n"), ("jsonl", '{"0": "a", "1": "x", "2": ["b"]}')]
+)
+def test_columns_may_be_called_by_numbers(file, form, content):
+    path = file(content, f"mine.{form}")
+    (record,) = TableCorpus(path, form, user_column=0, text_column=1, owners_column=2).records()
+    assert (record.user_id, record.text, record.owners) == ("a", "x", ("b",))
+
+
+@pytest.mark.parametrize("name", [True, None, "", ["a"]])
+@pytest.mark.parametrize("key", ["user_column", "text_column", "owners_column"])
+def test_what_is_no_name_of_a_column_is_refused(key, name):
+    if (key, name) != ("owners_column", None):
+        with pytest.raises(DataError, match=f"{key} must be a column's name"):
+            TableCorpus("x", **{key: name})
 
 
 def test_fields_beyond_the_csv_limit_of_python_are_read(file):
@@ -223,7 +315,10 @@ def test_other_columns_and_delimiter_can_be_named(file):
     assert listed(corpus) == [("a", "x, y")]
 
 
-@pytest.mark.parametrize(("change", "name"), [({"form": "xml"}, "form"), ({"delimiter": "::"}, "delimiter")])
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"form": "xml"}, "form"), *(({"delimiter": bad}, "delimiter") for bad in ("::", "", 1, None, '"', "\n"))],
+)
 def test_unknown_form_and_long_delimiter_are_refused(change, name):
     with pytest.raises(DataError, match=f"{name} must be"):
         TableCorpus("x", **change)
@@ -252,6 +347,74 @@ def test_a_missing_column_of_a_parquet_file_is_refused_by_row(tmp_path):
         listed(TableCorpus(tmp_path / "mine.parquet", "parquet", text_column="body"))
 
 
+def unused(pyarrow):
+    """Columns that Python cannot hold, by name."""
+    utf8 = pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff"))
+    return {
+        "late": pyarrow.array([2**40], pyarrow.timestamp("s")),
+        "zone": pyarrow.array([0], pyarrow.timestamp("s", tz="Mars/Phobos")),
+        "nanoseconds": pyarrow.array([1], pyarrow.duration("ns")),
+        "utf8": utf8,
+        "words": pyarrow.ListArray.from_arrays([0, 1], utf8),
+    }
+
+
+def write_with_unused(folder, form):
+    """A table of one row whose further columns are of no concern."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({**unused(pyarrow), "user_id": ["a"], "text": ["x"], "to": [["b"]]})
+    if form == "parquet":
+        parquet.write_table(table, folder / "mine.parquet")
+        return folder / "mine.parquet"
+    write_datasets(folder, {"a": ["x"]})
+    for number in range(2):
+        name = str(folder / "saved" / f"data-{number:05d}-of-00002.arrow")
+        with pyarrow.OSFile(name, "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table.slice(0, 1 - number))
+    return folder / "saved"
+
+
+@pytest.mark.parametrize("form", ["parquet", "datasets"])
+def test_columns_that_are_not_wanted_are_not_read(tmp_path, form):
+    (record,) = TableCorpus(write_with_unused(tmp_path, form), form, owners_column="to").records()
+    assert (record.user_id, record.text, record.owners) == ("a", "x", ("b",))
+
+
+@pytest.mark.parametrize("form", ["parquet", "datasets"])
+@pytest.mark.parametrize("name", ["late", "zone", "words"])
+@pytest.mark.parametrize("key", ["user_column", "text_column", "owners_column"])
+def test_a_wanted_column_that_cannot_be_read_is_refused_by_file_and_name(tmp_path, form, name, key):
+    with pytest.raises(
+        DataError, match=rf"(mine\.parquet|arrow): column '{name}' cannot be read \(\w+\): save it as text"
+    ):
+        listed(TableCorpus(write_with_unused(tmp_path, form), form, **{key: name}))
+
+
+@pytest.mark.parametrize("form", ["parquet", "datasets"])
+def test_text_of_arrow_that_is_not_utf8_is_read_as_latin1_and_counted(tmp_path, form):
+    corpus = TableCorpus(write_with_unused(tmp_path, form), form, text_column="utf8")
+    assert listed(corpus) == [("a", "\xff")]
+    assert corpus.dropped.counts == {"text that is not UTF-8, read as latin-1": 1}
+
+
+@pytest.mark.parametrize("form", ["parquet", "datasets"])
+@pytest.mark.parametrize("missing", [["user_column"], ["text_column"], ["user_column", "text_column"]])
+def test_missing_columns_of_arrow_are_told_with_those_that_there_are(tmp_path, form, missing):
+    with pytest.raises(
+        DataError, match=rf"row 1: no column 'gone'; it has 'late', .*'to'; set data\.{missing[0]}=NAME"
+    ):
+        listed(TableCorpus(write_with_unused(tmp_path, form), form, **dict.fromkeys(missing, "gone")))
+
+
+def test_texts_kept_in_a_dictionary_are_read(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {
+        name: pyarrow.array([value]).dictionary_encode() for name, value in {"user_id": "a", "text": "x"}.items()
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "mine.parquet")
+    assert listed(TableCorpus(tmp_path / "mine.parquet", "parquet")) == [("a", "x")]
+
+
 def test_a_column_that_a_parquet_file_has_twice_is_refused_by_file(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table([["a"], ["x"], ["b"], ["c"]], ["user_id", "text", "to", "to"])
@@ -260,7 +423,7 @@ def test_a_column_that_a_parquet_file_has_twice_is_refused_by_file(tmp_path):
         listed(TableCorpus(tmp_path / "mine.parquet", "parquet", owners_column="to"))
 
 
-def test_a_saved_dataset_with_splits_gives_all_of_them(tmp_path):
+def test_a_saved_dataset_with_several_splits_is_refused_and_one_split_of_it_read(tmp_path):
     pytest.importorskip("pyarrow")
     for split, texts in {"train": TEXTS, "test": {"zoe": ["Only here."]}}.items():
         (tmp_path / "both" / split).mkdir(parents=True)
@@ -268,14 +431,51 @@ def test_a_saved_dataset_with_splits_gives_all_of_them(tmp_path):
         for part in (tmp_path / "saved").iterdir():
             part.rename(tmp_path / "both" / split / part.name)
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    assert {user for user, _ in listed(TableCorpus(tmp_path / "both", "datasets"))} == {*TEXTS, "zoe"}
+    for ask in (listed, TableCorpus.fingerprint):
+        with pytest.raises(
+            DataError, match=r"both: .* several splits \('test', 'train'\): set data\.path to one of them"
+        ):
+            ask(TableCorpus(tmp_path / "both", "datasets"))
     assert listed(TableCorpus(tmp_path / "both" / "test", "datasets")) == [("zoe", "Only here.")]
+    (tmp_path / "both" / "train" / "state.json").unlink()
+    assert listed(TableCorpus(tmp_path / "both", "datasets")) == [("zoe", "Only here.")]
+    (tmp_path / "both" / "test" / "state.json").unlink()
+    with pytest.raises(DataError, match="both: a saved dataset without a split"):
+        listed(TableCorpus(tmp_path / "both", "datasets"))
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train", "test"], "test, train"),
+        (["train-00000-of-00001", "validation-00000-of-00001"], "train, validation"),
+        (["mine_Train1", "mine_DEV", "other"], "dev, train"),
+        (["eval", "training.v2"], "eval, training"),
+    ],
+)
+def test_a_folder_with_files_of_several_splits_is_refused(file, tmp_path, names, splits):
+    for name in names:
+        file('{"user_id": "a", "text": "x"}', f"{name}.jsonl")
+    for ask in (listed, TableCorpus.fingerprint):
+        with pytest.raises(DataError, match=rf"files of several splits \({splits}\): set data\.path to one file"):
+            ask(TableCorpus(tmp_path))
+    assert listed(TableCorpus(tmp_path / f"{names[0]}.jsonl")) == [("a", "x")]
+
+
+@pytest.mark.parametrize(
+    "names", [["train-1", "train-2"], ["trainer", "test"], ["valid", "val"], ["constrain", "latest"]]
+)
+def test_a_folder_with_files_of_one_split_is_read(file, tmp_path, names):
+    for name in names:
+        file('{"user_id": "a", "text": "x"}', f"{name}.jsonl")
+    assert listed(TableCorpus(tmp_path)) == [("a", "x")] * 2
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("state.json", None, r"saved: no state\.json: not a folder written by datasets' save_to_disk"),
+        ("state.json", b"[" * 100_000, r"state\.json: not readable as the state of a saved dataset"),
         ("state.json", b"{}", r"state\.json: not readable as the state of a saved dataset"),
         ("data-00001-of-00002.arrow", None, r"state\.json: lists 'data-00001-of-00002\.arrow', which is not in"),
         ("data-00001-of-00002.arrow", b"junk", r"data-00001-of-00002\.arrow: not an Arrow stream"),

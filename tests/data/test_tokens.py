@@ -1,9 +1,16 @@
+import copy
+
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from fedsim_userdp.data import tokens
 from fedsim_userdp.data.corpus import DataError, Record
-from fedsim_userdp.data.tokens import TokenSettings, encode_texts, tokenizer_fingerprint
+from fedsim_userdp.data.tokens import TokenSettings, bos_of, encode_texts, tokenizer_fingerprint
+from fedsim_userdp.data.typed_text import TypedText
+from fedsim_userdp.models.loading import ModelSource
 
 from .sources import MemoryCorpus, WordTokenizer
 
@@ -15,6 +22,8 @@ from .sources import MemoryCorpus, WordTokenizer
         ({"min_tokens": 1}, "min_tokens must be from 2 to window"),
         ({"window": 8, "min_tokens": 9}, r"window \(8\), got 9"),
         ({"min_words": -1}, "min_words must be at least 0, got -1"),
+        ({"prepend_bos": "yes"}, "prepend_bos must be auto, true or false, got 'yes'"),
+        ({"prepend_bos": 1}, "prepend_bos must be auto, true or false, got 1"),
         ({"long_records": "drop"}, "long_records must be 'split' or 'truncate', got 'drop'"),
     ],
 )
@@ -27,6 +36,129 @@ def test_a_typed_end_mark_stays_text(bpe_tokenizer):
     (ids,) = encode_texts(bpe_tokenizer, ["the end <|endoftext|> the fox"], TokenSettings())
     assert bpe_tokenizer.eos_token_id not in ids
     assert bpe_tokenizer.decode(ids) == "the end <|endoftext|> the fox"
+
+
+def with_bos(tokenizer, *, adds_it=True, added=()):
+    """A copy with a beginning mark, put before every text or not, and further added tokens that are not special."""
+    copied = copy.deepcopy(tokenizer)
+    copied.add_special_tokens({"bos_token": "<s>"})
+    copied.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    if adds_it:
+        template = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", copied.bos_token_id)])
+        copied.backend_tokenizer.post_processor = template
+    return copied
+
+
+TEXT = "the quick brown fox jumps over the lazy dog " * 3
+BEGUN = [(True, "auto", True), (False, "auto", False), (False, True, True), (True, False, False)]
+
+
+@pytest.mark.parametrize(("adds_it", "prepend_bos", "has_bos"), BEGUN)
+@pytest.mark.parametrize("append_eos", [True, False])
+@pytest.mark.parametrize("long_records", ["split", "truncate"])
+def test_every_record_begins_once_with_the_beginning_mark_if_the_tokenizer_has_it_so(
+    bpe_tokenizer, store_of, adds_it, prepend_bos, has_bos, append_eos, long_records
+):
+    tokenizer = with_bos(bpe_tokenizer, adds_it=adds_it)
+    settings = TokenSettings(
+        window=8, min_words=0, append_eos=append_eos, long_records=long_records, prepend_bos=prepend_bos
+    )
+    corpus = MemoryCorpus([Record("a", TEXT), Record("a", "the fox"), Record("b", "<s>the fox")])
+    store = store_of(corpus, settings, tokenizer)
+    records = [record.tolist() for user in range(2) for record in store.records(user)]
+    assert max(map(len, records)) == 8
+    assert all(record[:1] == [tokenizer.bos_token_id] for record in records) is has_bos
+    assert sum(record.count(tokenizer.bos_token_id) for record in records) == len(records) * has_bos
+    assert store.stats.num_tokens == sum(map(len, records))
+    texts = [[id for id in record if id not in (tokenizer.bos_token_id, tokenizer.eos_token_id)] for record in records]
+    whole = tokenizer.decode([id for text in texts[:-2] for id in text])
+    assert TEXT.startswith(whole) if long_records == "truncate" else whole == TEXT
+    assert (records[-1][-1] == tokenizer.eos_token_id) is append_eos
+
+
+def test_the_beginning_mark_does_not_make_up_for_text(bpe_tokenizer, store_of):
+    tokenizer = with_bos(bpe_tokenizer)
+    (ids,) = encode_texts(tokenizer, ["the fox"], TokenSettings())
+    fits = TokenSettings(window=len(ids) + 1, min_words=0)
+    (record,) = store_of(MemoryCorpus([Record("a", "the fox")]), fits, tokenizer).records(0)
+    assert record.tolist() == [tokenizer.bos_token_id, *ids]
+
+
+def test_a_model_without_a_beginning_mark_has_none(bpe_tokenizer):
+    assert bos_of(bpe_tokenizer, TokenSettings()) == bos_of(WordTokenizer(), TokenSettings()) == []
+    assert bos_of(ModelSource().load_tokenizer(), TokenSettings()) == []
+    with pytest.raises(DataError, match=r"tokenizer WordTokenizer has no beginning-of-text token: .*prepend_bos=false"):
+        bos_of(WordTokenizer(), TokenSettings(prepend_bos=True))
+
+
+def test_a_window_without_room_for_the_beginning_mark_is_refused(bpe_tokenizer, store_of):
+    with pytest.raises(DataError, match=r"tokens\.window=8 has no room for 8 tokens \(tokens\.min_tokens\) after the"):
+        store_of(MemoryCorpus([Record("a", TEXT)]), TokenSettings(window=8, min_tokens=8), with_bos(bpe_tokenizer))
+
+
+def test_the_beginning_mark_has_a_store_of_its_own(bpe_tokenizer, store_of):
+    corpus, found = MemoryCorpus([Record("a", TEXT)]), set()
+    for prepend_bos in ("auto", True, False):
+        for adds_it in (True, False):
+            settings = TokenSettings(window=8, min_words=0, prepend_bos=prepend_bos)
+            found.add(store_of(corpus, settings, with_bos(bpe_tokenizer, adds_it=adds_it)).fingerprint)
+    assert len(found) == 6
+
+
+CONTROL = ["<think>", "</think>", "[tool call]", "<|im_start|>", "\u2581<x>"]
+
+
+@pytest.mark.parametrize("token", CONTROL)
+def test_an_added_token_that_is_not_marked_special_stays_text_when_somebody_types_it(bpe_tokenizer, store_of, token):
+    tokenizer = with_bos(bpe_tokenizer, added=CONTROL)
+    text = f"the end {token} the{token}fox"
+    settings = TokenSettings(window=200, min_words=0)
+    (record,) = store_of(MemoryCorpus([Record("a", text)]), settings, tokenizer).records(0)
+    assert tokenizer.convert_tokens_to_ids(token) in tokenizer(text)["input_ids"]
+    assert set(record[1:-1]).isdisjoint(tokenizer.added_tokens_decoder)
+    assert tokenizer.decode(record[1:-1]) == text
+
+
+def tokenizer_of(kind):
+    """A tokenizer whose vocabulary itself has the control tokens, as those of SentencePiece and of whole words do."""
+    special, line = (
+        ["<unk>", "<s>", "</s>"],
+        "the quick brown fox jumps over the lazy dog " + " ".join("abcdefghijkl<s>/"),
+    )
+    if kind == "unigram":
+        backend = Tokenizer(models.Unigram())
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>", show_progress=False)
+    else:
+        backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
+    backend.train_from_iterator([line] * 20, trainer)
+    backend.add_tokens([AddedToken("<think>", special=False), AddedToken("\n\n", special=False, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "words"])
+def test_control_tokens_of_the_vocabulary_itself_stay_text_when_somebody_types_them(store_of, kind):
+    tokenizer = tokenizer_of(kind)
+    text = "the fox </s> <s> <think> dog\n\nthe"
+    (record,) = store_of(MemoryCorpus([Record("a", text)]), TokenSettings(window=99, min_words=0), tokenizer).records(0)
+    typed = record[:-1].tolist()
+    assert not {tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<think>")} & set(typed)
+    assert tokenizer.convert_tokens_to_ids("\n\n") in typed
+    (plain,) = encode_texts(tokenizer, ["the quick fox"], TokenSettings())
+    (same,) = encode_texts(TypedText(tokenizer), ["the quick fox"], TokenSettings())
+    assert plain.tolist() == same.tolist()
+    if kind == "words":
+        assert typed.count(tokenizer.unk_token_id) == 3
+
+
+def test_added_tokens_of_white_space_stay_tokens(bpe_tokenizer, store_of):
+    tokenizer = with_bos(bpe_tokenizer, added=["    ", "\n\n", "<think>"])
+    settings = TokenSettings(window=200, min_words=0)
+    (record,) = store_of(MemoryCorpus([Record("a", "the    fox\n\n<think>")]), settings, tokenizer).records(0)
+    spaces = tokenizer.convert_tokens_to_ids(["    ", "\n\n"])
+    assert [id for id in record[1:-1] if id in tokenizer.added_tokens_decoder] == spaces
 
 
 def test_a_long_text_in_pieces_gives_the_tokens_of_the_whole(bpe_tokenizer, monkeypatch):

@@ -25,7 +25,8 @@ def test_repeated_calibration_comes_from_the_disk_in_under_50_ms(cache_folder: P
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"\xff\xfe", b"[]", b'{"answer": 1.0}', b'{"question": "x", "answer": 2.0}']
+    "damage",
+    [b"", b"{", b"[" * 1_000_000, b"7", b"\xff\xfe", b"[]", b'{"answer": 1.0}', b'{"question": "x", "answer": 2.0}'],
 )
 def test_damaged_entry_is_ignored_and_replaced(cache_folder: Path, damage: bytes) -> None:
     right = acc.epsilon(RUN, 1e-5, "tight")
@@ -35,8 +36,8 @@ def test_damaged_entry_is_ignored_and_replaced(cache_folder: Path, damage: bytes
     assert json.loads(entry.read_text(encoding="utf-8"))["answer"] == right
 
 
-@pytest.mark.parametrize("answer", [True, "1", None, math.inf, [1.0]])
-def test_entry_whose_answer_is_no_finite_number_is_ignored(cache_folder: Path, answer: object) -> None:
+@pytest.mark.parametrize("answer", [True, "1", None, math.inf, math.nan, [1.0], 0.0, 1.0, -1.0])
+def test_entry_whose_answer_is_not_what_was_written_is_ignored(cache_folder: Path, answer: object) -> None:
     right = acc.epsilon(RUN, 1e-5, "tight")
     (entry,) = entries(cache_folder)
     entry.write_text(json.dumps({**json.loads(entry.read_text(encoding="utf-8")), "answer": answer}), encoding="utf-8")

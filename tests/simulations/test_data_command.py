@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from matplotlib import image
 
+from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.statistics import corpus_statistics
 from fedsim_userdp.data.store import TokenStore
 from simulations.cli import run_command
+from tests.data.sources import MemoryCorpus
 
 TEXT = "the gas desk opens at nine today and we send the curve before lunch thanks"
 IDS = [
-    "../../etc/canary-id", "..", "/canary-id", "canary id", "canary\nid", "canary\0id", "😀canary-id",
+    "../../etc/canary-id", "..", "/canary-id", "canary id", "canary  id", "😀canary-id",
     "canary-id" * 1200, "$(touch canary-id)", "%s{0}canary-id", "[bold]canary-id[/bold]", "\udc80canary-id",
     "\u202ecanary-id",
 ]  # fmt: skip
@@ -153,10 +155,60 @@ def test_ids_of_any_kind_train_and_never_reach_the_folder_or_a_file_name(tmp_pat
     assert not [place for place in (tmp_path / "cache").rglob("*") if "canary" in place.name]
 
 
+@pytest.mark.parametrize("user", ["canary\nid", "canary\0id", "canary\u200bid"])
+def test_an_id_that_is_refused_is_not_told_and_leaves_no_folder(
+    tmp_path: Path, user: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "mine.jsonl", {user: [TEXT], **some_users()})
+    assert data(tmp_path / "described", path) == 2
+    said = capsys.readouterr()
+    assert "which cannot be seen" in " ".join((said.out + said.err).split())
+    assert "canary" not in said.out + said.err
+    assert not (tmp_path / "described").exists()
+
+
+class OwnCorpus(MemoryCorpus):
+    """A corpus of one's own, without a path."""
+
+    def __init__(self, num_users: int = 5) -> None:
+        super().__init__([Record(user, text) for user, own in some_users(num_users).items() for text in own])
+
+
+def test_a_corpus_of_ones_own_needs_no_path_and_is_refused_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = f"data._target_={OwnCorpus.__module__}.OwnCorpus"
+    assert data(tmp_path / "run", "data=chitchat", own, "split.heldout_users=2") == 0
+    assert json.loads((tmp_path / "run" / "not_private" / "data.json").read_text())["num_users"] == 5
+    for more in ("data.path=x", "+data.other=null"):
+        assert data(tmp_path / "refused", "data=chitchat", own, more) == 2
+        assert (
+            f"has no setting {more.partition('=')[0].rpartition('.')[2]} (it takes num_users)"
+            in capsys.readouterr().err
+        )
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("delimiter", ["data.delimiter='\\t'", "data.delimiter=\\t", 'data.delimiter="\t"'])
+def test_tables_with_tabs_and_numbers_for_names_are_read(tmp_path: Path, delimiter: str) -> None:
+    rows = [f"{user}\t{text}\n" for user, own in some_users().items() for text in own]
+    (tmp_path / "mine.csv").write_text("".join(["0\t1\n", *rows]))
+    columns = ["data.user_column=0", "data.text_column=1", f"data.path={tmp_path / 'mine.csv'}"]
+    assert data(tmp_path / "run", "data=csv", *columns, delimiter) == 0
+
+
+def test_a_tilde_of_the_cache_folder_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / "mine.jsonl", some_users())
+    assert data(tmp_path / "described", path, "cache_dir='~/chosen'") == 0
+    assert list((tmp_path / "chosen").glob("tokens-*/"))
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_mailbox_names_reach_neither_the_folder_nor_the_screen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for box in ("canary-box", "new\nline", "a b", "😀", "-rf"):
+    for box in ("canary-box", "new line", "a b", "😀", "-rf"):
         for number in range(3):
             file = tmp_path / "maildir" / box / "sent" / f"{number}."
             file.parent.mkdir(parents=True, exist_ok=True)

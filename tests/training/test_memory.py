@@ -1,6 +1,8 @@
 """How much a micro-batch may hold."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from fedsim_userdp.training import cohort, memory
 from fedsim_userdp.training.batches import micro_batches
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import StackedGradients
-from fedsim_userdp.training.memory import units_in_memory
+from fedsim_userdp.training.memory import remembered_measurement, units_in_memory
 from tests.conftest import ragged_units
 
 CPU = torch.device("cpu")
@@ -25,6 +27,24 @@ def test_units_fit_with_their_adapters_and_there_is_always_one(monkeypatch: pyte
     assert units_in_memory(state, CPU, copies=5) == 20
     assert units_in_memory(state, CPU, copies=1000) == 1
     assert units_in_memory({}, CPU, copies=2) > 100
+
+
+@pytest.mark.parametrize("answer", [math.nan, math.inf, 0, 0.0, -1.0, 5.0, 1e300, "4.0", True, None, {}])
+def test_a_measurement_that_is_not_what_was_written_is_made_anew(tmp_path: Path, answer: object) -> None:
+    assert remembered_measurement("how much", tmp_path, lambda: 4.0) == 4.0
+    assert remembered_measurement("how much", tmp_path, lambda: 8.0) == 4.0
+    (file,) = (tmp_path / "measurements").iterdir()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "answer": answer}))
+    assert remembered_measurement("how much", tmp_path, lambda: 8.0) == 8.0
+    assert remembered_measurement("how much", tmp_path, lambda: 9.0) == 8.0
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 1_000_000, b"\xff", b"{}", b"7", b'{"bytes_per_token": 4.0}'])
+def test_a_measurement_that_cannot_be_read_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    remembered_measurement("how much", tmp_path, lambda: 4.0)
+    (file,) = (tmp_path / "measurements").iterdir()
+    file.write_bytes(content)
+    assert remembered_measurement("how much", tmp_path, lambda: 8.0) == 8.0
 
 
 @pytest.mark.parametrize("most", [1, 3, 100])
