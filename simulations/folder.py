@@ -26,7 +26,7 @@ from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import footnote, result_console, results_table
 from simulations.diary import Outcome
 from simulations.keys import mark_of_draw
-from simulations.run_files import CARD, WEIGHTS, adapter_folder, ledger_file
+from simulations.run_files import CARD, WEIGHTS, adapter_folder, ledger_file, tokenizer_digest
 from simulations.sweep import path_to, sweep_of_this_job, update_sweep
 
 
@@ -92,7 +92,7 @@ class RunFolder:
         return ""
 
     def _save_adapter(self, path: Path, outcome: Outcome) -> str:
-        """Writes an adapter in PEFT's format, with a card in place of PEFT's empty one, and closes its ledger.
+        """Writes an adapter in PEFT's format, the tokenizer and a card of its own, and closes its ledger.
 
         Returns:
             sha256 of the file with the weights; empty where some are not finite, so that there is nothing to load.
@@ -103,19 +103,24 @@ class RunFolder:
             if is_private:
                 ledger.seal(ledger_path, "")
             return ""
-        base_model = str(outcome.model.peft_config[ADAPTER].base_model_name_or_path)
-        origin = AdapterOrigin(
-            base_model,
-            model=self._choices["model"],
-            data=self._choices["data"],
-            is_on_hub=not Path(base_model).exists(),
-        )
+        settings = outcome.model.peft_config[ADAPTER]
+        settings.base_model_name_or_path = _without_place(str(settings.base_model_name_or_path))
         with replacing(path) as folder:
             try:
-                outcome.model.save_pretrained(str(folder))
+                # Of the base nothing: it is frozen, and PEFT would add layers whose adapters are embeddings'.
+                outcome.model.save_pretrained(str(folder), save_embedding_layers=False)
             except SafetensorError as error:  # how its writer says that the disk is full
                 number = re.search(r"os error (\d+)", str(error))
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(path)) from error
+            outcome.source.load_tokenizer().save_pretrained(str(folder))
+            origin = AdapterOrigin(
+                settings.base_model_name_or_path,
+                model=self._choices["model"],
+                data=self._choices["data"],
+                is_on_hub=not Path(outcome.source.location).exists(),
+                licence=outcome.licence,
+                tokenizer=tokenizer_digest(folder),
+            )
             write_text(folder / CARD, model_card(outcome.row, outcome.statement, origin))
         digest = digest_of((path / WEIGHTS).read_bytes())
         if is_private:
@@ -136,6 +141,11 @@ class RunFolder:
         self.console.print(results_table(self.rows))
         self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
         self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)
+
+
+def _without_place(base_model: str) -> str:
+    """The name of a base model without its place on this machine, which nobody else has and which may name a person."""
+    return Path(base_model).name if Path(base_model).exists() else base_model
 
 
 def _stated_in(folder: Path) -> tuple[StatedRun, ...]:

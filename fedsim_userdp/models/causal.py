@@ -9,7 +9,7 @@ from fedsim_userdp.models.precision import is_reduced, without_autocast
 
 _LENGTH = 12  # tokens
 _CHANGED = (11, 6)  # places whose token is changed in turn
-# Part of a token's own effect on the logits that may show before it by rounding, where layers see all tokens in one list.
+# Part of a token's own effect on the logits that may show before it by rounding, where layers see tokens in one list.
 _EFFECT = {False: 1e-4, True: 0.05}
 _LEAK = 1e-6  # the same of a gradient, into which rounding puts nothing
 

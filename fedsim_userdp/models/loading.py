@@ -1,5 +1,6 @@
 """Causal language models and their tokenizers, by name or by path."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +103,17 @@ class ModelSource:
             raise ModelError(f"model.path={path} does not exist: give a model folder, a GGUF file or a Hub name")
         return str(found) if found.exists() else path
 
+    @property
+    def asked_name(self) -> str:
+        """The name by which the base model was asked for: on the Hub, of a package, or of a folder or file alone.
+
+        It is what an adapter names as its base, on other machines too; where a folder lies is nobody's business there.
+        """
+        if self.path is None and self.package is not None:
+            return self.package
+        found = Path(self._origin)
+        return Path(os.path.abspath(found)).name if found.exists() else str(self.path)
+
     def weights_digest(self) -> str:
         """Returns a hex digest of the whole files that decide the model's weights and shape.
 
@@ -188,6 +200,7 @@ class ModelSource:
         answer_with_losses(model)
         if self.autocast is not None:
             autocast_forward(model, DTYPES[self.autocast])
+        model.name_or_path = self.asked_name
         return model
 
     def _loaded(self) -> PreTrainedModel:
@@ -199,7 +212,7 @@ class ModelSource:
         refuse_too_many_layers(self.location, files, len(shapes))
         try:
             if AutoConfig.from_pretrained(self.location, trust_remote_code=False).is_encoder_decoder:
-                raise ModelError("it is an encoder-decoder, which reads its input as a whole: give a causal language model")
+                raise ModelError("it is an encoder-decoder, which reads its input as a whole: give a causal one")
             with within_sizes_of(shapes):
                 # No code and no pickle of the model's own: a prompt would ask whether to run the former.
                 model, found = AutoModelForCausalLM.from_pretrained(

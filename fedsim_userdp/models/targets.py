@@ -55,15 +55,14 @@ def refuse_inexact(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
     shared = _shared_layers(model)
     for name in layers:
         if other := shared.get(f"{name}.base_layer"):
-            layer, other = _plain(name), _plain(other)
             raise ModelError(
-                f"lora.target_modules: {layer} shares its weight with {other}, which merging the adapter would change "
-                f"too: leave {layer.rpartition('.')[2]} out"
+                f"lora.target_modules: {_plain(name)} shares its weight with {_plain(other)}, which merging the adapter "
+                f"would change too: {_without(name)}"
             )
     if name := _first_bypassed(model, layers):
         raise ModelError(
-            f"lora.target_modules: the model reads the weight of {_plain(name)} past its adapter, which would show only "
-            f"when it is merged: leave {name.rpartition('.')[2]} out"
+            f"lora.target_modules: the model reads the weight of {_plain(name)} past its adapter, which would show "
+            f"only when it is merged: {_without(name)}"
         )
 
 
@@ -127,6 +126,11 @@ def _logits(model: nn.Module) -> Tensor:
     return logits
 
 
+def _without(name: str) -> str:
+    """What to do about a layer."""
+    return f"name the layers to adapt, without {name.rpartition('.')[2]}"
+
+
 def _plain(name: str) -> str:
     """The name that the model itself gives to a layer."""
     return name.removeprefix("base_model.model.").removesuffix(".base_layer")
@@ -139,4 +143,6 @@ def _fits(layer: str, name: str, targets: str | Sequence[str]) -> bool:
     try:
         return re.fullmatch(name, layer) is not None
     except re.error as error:
-        raise ModelError(f"lora.target_modules={name} is no regular expression ({error}): give a list of names") from error
+        raise ModelError(
+            f"lora.target_modules={name} is no regular expression ({error}): give a list of names"
+        ) from error

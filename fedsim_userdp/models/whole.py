@@ -111,8 +111,8 @@ def within_sizes_of(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
         if tensors > _TIMES * len(shapes) + _SPARE_TENSORS or numbers > _TIMES * held + _SPARE_NUMBERS:
             raise ModelError(
                 f"config.json describes {tensors} tensors of {numbers:,} numbers or more, such as a {name} of "
-                f"{'x'.join(map(str, tensor.shape))}, and its files hold {len(shapes)} of {held:,}: give the config.json "
-                "that belongs to them"
+                f"{'x'.join(map(str, tensor.shape))}, and its files hold {len(shapes)} of {held:,}: give the "
+                "config.json that belongs to them"
             )
 
     with ExitStack() as hooks:
