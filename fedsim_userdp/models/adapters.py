@@ -1,6 +1,7 @@
 """LoRA adapters of a causal language model as plain name-to-tensor mappings."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -85,7 +86,9 @@ def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> Pef
     speed_up_frozen_layers(base)
     stop_answering(base)  # until it is clear that the output layer has no adapter
     try:
-        model = get_peft_model(base, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of what is seen to here, such as layers with shared weights
+            model = get_peft_model(base, config)
     except ValueError as error:
         reason = why_not_adapted(base, targets, error)
         raise ModelError(f"lora.target_modules={told(targets)}: {reason}") from error

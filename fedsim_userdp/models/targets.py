@@ -56,8 +56,8 @@ def refuse_inexact(model: nn.Module, layers: Mapping[str, LoraLayer]) -> None:
     for name in layers:
         if other := shared.get(f"{name}.base_layer"):
             raise ModelError(
-                f"lora.target_modules: {_plain(name)} shares its weight with {_plain(other)}, which merging the adapter "
-                f"would change too: {_without(name)}"
+                f"lora.target_modules: {_plain(name)} shares its weight with {_plain(other)}, which merging the "
+                f"adapter would change too: {_without(name)}"
             )
     if name := _first_bypassed(model, layers):
         raise ModelError(

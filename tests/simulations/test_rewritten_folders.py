@@ -79,11 +79,9 @@ def restate(folder: Path, mechanism: str, **changes: Any) -> None:
     if adapter.exists():
         base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
         row, one = next(pair for pair in zip(result_rows(folder), runs, strict=True) if pair[0].mechanism == mechanism)
-        card = model_card(
-            row,
-            one.statement,
-            AdapterOrigin(base, "tiny", "jsonl", is_on_hub=False, tokenizer=tokenizer_digest(adapter)),
-        )
+        tokenizer = tokenizer_digest(adapter)
+        origin = AdapterOrigin(base, "tiny", "jsonl", is_on_hub=False, tokenizer=tokenizer)
+        card = model_card(row, one.statement, origin)
         (adapter / "README.md").write_text(card)
 
 
