@@ -109,10 +109,12 @@ class RunFolder:
             try:
                 # Of the base nothing: it is frozen, and PEFT would add layers whose adapters are embeddings'.
                 outcome.model.save_pretrained(str(folder), save_embedding_layers=False)
-            except SafetensorError as error:  # how its writer says that the disk is full
+                outcome.source.load_tokenizer().save_pretrained(str(folder))
+            except Exception as error:  # how writers in Rust say that the disk is full
                 number = re.search(r"os error (\d+)", str(error))
+                if number is None and not isinstance(error, SafetensorError):
+                    raise
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(path)) from error
-            outcome.source.load_tokenizer().save_pretrained(str(folder))
             origin = AdapterOrigin(
                 settings.base_model_name_or_path,
                 model=self._choices["model"],
