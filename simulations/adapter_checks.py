@@ -15,12 +15,14 @@ from fedsim_userdp.report.model_card import AdapterOrigin, model_card
 from fedsim_userdp.report.privacy_files import digest_of
 from simulations.arguments import foreign_targets
 from simulations.checks import difference
+from simulations.circumstances import licence_of
 from simulations.result_checks import result_rows
-from simulations.run_files import ADAPTER_CONFIG, CARD, WEIGHTS
+from simulations.run_files import ADAPTER_CONFIG, CARD, TOKENIZER, WEIGHTS, tokenizer_digest
 
 _FEW = 20  # layers: PEFT shortens a longer list of their names
 _EVERY_LAYER = "all-linear"  # PEFT writes down their names
-_BUNDLED = "/fedsim_userdp/models/tiny_gpt2"
+_BUNDLED = "tiny_gpt2"
+_HUB_NAME = r"[\w.-]+(/[\w.-]+)?"
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?A(?:\.weight)?")
 _LABEL = r"[\w./-]+"
 _OF_PEFT = {
@@ -48,21 +50,28 @@ def weights_problem(adapter: Path, digest: str | None, source: str = "the ledger
     return "" if found == digest else f"{path} has sha256 {found}, {source} says {digest}"
 
 
-def card_problem(folder: Path, adapter: Path, run: StatedRun, choices: Mapping[str, str]) -> str:
+def card_problem(
+    folder: Path, adapter: Path, run: StatedRun, choices: Mapping[str, str], config: DictConfig | None
+) -> str:
     """Returns why a model card is not what statement, result and configuration give; empty where it is."""
+    if config is None:
+        return "it cannot be compared: the run is not configured"
     try:
         text = (adapter / CARD).read_text(encoding="utf-8")
         base = str(_settings(adapter)["base_model_name_or_path"])
         model, data = choices["model"], choices["data"]
+        licence, tokenizer = licence_of(config), tokenizer_digest(adapter)
         row = next(
             row for row in result_rows(folder) if (row.mechanism, row.seed) == (run.statement.mechanism, run.seed)
         )
-    except (OSError, ValueError, TypeError, KeyError, StopIteration) as error:
+    except (OSError, ValueError, TypeError, KeyError, StopIteration, ImportError, OmegaConfBaseException) as error:
         return f"it cannot be compared: {error!r}"
     if not all(re.fullmatch(_LABEL, label) for label in (model, data)):
         return f"model={model!r} and data={data!r} are no names of settings"
-    for is_on_hub in (False,) if re.match(r"[/~.]|[A-Za-z]:", base) else (True, False):
-        if text == model_card(row, run.statement, AdapterOrigin(base, model, data, is_on_hub=is_on_hub)):
+    is_foreign = bool(foreign_targets(config.model, ()))
+    for is_on_hub in (True, False) if is_foreign or base == str(config.model.get("path")) else (False,):
+        origin = AdapterOrigin(base, model, data, is_on_hub=is_on_hub, licence=licence, tokenizer=tokenizer)
+        if text == model_card(row, run.statement, origin):
             return ""
     return "it is not what statement, results and configuration say"
 
@@ -83,8 +92,9 @@ def settings_problem(adapter: Path, config: DictConfig) -> str:
 
 
 def spare_problem(adapter: Path) -> str:
-    """Returns which files an adapter's folder holds besides its own three; empty where there are none."""
-    spare = sorted(path.name for path in adapter.iterdir() if path.name not in (CARD, WEIGHTS, ADAPTER_CONFIG))
+    """Returns which files an adapter's folder holds besides its own three and the tokenizer; empty without any."""
+    known = (CARD, WEIGHTS, ADAPTER_CONFIG, *TOKENIZER)
+    spare = sorted(path.name for path in adapter.iterdir() if path.name not in known)
     return (spare and f"nothing is known of {', '.join(spare)}") or ""
 
 
@@ -151,11 +161,10 @@ def _base_problem(base: str, model: DictConfig) -> str:
 
 
 def _is_base(base: str, model: DictConfig) -> bool:
-    """Whether a base model is the one that this package's model source loads."""
-    if model.get("path") is None and model.get("package") is None:
-        return Path(base).as_posix().endswith(_BUNDLED)
-    path = Path("" if model.get("path") is None else str(model.path))
-    if base in (str(model.get("path")), str(path), str(path.expanduser())):
-        return True
-    stem = re.escape(path.stem) if path.name else r"[\w.-]+"  # of a GGUF file, whose copy is a folder of the cache
-    return re.fullmatch(f".*/models/{stem}-[0-9a-f]{{16}}", Path(base).as_posix()) is not None
+    """Whether a base model is named as this package's model source names the one that it loads."""
+    path = model.get("path")
+    if path is None:
+        return base == str(_BUNDLED if model.get("package") is None else model.package)
+    if not (name := Path(str(path)).name) or name == "..":  # such as `.`, whose name only its machine knows
+        return re.fullmatch(r"[\w.@+ -]+", base) is not None
+    return base == name or (base == str(path) and re.fullmatch(_HUB_NAME, base) is not None)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from fedsim_userdp.privacy import accounting as acc
@@ -46,6 +47,14 @@ _OWN_CODE = ("fedsim_userdp", "simulations")
 def named_foreign(config: DictConfig) -> tuple[str, ...]:
     """Returns the `_target_`s of a configuration that are not this package's, as they are named there."""
     return tuple(dict.fromkeys(foreign_targets(config, ())))
+
+
+def licence_of(config: DictConfig) -> str:
+    """Returns the licence of the configured corpus's text: as set, else as a class of this package states it."""
+    if (stated := config.data.get("license")) is not None:
+        return str(stated)
+    target = str(config.data.get("_target_"))
+    return str(getattr(get_class(target), "license", "unknown")) if target.split(".")[0] in _OWN_CODE else "unknown"
 
 
 def is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConfig) -> bool:

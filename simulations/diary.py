@@ -9,6 +9,7 @@ from typing import get_type_hints
 from peft import PeftModel
 
 from fedsim_userdp.federation.replies import RoundReplies
+from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
@@ -21,13 +22,18 @@ from simulations.task import Task
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its row, what it promises, its rounds, the model with the trained adapter, and its key."""
+    """A finished run: its row, what it promises, its rounds, the model with the trained adapter, and its key.
+
+    Where the base model is from and the licence of the text are for the adapter's card.
+    """
 
     row: ResultRow
     statement: PrivacyStatement
     rounds: list[RoundRecord]
     model: PeftModel
     key: RunKey
+    source: ModelSource
+    licence: str
 
 
 class Diary:
@@ -141,7 +147,8 @@ class Diary:
 
     def outcome(self, row: ResultRow) -> Outcome:
         """Returns the outcome of the finished run."""
-        return Outcome(row, self._statement(row), self.rounds, self.model, self.task.keys.run)
+        task = self.task
+        return Outcome(row, self._statement(row), self.rounds, self.model, task.keys.run, task.model, task.licence)
 
     def _statement(self, row: ResultRow) -> PrivacyStatement:
         """What the run promises."""

@@ -20,7 +20,7 @@ from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import footnote, result_console, results_table
 from simulations.diary import Outcome
 from simulations.keys import mark_of_draw
-from simulations.run_files import CARD, WEIGHTS, adapter_folder, ledger_file
+from simulations.run_files import CARD, WEIGHTS, adapter_folder, ledger_file, tokenizer_digest
 from simulations.sweep import draws_in, path_to, sweep_of_this_job, update_sweep
 
 
@@ -78,7 +78,7 @@ class RunFolder:
             update_sweep(self._sweep)
 
     def _save_adapter(self, path: Path, outcome: Outcome) -> str:
-        """Writes an adapter in PEFT's format, with a card in place of PEFT's empty one, and closes its ledger.
+        """Writes an adapter in PEFT's format, the tokenizer and a card of its own, and closes its ledger.
 
         Returns:
             sha256 of the file with the weights; empty where some are not finite, so that there is nothing to load.
@@ -89,19 +89,26 @@ class RunFolder:
             if is_private:
                 ledger.seal(ledger_path, "")
             return ""
-        base_model = str(outcome.model.peft_config[ADAPTER].base_model_name_or_path)
-        origin = AdapterOrigin(
-            base_model,
-            model=self._choices["model"],
-            data=self._choices["data"],
-            is_on_hub=not Path(base_model).exists(),
-        )
+        settings = outcome.model.peft_config[ADAPTER]
+        settings.base_model_name_or_path = _without_place(str(settings.base_model_name_or_path))
         with replacing(path) as folder:
             try:
-                outcome.model.save_pretrained(str(folder))
-            except SafetensorError as error:  # how its writer says that the disk is full
+                # Of the base nothing: it is frozen, and PEFT would add layers whose adapters are embeddings'.
+                outcome.model.save_pretrained(str(folder), save_embedding_layers=False)
+                outcome.source.load_tokenizer().save_pretrained(str(folder))
+            except Exception as error:  # how writers in Rust say that the disk is full
                 number = re.search(r"os error (\d+)", str(error))
+                if number is None and not isinstance(error, SafetensorError):
+                    raise
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(path)) from error
+            origin = AdapterOrigin(
+                settings.base_model_name_or_path,
+                model=self._choices["model"],
+                data=self._choices["data"],
+                is_on_hub=not Path(outcome.source.location).exists(),
+                licence=outcome.licence,
+                tokenizer=tokenizer_digest(folder),
+            )
             write_text(folder / CARD, model_card(outcome.row, outcome.statement, origin))
         digest = digest_of((path / WEIGHTS).read_bytes())
         if is_private:
@@ -122,3 +129,8 @@ class RunFolder:
         self.console.print(results_table(self.rows))
         self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
         self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)
+
+
+def _without_place(base_model: str) -> str:
+    """The name of a base model without its place on this machine, which nobody else has and which may name a person."""
+    return Path(base_model).name if Path(base_model).exists() else base_model

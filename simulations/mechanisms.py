@@ -63,8 +63,9 @@ class ZeroShot:
 
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Scores the base model with an adapter that does nothing yet."""
-        task.begin()
-        diary = Diary(self.name, "users", 0, task, NO_GUARANTEE, _fresh_model(task), progress)
+        model = _fresh_model(task)
+        task.begin()  # once the model is not refused
+        diary = Diary(self.name, "users", 0, task, NO_GUARANTEE, model, progress)
         diary.begin()
         return diary.outcome(_row(self.name, "none", diary, UNTRAINED))
 

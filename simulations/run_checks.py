@@ -34,7 +34,7 @@ def _adapter_checks(folder: Path, run: StatedRun, adapter: Path, found: Configur
     config = found.configs.get((run.statement.mechanism, run.seed))
     if config is not None:
         yield Check(f"{run.name}: adapter's settings as configured", settings_problem(adapter, config))
-    yield Check(f"{run.name}: model card", card_problem(folder, adapter, run, found.choices))
+    yield Check(f"{run.name}: model card", card_problem(folder, adapter, run, found.choices, config))
 
 
 def spare_files(folder: Path, runs: Sequence[StatedRun]) -> Check:

@@ -1,6 +1,7 @@
 """Where in a run folder the ledger and the adapter of each run are, and how a file of somebody else's is read."""
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Sequence
@@ -12,11 +13,26 @@ CONFIG_FILE = "config.yaml"
 WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
+# What tokenizers are saved as.
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 
 
 def adapter_folder(folder: Path, mechanism: str, seed: int, before: Sequence[str]) -> Path:
     """Returns the folder of a run's adapter, with the seed in its name where the mechanism ran `before`."""
     return folder / "adapters" / (f"{mechanism}-seed{seed}" if mechanism in before else mechanism)
+
+
+def tokenizer_digest(adapter: Path) -> str:
+    """Returns the sha256 of the names and contents of a tokenizer's files in an adapter's folder; empty without any."""
+    digest = hashlib.sha256()
+    found = [name for name in TOKENIZER if os.path.lexists(adapter / name)]
+    for name in found:
+        content = plain_content(adapter / name)
+        digest.update(f"{name} {len(content)} ".encode() + content)
+    return digest.hexdigest() if found else ""
 
 
 def ledger_file(folder: Path, mechanism: str, seed: int) -> Path:

@@ -48,6 +48,7 @@ from simulations.circumstances import (
     Circumstances,
     foreign_classes,
     is_add_or_remove,
+    licence_of,
     taken_as_public,
 )
 from simulations.corpora import configured_corpus, configured_store
@@ -105,6 +106,7 @@ class Task:
         fingerprint: what a node's updates depend on, name to digest.
         resolved: the resolved settings as JSON, for nodes that build their worker themselves.
         circumstances: what the privacy statement says besides.
+        licence: of the corpus's text.
         begin: called before anything is written to the folder, once nothing is refused any more.
         sweep: the folder of the sweep whose job the run is; None outside of one.
     """
@@ -139,6 +141,7 @@ class Task:
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     resolved: str = ""
     circumstances: Circumstances = field(default_factory=Circumstances)
+    licence: str = "unknown"
     begin: Callable[[], None] = lambda: None
     sweep: Path | None = None
 
@@ -304,6 +307,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
             precision=model.product_dtype,
             evaluated_on=config.evaluation.users,
         ),
+        licence=licence_of(config),
     )
 
 

@@ -29,12 +29,14 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 VOCABULARY = 40
 
 
-def small_gpt2(lora: LoraSettings | None = None) -> PeftModel:
+def small_gpt2(lora: LoraSettings | None = None, **changes: object) -> PeftModel:
     """A random GPT-2 (Conv1D layers, tied embeddings) with an adapter that already does something."""
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
-    )
+    sizes = {
+        "vocab_size": VOCABULARY, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0,
+        "eos_token_id": 0,
+    }  # fmt: skip
+    config = GPT2Config(**(sizes | changes))
     return _with_adapter(GPT2LMHeadModel(config), lora)
 
 

@@ -1,6 +1,7 @@
 """LoRA adapters of a causal language model as plain name-to-tensor mappings."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,6 +18,7 @@ from fedsim_userdp.models.dropout import AddressedDropout
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.output_layer import answer_with_losses, stop_answering
+from fedsim_userdp.models.targets import check_targets, refuse_inexact, told, why_not_adapted
 from fedsim_userdp.privacy.streams import RunKey
 
 ADAPTER = "default"
@@ -67,9 +69,11 @@ def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> Pef
     is public, as the released ones are: it has no part in what is kept secret, and all mechanisms start from it.
 
     Raises:
-        ModelError: when no layer of the model is called as `target_modules` says.
+        ModelError: when no layer of the model is called as one of `target_modules`, or an adapter would make another
+            model once it is merged.
     """
     targets = settings.target_modules
+    check_targets(base, targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -82,13 +86,17 @@ def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> Pef
     speed_up_frozen_layers(base)
     stop_answering(base)  # until it is clear that the output layer has no adapter
     try:
-        model = get_peft_model(base, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of what is seen to here, such as layers with shared weights
+            model = get_peft_model(base, config)
     except ValueError as error:
-        raise ModelError(f"lora.target_modules={targets}: {error}") from error
+        reason = why_not_adapted(base, targets, error)
+        raise ModelError(f"lora.target_modules={told(targets)}: {reason}") from error
     try:
         answer_with_losses(base)
     except ModelError as error:  # it could before: a router, for instance, whose output is not one tensor
-        raise ModelError(f"lora.target_modules={targets}: with adapters there, {error}") from error
+        raise ModelError(f"lora.target_modules={told(targets)}: with adapters there, {error}") from error
+    refuse_inexact(model, lora_layers(model))
     for name, layer in lora_layers(model).items():
         drawn, zero = factors(layer)
         _initialise(drawn, zero, seed, name)

@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from transformers.utils import cached_file
 
 from fedsim_userdp.models.errors import ModelError
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
+# How the files of weights are called that can run code when they are read, or are not of this software.
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx")
 _PIECE = 1 << 26  # bytes that are hashed at once; another number gives other digests
 
 
@@ -46,22 +51,53 @@ def model_files(location: str) -> dict[str, Path]:
     """
     folder = Path(location)
     files = _files_of_folder(folder) if folder.is_dir() else _files_of_hub(location)
-    if _CONFIG not in files:
-        place = (
-            "a folder with a whole model" if folder.is_dir() else "a name whose files are on the Hub or in its cache"
+    if _ADAPTER in files:
+        raise ModelError(
+            f"model.path={location} holds an adapter ({_ADAPTER}), which needs its base model: give the base model"
+            f"{_base_of(files[_ADAPTER])}, or what merge_and_unload() makes of both"
         )
-        raise ModelError(f"model.path={location} holds no {_CONFIG}: give {place}")
+    if _CONFIG not in files:
+        raise ModelError(
+            f"model.path={location} holds no {_CONFIG}: give a folder with a whole model"
+            if folder.is_dir()
+            else f"model.path={location} {_NOWHERE}: {_no_files()}"
+        )
     shards = _shards(location, files[_INDEX]) if _INDEX in files and _WEIGHTS not in files else []
-    if not shards and not any(name.endswith(".safetensors") for name in files):
-        raise ModelError(f"model.path={location} holds no safetensors file: save the model in that format")
     if missing := [name for name in shards if name not in files]:
-        raise ModelError(f"model.path={location}: {missing[0]} is missing, which its index names")
+        raise ModelError(
+            f"model.path={location}: {missing[0]} is missing, one of {len(missing)} files that its index names and "
+            "that are not there: fetch or save the model again"
+        )
+    if not shards and _WEIGHTS not in files:
+        raise ModelError(f"model.path={location} holds no safetensors file that is a whole model: {_instead(folder)}")
     return files
+
+
+def _base_of(adapter_config: Path) -> str:
+    """The name of the base model of an adapter in words; empty where it says none."""
+    try:
+        name = json.loads(adapter_config.read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return f" ({name})" if isinstance(name, str) and name.isprintable() else ""
+
+
+def _instead(folder: Path) -> str:
+    """What a folder holds in place of weights that can be loaded, and what to do."""
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    if found := [name for name in names if name.endswith(".safetensors")]:
+        return f"{found[0]} is not called {_WEIGHTS}, and no {_INDEX} names it: fetch or save the model again"
+    if found := [name for name in names if name.endswith(_OTHER_WEIGHTS)]:
+        return (
+            f"{found[0]} is of a format that is not read here, since reading it can run code: save the model in "
+            "safetensors by save_pretrained"
+        )
+    return "save the model in that format by save_pretrained"
 
 
 def _files_of_folder(folder: Path) -> dict[str, Path]:
     """Files of a local model."""
-    known = (_CONFIG, _INDEX, "adapter_config.json")
+    known = (_CONFIG, _INDEX, _ADAPTER)
     return {
         file.name: file
         for file in folder.iterdir()
@@ -71,11 +107,24 @@ def _files_of_folder(folder: Path) -> dict[str, Path]:
 
 def _files_of_hub(name: str) -> dict[str, Path]:
     """Files of a model in the Hub's local cache, fetched where they are not there."""
-    files = {file: found for file in (_CONFIG, _WEIGHTS) if (found := _fetched(name, file))}
+    files = {file: found for file in (_CONFIG, _ADAPTER) if (found := _fetched(name, file))}
+    if _ADAPTER in files or _CONFIG not in files:
+        return files
+    if weights := _fetched(name, _WEIGHTS):
+        files[_WEIGHTS] = weights
     if _WEIGHTS not in files and (index := _fetched(name, _INDEX)):
         shards = {file: found for file in _shards(name, index) if (found := _fetched(name, file))}
         files |= {_INDEX: index, **shards}
     return files
+
+
+def check_exists(location: str) -> None:
+    """Raises ModelError where a path or a Hub name stands for nothing that can be had."""
+    if not Path(location).exists() and not (_fetched(location, _CONFIG) or _fetched(location, _ADAPTER)):
+        raise ModelError(f"model.path={location} {_NOWHERE}: {_no_files()}")
+
+
+_NOWHERE = "is no folder or file here, and no model that can be had from the Hub"
 
 
 def _fetched(name: str, file: str) -> Path | None:
@@ -83,8 +132,33 @@ def _fetched(name: str, file: str) -> Path | None:
     try:
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.path={name}: {file} cannot be had ({str(error).splitlines()[0]})") from error
+        raise ModelError(f"model.path={name} {_NOWHERE}: {_why_not_had(error)}") from error
     return Path(found) if found else None
+
+
+def _no_files() -> str:
+    """Why the Hub gives no file without an error."""
+    if constants.is_offline_mode():
+        return "its files are not in the Hub's cache on this machine, and the Hub is not asked (HF_HUB_OFFLINE)"
+    return "it has no config.json there"
+
+
+def _why_not_had(error: BaseException | None) -> str:
+    """What the Hub's client says, in words."""
+    while error is not None:
+        for kind, words in _REASONS:
+            if isinstance(error, kind):
+                return words
+        error = error.__cause__ or error.__context__
+    return "it is not in the Hub's cache on this machine, and the Hub cannot be reached"
+
+
+_REASONS = (
+    (HFValidationError, "it is no name of a model there"),
+    (GatedRepoError, "its owner wants to be asked for it there first"),
+    (RepositoryNotFoundError, "there is none of that name, or it is private"),
+    (OfflineModeIsEnabled, "it is not in the Hub's cache on this machine, and the Hub is not asked (HF_HUB_OFFLINE)"),
+)
 
 
 def _shards(location: str, index: Path) -> list[str]:

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedsim_userdp.models.digest import files_digest
 from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.models.whole import refuse_incomplete, refuse_pointers
 
 _FORMAT = 2  # to be raised whenever the conversion changes
 _SEAL = "digest.txt"
@@ -69,11 +70,15 @@ def converted(file: Path, cache_dir: Path) -> Path:
 def _convert(file: Path, folder: Path) -> None:
     """Writes the dequantised model and its tokenizer to `folder`."""
     transformers_logging.disable_progress_bar()
+    refuse_pointers(str(file), {file.name: file})
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     except Exception as error:  # readers of GGUF and of tokenizers raise whatever they meet
         raise ModelError(f"{file} cannot be read as a causal language model: {error}") from error
+    refuse_incomplete(model, found, str(file))
     _without_quantization(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -1,5 +1,6 @@
 """Causal language models and their tokenizers, by name or by path."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +18,22 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fedsim_userdp.models.activations import checkpoint_activations
-from fedsim_userdp.models.digest import files_digest, model_files
+from fedsim_userdp.models.causal import refuse_looking_ahead
+from fedsim_userdp.models.digest import check_exists, files_digest, model_files
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.gguf import converted, gguf_digest, packaged_gguf
 from fedsim_userdp.models.output_layer import answer_with_losses
 from fedsim_userdp.models.precision import autocast_forward
+from fedsim_userdp.models.whole import (
+    MOST_LAYERS,
+    described_layers,
+    refuse_incomplete,
+    refuse_pointers,
+    refuse_too_many_layers,
+    tensor_shapes,
+    within_sizes_of,
+)
 from fedsim_userdp.privacy.cache import default_cache_dir
 
 TINY_MODEL = Path(__file__).parent / "tiny_gpt2"
@@ -74,6 +85,8 @@ class ModelSource:
             ModelError: when `path` looks like a folder or file but is none, or a GGUF file cannot be converted.
         """
         file = Path(self._origin)
+        if file.suffix == ".safetensors":
+            raise ModelError(f"model.path={self._origin} is one file of a model: give the folder that it is in")
         if file.is_file():
             return str(converted(file, Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()))
         return self._origin
@@ -89,6 +102,17 @@ class ModelSource:
         if looks_local and not found.exists():
             raise ModelError(f"model.path={path} does not exist: give a model folder, a GGUF file or a Hub name")
         return str(found) if found.exists() else path
+
+    @property
+    def asked_name(self) -> str:
+        """The name by which the base model was asked for: on the Hub, of a package, or of a folder or file alone.
+
+        It is what an adapter names as its base, on other machines too; where a folder lies is nobody's business there.
+        """
+        if self.path is None and self.package is not None:
+            return self.package
+        found = Path(self._origin)
+        return Path(os.path.abspath(found)).name if found.exists() else str(self.path)
 
     def weights_digest(self) -> str:
         """Returns a hex digest of the whole files that decide the model's weights and shape.
@@ -123,6 +147,11 @@ class ModelSource:
         Raises:
             ModelError: when there is none at `location`.
         """
+        folder = Path(self.location)
+        if folder.is_dir():
+            refuse_pointers(self.location, {file.name: file for file in folder.glob("*.json")})
+        else:
+            check_exists(self.location)
         try:
             return AutoTokenizer.from_pretrained(self.location, trust_remote_code=False)
         except Exception as error:  # readers of foreign files raise whatever they meet
@@ -149,6 +178,8 @@ class ModelSource:
     def _text_config(self) -> PretrainedConfig | None:
         """The configuration of what reads text, a part of the model's where it reads more; None without one."""
         try:
+            if max(described_layers(Path(self.location, "config.json")).values(), default=0) > MOST_LAYERS:
+                return None  # which would have a list of them
             return AutoConfig.from_pretrained(self.location, trust_remote_code=False).get_text_config()
         except Exception:  # noqa: BLE001 - whatever readers of foreign files raise; `load` says what is wrong
             return None
@@ -157,25 +188,48 @@ class ModelSource:
         """Returns the frozen model in eval mode on its device: no dropout, so that results repeat.
 
         Raises:
-            ModelError: when there is no causal language model at `location`, or one whose layers mix users.
+            ModelError: when there is no whole causal language model at `location`, or one whose layers mix users.
         """
-        transformers_logging.disable_progress_bar()
-        try:
-            # No code and no pickle of the model's own: a prompt would ask whether to run the former.
-            model = AutoModelForCausalLM.from_pretrained(
-                self.location, dtype=DTYPES[self.dtype], trust_remote_code=False, use_safetensors=True
-            )
-        except Exception as error:  # readers of foreign files raise whatever they meet
-            raise ModelError(f"model.path={self.location}: no model to load ({_first_line(error)})") from error
+        model = self._loaded()
         refuse_batch_statistics(model, self.location)
         if self.activation_checkpointing:
             checkpoint_activations(model)
         model = model.to(self.torch_device).eval().requires_grad_(False)
+        refuse_looking_ahead(model, self.location, self.context_length())
         speed_up_frozen_layers(model)
         answer_with_losses(model)
         if self.autocast is not None:
             autocast_forward(model, DTYPES[self.autocast])
+        model.name_or_path = self.asked_name
         return model
+
+    def _loaded(self) -> PreTrainedModel:
+        """The model as its files hold it, nothing of it made up."""
+        transformers_logging.disable_progress_bar()
+        files = model_files(self.location)
+        refuse_pointers(self.location, files)
+        shapes = tensor_shapes(self.location, files)
+        refuse_too_many_layers(self.location, files, len(shapes))
+        try:
+            if AutoConfig.from_pretrained(self.location, trust_remote_code=False).is_encoder_decoder:
+                raise ModelError("it is an encoder-decoder, which reads its input as a whole: give a causal one")
+            with within_sizes_of(shapes):
+                # No code and no pickle of the model's own: a prompt would ask whether to run the former.
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    self.location,
+                    dtype=DTYPES[self.dtype],
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are refused by name below
+                )
+        except ModelError as error:
+            raise ModelError(f"model.path={self.location}: {error}") from error
+        except Exception as error:  # readers of foreign files raise whatever they meet
+            raise ModelError(f"model.path={self.location}: no model to load ({_first_line(error)})") from error
+        refuse_incomplete(model, found, self.location)
+        loaded: PreTrainedModel = model
+        return loaded
 
 
 def refuse_batch_statistics(model: nn.Module, location: str) -> None:

@@ -12,9 +12,15 @@ _LOADING = """```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({base!r})
+base = AutoModelForCausalLM.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
 ```"""
+# Of the licences that the Hub knows; others are written in their own words nowhere.
+_LICENCES = (
+    *("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"),
+    *("cc-by-3.0", "cc-by-sa-3.0", "odc-by", "pddl", "odbl", "gpl-3.0", "unlicense"),
+)
+_FORMATS = ("jsonl", "csv", "parquet", "datasets")  # labels of files of one's own, which name no data set
 
 _TAGS = {"os": "differential-privacy", "seeded": "simulated-differential-privacy"}
 _NO_CLAIM = "not-user-level-private"
@@ -36,16 +42,20 @@ class AdapterOrigin:
     """What an adapter was made from.
 
     Attributes:
-        base_model: the folder or Hub name of the base model.
+        base_model: the Hub name of the base model, or the name of its folder or file.
         model: its label in the configuration.
         data: the corpus's label in the configuration.
-        is_on_hub: whether the base model is a name on the Hub rather than a folder.
+        is_on_hub: whether the base model is a name on the Hub rather than a folder or file.
+        licence: of the text, as its corpus states it.
+        tokenizer: sha256 of the tokenizer's files beside the adapter; empty where there are none.
     """
 
     base_model: str
     model: str
     data: str
     is_on_hub: bool
+    licence: str = "unknown"
+    tokenizer: str = ""
 
 
 def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigin) -> str:
@@ -53,6 +63,8 @@ def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigi
     metadata = ModelCardData(
         base_model=origin.base_model if origin.is_on_hub else None,
         library_name="peft",
+        license=origin.licence.lower() if origin.licence.lower() in _LICENCES else "other",
+        datasets=None if origin.data in _FORMATS else [origin.data],
         pipeline_tag="text-generation",
         tags=[
             "lora",
@@ -64,8 +76,8 @@ def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigi
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# LoRA adapter by `{row.mechanism}` on `{origin.data}`",
-        f"Base model: `{origin.model}` (`{origin.base_model}`).",
-        _LOADING.format(base=origin.base_model),
+        f"Base model: `{origin.model}` (`{origin.base_model}`)." + _tokenizer(origin),
+        _LOADING.format(base=origin.base_model if origin.is_on_hub else f"path/to/{origin.base_model}"),
         f"## What is guaranteed\n\n{statement_text(statement)}",
         f"{statement.search}. What the run folder promises as a whole: its `PRIVACY.md`.",
         "## Settings\n\n| setting | value |\n|---|---|\n" + "\n".join(settings),
@@ -73,6 +85,11 @@ def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigi
         "(computed from their text without noise: not private).",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _tokenizer(origin: AdapterOrigin) -> str:
+    """What is said of the tokenizer."""
+    return f" Its tokenizer is beside this card (sha256 of its files: {origin.tokenizer})." if origin.tokenizer else ""
 
 
 def _perplexity(row: ResultRow) -> str:

@@ -73,7 +73,7 @@ def test_a_models_pickle_is_refused(tmp_path: Path, model: Path, has_index: bool
     if has_index:
         index = {"metadata": {}, "weight_map": {"transformer.wte.weight": "pytorch_model.bin"}}
         (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="no model to load"):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is of a format that is not read here"):
         ModelSource(path=str(model)).load()
 
 

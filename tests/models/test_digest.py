@@ -91,7 +91,7 @@ def test_a_hub_name_has_the_digest_of_its_files_in_the_local_cache(
 
 
 def test_a_hub_name_that_is_not_in_the_cache_is_refused_in_one_sentence() -> None:
-    with pytest.raises(ModelError, match=r"model\.path=someone/absent .*on the Hub or in its cache"):
+    with pytest.raises(ModelError, match=r"model\.path=someone/absent .*not in the Hub's cache"):
         ModelSource(path="someone/absent").weights_digest()
 
 

@@ -16,7 +16,9 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.split import split_users
@@ -24,6 +26,7 @@ from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.writer import StoreWriter
 from fedsim_userdp.federation.engines import InProcessEngine
 from fedsim_userdp.models.adapters import LoraSettings
+from fedsim_userdp.models.loading import TINY_MODEL
 from fedsim_userdp.privacy import accountants
 from fedsim_userdp.privacy.accounting import Description
 from fedsim_userdp.privacy.curve import Curve
@@ -56,6 +59,11 @@ class SmallModel:
 
     def weights_digest(self) -> str:
         return "small"
+
+    location = str(TINY_MODEL)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
 
     def load(self) -> GPT2LMHeadModel:
         config = GPT2Config(

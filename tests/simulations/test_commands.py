@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from huggingface_hub import ModelCard
 from hydra import compose, initialize_config_module
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedsim_userdp.models.loading import TINY_MODEL
 from simulations.task import Task, build_task
 from tests.simulations.zygote import Zygote
 
@@ -110,8 +113,7 @@ def task(compared: Path) -> Task:
 @pytest.mark.parametrize("name", MECHANISMS[1:])
 def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: Path, task: Task, name: str) -> None:
     folder = compared / "adapters" / name
-    base_path = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_path), folder)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY_MODEL), folder)
     ids = torch.arange(10, 30).unsqueeze(0)
     with loaded.disable_adapter():
         plain = loaded(input_ids=ids).logits
@@ -135,6 +137,19 @@ def test_each_adapter_has_a_card_with_its_base_model_and_its_guarantee(compared:
     is_of_users = statements[name]["level"] == "user"
     assert ("simulated-differential-privacy" in card.data.tags) == is_of_users
     assert ("not-user-level-private" in card.data.tags) == (not is_of_users)
+
+
+def test_an_adapters_folder_tells_nothing_of_this_machine_and_loads_on_another(compared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(compared / "adapters" / "user_wise", tmp_path / "elsewhere"))
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny_gpt2"
+    places = [str(TINY_MODEL.parent).encode(), str(compared).encode(), str(Path.home()).encode() + b"/"]
+    assert not [path.name for path in folder.iterdir() if any(place in path.read_bytes() for place in places)]
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        assert all(".lora_" in name for name in file.keys())  # noqa: SIM118
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == AutoTokenizer.from_pretrained(TINY_MODEL).get_vocab()
+    data = ModelCard((folder / "README.md").read_text()).data
+    assert data.license is not None
+    assert data.library_name == "peft"
 
 
 WRONG = {

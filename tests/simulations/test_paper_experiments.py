@@ -83,7 +83,7 @@ def test_without_network_the_message_names_model_path(
     with pytest.raises(SystemExit) as stop:
         run_command("run", [f"experiment={experiment}", f"data.path={places[experiment]}", f"output_dir={tmp_path}"])
     assert stop.value.code == 2
-    assert "model.path=gpt2: no tokenizer to load" in capsys.readouterr().err
+    assert "model.path=gpt2 is no folder or file here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

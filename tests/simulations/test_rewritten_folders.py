@@ -23,6 +23,7 @@ from simulations.cli import run_command
 from simulations.configured_claims import differences
 from simulations.configured_runs import configured
 from simulations.result_checks import result_rows
+from simulations.run_files import tokenizer_digest
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.verified import change_json, change_text, configure, problems
 
@@ -78,7 +79,9 @@ def restate(folder: Path, mechanism: str, **changes: Any) -> None:
     if adapter.exists():
         base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
         row, one = next(pair for pair in zip(result_rows(folder), runs, strict=True) if pair[0].mechanism == mechanism)
-        card = model_card(row, one.statement, AdapterOrigin(base, "tiny", "jsonl", is_on_hub=False))
+        tokenizer = tokenizer_digest(adapter)
+        origin = AdapterOrigin(base, "tiny", "jsonl", is_on_hub=False, tokenizer=tokenizer)
+        card = model_card(row, one.statement, origin)
         (adapter / "README.md").write_text(card)
 
 
@@ -252,6 +255,14 @@ def test_a_base_model_that_was_changed_in_settings_and_card_is_found(run: Path) 
     )
     restate(run, "user_wise")
     assert any("'openai/gpt2', which was not configured" in text for text in problems(run))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_another_tokenizer_beside_an_adapter_is_found(run: Path, name: str) -> None:
+    file = run / "adapters" / "user_wise" / name
+    file.write_text(file.read_text() + " " if file.exists() else "(0.1, 1e-9)-DP for users")
+    (problem,) = problems(run)
+    assert problem.startswith("user_wise, seed 0: model card: ")
 
 
 def test_a_file_beside_an_adapter_is_named(run: Path) -> None:

@@ -1,0 +1,172 @@
+"""Whether a model's files hold the whole model that its configuration describes.
+
+Loaders complete what is missing with random numbers and allocate whatever sizes are written in a configuration.  Here
+files are looked at first, without reading a tensor, and what was loaded is compared name by name.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from fedsim_userdp.models.errors import ModelError
+
+# Settings that a model's code turns into so many layers, each with tensors of its own.
+_LAYERS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks"),
+    *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
+)
+MOST_LAYERS = 100_000  # of a configuration that is read without its weights
+# A model may have more tensors and numbers than its files: tied ones, masks, one tensor that is split into several.
+_TIMES, _SPARE_TENSORS, _SPARE_NUMBERS = 4, 1_000, 1 << 27
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PREFIXES = {
+    "_orig_mod.": "as torch.compile names them: save the model that was given to it, or rename the tensors",
+    "base_model.model.": "as PEFT names them: merge the adapter by merge_and_unload() and save what it returns",
+    "_fsdp_wrapped_module.": "as FSDP names them: save the full state of the model that it wraps",
+    "module.": "as DataParallel names them: save the model that it wraps",
+}
+_NAMED = 3  # tensors that a sentence names
+
+
+def refuse_pointers(location: str, files: Mapping[str, Path]) -> None:
+    """Raises ModelError where a file is the pointer that Git leaves when Git LFS has not fetched the file itself."""
+    for name, path in files.items():
+        if path.is_file() and path.open("rb").read(len(_POINTER)) == _POINTER:
+            raise ModelError(
+                f"model.path={location}: {name} is a Git LFS pointer and not the file itself: fetch it by git lfs pull"
+            )
+
+
+def refuse_too_many_layers(location: str, files: Mapping[str, Path], most: int) -> None:
+    """Raises ModelError where a `config.json` describes more layers than `most`, the tensors that there are."""
+    found = described_layers(files["config.json"])
+    key = max(found, key=lambda key: found[key], default="")
+    if key and not found[key] <= most:
+        raise ModelError(
+            f"model.path={location}: config.json says {key}={found[key]}, and its files hold {most} tensors: give the "
+            "config.json that belongs to them"
+        )
+
+
+def described_layers(config: Path) -> dict[str, float]:
+    """Returns how many layers a `config.json` describes, by setting; the largest where parts of it have the same."""
+    found: dict[str, float] = {}
+    for key, number in _numbers(config):
+        if key in _LAYERS:
+            found[key] = max(number, found.get(key, 0))
+    return found
+
+
+def tensor_shapes(location: str, files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of a model's safetensors files, by name; no tensor is read.
+
+    Raises:
+        ModelError: when a file is none of that format or is not whole, or its names are those of something that was
+            wrapped around the model.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, path in files.items():
+        if not name.endswith(".safetensors"):
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ModelError(
+                f"model.path={location}: {name} is no whole safetensors file ({reason}): fetch or save it again"
+            ) from error
+    for prefix, advice in _PREFIXES.items():
+        if shapes and sum(key.startswith(prefix) for key in shapes) * 2 > len(shapes):
+            raise ModelError(f"model.path={location}: its tensors' names begin with {prefix!r}, {advice}")
+    return shapes
+
+
+@contextmanager
+def within_sizes_of(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """A block within which a model is described, before memory is taken, only as large as its files can fill.
+
+    Raises:
+        ModelError: from within, as soon as what is described has far more tensors or numbers than `shapes`.
+    """
+    held = sum(math.prod(shape) for shape in shapes.values())
+    tensors, numbers = 0, 0
+
+    def count(_: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal tensors, numbers
+        if tensor is None or tensor.device.type != "meta":
+            return
+        tensors, numbers = tensors + 1, numbers + math.prod(tensor.shape)
+        if tensors > _TIMES * len(shapes) + _SPARE_TENSORS or numbers > _TIMES * held + _SPARE_NUMBERS:
+            raise ModelError(
+                f"config.json describes {tensors} tensors of {numbers:,} numbers or more, such as a {name} of "
+                f"{'x'.join(map(str, tensor.shape))}, and its files hold {len(shapes)} of {held:,}: give the "
+                "config.json that belongs to them"
+            )
+
+    with ExitStack() as hooks:
+        for register in (register_module_parameter_registration_hook, register_module_buffer_registration_hook):
+            hooks.callback(register(count).remove)
+        yield
+
+
+def refuse_incomplete(model: nn.Module, found: Mapping[str, Any], location: str) -> None:
+    """Raises ModelError where a loaded model is not what its files hold, naming tensors; tied ones may be left out.
+
+    Args:
+        model: the loaded model.
+        found: what transformers says of the loading (`output_loading_info`).
+        location: what was loaded.
+    """
+    problems = {
+        "tensors are missing, which would be random": sorted(found["missing_keys"]),
+        "tensors belong to no layer": sorted(found["unexpected_keys"]),
+        "tensors are not of the shape that config.json says": [
+            f"{name} ({'x'.join(map(str, held))} for {'x'.join(map(str, wanted))})"
+            for name, held, wanted in sorted(found["mismatched_keys"])
+        ],
+        "tensors cannot be loaded": sorted(found.get("error_msgs", ())),
+        "tensors hold numbers that are not finite": _not_finite(model),
+    }
+    said = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+    if said:
+        raise ModelError(f"model.path={location} is no whole {type(model).__name__}: {'; '.join(said)}")
+
+
+@torch.no_grad()
+def _not_finite(model: nn.Module) -> list[str]:
+    """The names of the tensors that hold NaN or infinity."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    return [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+
+
+def _listed(names: list[str]) -> str:
+    """The first few names and how many there are besides."""
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{rest}"
+
+
+def _numbers(config: Path) -> Iterator[tuple[str, float]]:
+    """The numbers of a `config.json` by key, those of its parts included; none where it cannot be read."""
+    try:
+        parts = [json.loads(config.read_bytes())]
+    except (OSError, ValueError, RecursionError):
+        return  # its reader says so
+    while parts:
+        part = parts.pop()
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if isinstance(value, dict):
+                parts.append(value)
+            elif isinstance(value, int | float):
+                yield key, value

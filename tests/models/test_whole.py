@@ -1,0 +1,191 @@
+"""What is no whole causal language model is refused by what it is, before it is built and whatever loads it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
+from tests.models.families import small_base
+
+NORM = "transformer.h.0.ln_1.weight"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the bundled model."""
+    return Path(shutil.copytree(TINY_MODEL, tmp_path / "model"))
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def renamed(tensors: dict[str, Tensor], prefix: str) -> None:
+    for name in list(tensors):
+        tensors[prefix + name] = tensors.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop(NORM), rf"missing, which would be random: {NORM}$"),
+        (lambda tensors: tensors.pop("transformer.wte.weight"), r"random: lm_head.weight, transformer.wte.weight$"),
+        (lambda tensors: tensors.update({"score.weight": torch.ones(2)}), r"belong to no layer: score.weight$"),
+        (lambda tensors: tensors.update({NORM: torch.ones(3)}), rf"shape that config.json says: {NORM} \(3 for 128\)$"),
+        (lambda tensors: tensors[NORM].fill_(torch.nan), rf"not finite: {NORM}$"),
+        (lambda tensors: tensors[NORM].fill_(-torch.inf), rf"not finite: {NORM}$"),
+        (lambda tensors: tensors.update({NORM: torch.ones(128).double() * 1e300}), rf"not finite: {NORM}$"),
+        (lambda tensors: renamed(tensors, "_orig_mod."), r"begin with '_orig_mod\.', as torch.compile names them"),
+        (lambda tensors: renamed(tensors, "base_model.model."), r"as PEFT names them: merge the adapter"),
+        (lambda tensors: renamed(tensors, "module."), r"as DataParallel names them"),
+        (lambda tensors: renamed(tensors, "mine."), r"random: lm_head.weight, .* and \d+ more; tensors belong to no"),
+    ],
+)
+def test_tensors_that_are_no_whole_model_are_refused_by_name(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], said: str
+) -> None:
+    change_tensors(folder, change)
+    with pytest.raises(ModelError, match=said):
+        ModelSource(path=str(folder), device="cpu").load()
+
+
+def test_tied_tensors_may_be_in_the_file_once_or_twice(folder: Path) -> None:
+    expected = ModelSource(device="cpu").load().state_dict()
+    change_tensors(
+        folder, lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"].clone()})
+    )
+    found = ModelSource(path=str(folder), device="cpu").load().state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    change_tensors(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    change_config(folder, tie_word_embeddings=False)
+    with pytest.raises(ModelError, match=r"random: lm_head.weight$"):
+        ModelSource(path=str(folder), device="cpu").load()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_layer": 10**6}, r"n_layer=1000000, and its files hold 52 tensors"),
+        ({"n_layer": 10**15}, r"n_layer=10{15}, and its files hold 52 tensors"),
+        ({"n_embd": 4 * 10**6}, r"of 2048x4000000, and its files hold 52 of 1,071,872"),
+        ({"vocab_size": 10**12}, r"of 10{12}x128, and its files hold 52"),
+        ({"n_positions": 10**9}, r"of 10{9}x128, and its files hold 52"),
+    ],
+)
+def test_absurd_sizes_are_compared_with_the_files_before_memory_is_taken(
+    folder: Path, changes: dict[str, int], said: str
+) -> None:
+    change_config(folder, **changes)
+    source = ModelSource(path=str(folder), device="cpu")
+    source.context_length()  # asked for before the model is
+    with pytest.raises(ModelError, match=said):
+        source.load()
+
+
+def test_masks_that_no_file_holds_are_bounded_too(tmp_path: Path) -> None:
+    small_base("gptj").save_pretrained(tmp_path)
+    change_config(tmp_path, n_positions=10**9)
+    with pytest.raises(ModelError, match=r"config\.json describes"):
+        ModelSource(path=str(tmp_path), device="cpu").load()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_git_lfs_pointer_is_named_for_what_it_is(folder: Path, name: str) -> None:
+    (folder / name).write_text(POINTER)
+    source = ModelSource(path=str(folder), device="cpu")
+    with pytest.raises(ModelError, match=rf"{name} is a Git LFS pointer .* git lfs pull"):
+        (source.load_tokenizer if name == "tokenizer.json" else source.load)()
+
+
+def test_a_gguf_file_may_be_a_git_lfs_pointer(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_text(POINTER)
+    with pytest.raises(ModelError, match=r"small\.gguf is a Git LFS pointer"):
+        ModelSource(path=str(tmp_path / "small.gguf"), cache_dir=str(tmp_path / "cache")).load()
+
+
+def test_half_a_file_is_refused_in_one_sentence(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors is no whole safetensors file"):
+        ModelSource(path=str(folder), device="cpu").load()
+
+
+def test_shards_are_named_where_some_or_their_index_are_missing(folder: Path) -> None:
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="1MB")
+    assert ModelSource(path=str(folder), device="cpu").load() is not None
+    index = folder / "model.safetensors.index.json"
+    content = index.read_text()
+    index.unlink()
+    with pytest.raises(ModelError, match=r"model-00001-of-\d+\.safetensors is not called model\.safetensors, and no"):
+        ModelSource(path=str(folder), device="cpu").load()
+    index.write_text(content)
+    shards = sorted(folder.glob("model-*"))
+    for shard in shards[:2]:
+        shard.unlink()
+    with pytest.raises(ModelError, match=rf"{shards[0].name} is missing, one of 2 files that its index names"):
+        ModelSource(path=str(folder), device="cpu").load()
+
+
+def test_an_adapters_folder_is_named_and_its_base_model_with_it(tmp_path: Path, folder: Path) -> None:
+    settings = json.dumps({"base_model_name_or_path": "gpt2", "peft_type": "LORA"})
+    for path in (tmp_path, folder):  # the second has a whole model as well
+        (path / "adapter_config.json").write_text(settings)
+        for use in (ModelSource(path=str(path)).load, ModelSource(path=str(path)).weights_digest):
+            with pytest.raises(ModelError, match=r"holds an adapter .* give the base model \(gpt2\)"):
+                use()
+
+
+def test_one_file_of_a_model_is_not_its_folder() -> None:
+    with pytest.raises(ModelError, match="one file of a model: give the folder"):
+        ModelSource(path=str(TINY_MODEL / "model.safetensors")).load()
+
+
+@pytest.mark.parametrize("name", ["nosuch", "models/nosuch"])
+def test_a_name_that_stands_for_nothing_is_not_blamed_on_the_network(name: str) -> None:
+    source = ModelSource(path=name)
+    for use in (source.load_tokenizer, source.weights_digest, source.load):
+        with pytest.raises(ModelError, match=rf"^model\.path={name} is no folder or file here, and no model .*Hub"):
+            use()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_a_model_that_looks_ahead_is_refused_when_it_is_loaded(tmp_path: Path, family: str, dtype: str) -> None:
+    small_base(family).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is not causal: what it says of a token changes with later ones"):
+        ModelSource(path=str(tmp_path), device="cpu", dtype=dtype).load()
+    change_config(tmp_path, is_decoder=True)  # the same weights, read from the beginning
+    assert ModelSource(path=str(tmp_path), device="cpu", dtype=dtype).load() is not None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "opt", "mamba", "jetmoe"])
+def test_a_model_that_reads_from_the_beginning_is_loaded(tmp_path: Path, family: str, dtype: str) -> None:
+    small_base(family).save_pretrained(tmp_path)
+    assert ModelSource(path=str(tmp_path), device="cpu", dtype=dtype).load() is not None
+
+
+def test_an_encoder_decoder_is_refused_in_those_words(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="it is an encoder-decoder"):
+        ModelSource(path=str(tmp_path), device="cpu").load()
