@@ -7,6 +7,7 @@ import sys
 from typing import TextIO, cast
 
 from simulations.process import prepare_process
+from simulations.streams import watched_streams
 
 COMMANDS = {
     "compare": ("simulations.compare", "train with every mechanism at one user-level budget and compare"),
@@ -41,12 +42,9 @@ Examples:
 
 
 def main() -> None:
-    """Runs a command; the console script.  A reader that stops early (`fedsim --help | head`) is no error."""
-    try:
+    """Runs a command; the console script."""
+    with watched_streams():
         dispatch(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
 
 
 def dispatch(arguments: list[str]) -> None:
@@ -84,8 +82,6 @@ def run_command(name: str, arguments: list[str]) -> int:
         sys.argv = [f"fedsim {name}", *completed]
         with contextlib.redirect_stderr(cast(TextIO, _WithoutPreamble(sys.stderr))):
             importlib.import_module(COMMANDS[name][0]).main()
-    except BrokenPipeError:
-        raise
     except REFUSALS as error:
         _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}" if failed else sentence(error))
     except KeyboardInterrupt:

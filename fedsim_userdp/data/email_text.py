@@ -1,99 +1,147 @@
-"""What the author of an e-mail wrote: headers decoded, quoted and forwarded text cut."""
+"""The plain text of an e-mail, whatever is wrong with it: parts and charsets decoded, attachments left alone."""
 
 from __future__ import annotations
 
-import re
-from email import message_from_bytes
+import codecs
+from email import errors, message_from_bytes
 from email.message import Message
+from email.parser import BytesHeaderParser
+from email.policy import Policy, compat32
+from functools import partial
 
 from fedsim_userdp.data.corpus import DropCounts
 from fedsim_userdp.data.rows import decode_text
 
-# Everything from the first of these lines on was written by someone else, or earlier.
-CUT_AT = re.compile(
-    r"""
-      [ \t>]*-{2,}[ ]*Original\ Message[ ]*-{2,}           # Outlook
-    | [ \t>]*-{4,}[ ]*Forwarded\ (?:by|message)\b            # Lotus Notes, others
-    | [ \t>]*-{3,}[ ]*Begin\ forwarded\ message
-    | [ \t]*Begin\ forwarded\ message:[ \t]*$
-    | [ \t]*On\ [^\n]{6,200}\ wrote:[ \t]*$                  # "On Mon, 1 Jan 2001, Ann wrote:"
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
-DATED = re.compile(r"\d\d?/\d\d?/\d{2,4}\s+\d\d?:\d\d(?::\d\d)?\s*(?:[AP]M)?", re.IGNORECASE)
-HEADER = re.compile(r"[ \t]*(from|sent|to|cc|bcc|subject|date|sent by):", re.IGNORECASE)
-QUOTED = re.compile(r"[ \t]*[>|]")
-ATTRIBUTION = re.compile(r".{1,200}\b(?:wrote|writes):[ \t]*$", re.IGNORECASE)
-PREAMBLE_LINES = 4
-PREAMBLE_GAP = 2
+ATTACHED = "attached file or message, not read"
+FURTHER = "further text part of a message, not read"
+HTML_ONLY = "message with text in HTML only, counted as blank"
+UNREADABLE = "message that cannot be read, counted as blank"
+
+# What the standard library raises on malformed parameters and on parts nested too deep.
+FAULTS = (errors.MessageError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
+LONGEST_HEADER = 10_000  # beyond it the standard library takes the square of the length for its parameters
+MOST_BOUNDARIES = 64
+LONGEST_CHARSET = 40
+# Codecs of Python's own that are no charset of mail; some take the square of a text's length.
+NO_CHARSETS = frozenset({"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"})
 
 
-def parse_email(raw: bytes) -> Message:
-    """Returns a message as the standard library reads it; malformed ones are read as far as possible."""
-    return message_from_bytes(raw)
+class _Part(Message):
+    """A message or part that refuses what the standard library would take too long for.
 
-
-def body_of(message: Message, dropped: DropCounts, at: str) -> str:
-    """Returns the plain text of a message, in the charset it declares if that fits, else UTF-8, else latin-1."""
-    for part in message.walk():
-        if part.get_content_type() == "text/plain":
-            payload = part.get_payload(decode=True)
-            raw = payload if isinstance(payload, bytes) else b""
-            try:
-                return raw.decode(part.get_content_charset() or "utf-8")
-            except (UnicodeDecodeError, LookupError):
-                return decode_text(raw, dropped, at)
-    return ""
-
-
-def own_text(body: str) -> str:
-    """Returns the lines of a message that its author wrote, without those quoted or forwarded.
-
-    Text after a forwarding or reply mark is cut; so is a block of at least two header lines (From, To, Sent,
-    Subject, ...) with what follows, including the name and date that Lotus Notes puts above it; lines that
-    begin with > or | are dropped one by one, so that answers between them stay.
+    Args:
+        boundaries: Those that the message has named so far; one list for all its parts.
+        policy: How to parse it.
     """
-    lines = body.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    kept = lines[: _first_foreign(lines)]
-    own = [
-        line
-        for index, line in enumerate(kept)
-        if not QUOTED.match(line) and not (ATTRIBUTION.match(line) and _is_quoted_next(kept, index))
-    ]
-    return "\n".join(line.rstrip() for line in own).strip()
+
+    def __init__(self, boundaries: list[str | None], policy: Policy = compat32) -> None:
+        super().__init__(policy)
+        self._boundaries = boundaries
+
+    def get_boundary(self, failobj=None):  # type: ignore[no-untyped-def]
+        """Returns the boundary of the parts; every line is compared with those of all parts that are open."""
+        self._boundaries.append(super().get_boundary(failobj))
+        if len(self._boundaries) > MOST_BOUNDARIES:
+            raise errors.BoundaryError(f"a message of more than {MOST_BOUNDARIES} multiparts")
+        return self._boundaries[-1]
+
+    def get_param(self, param, failobj=None, header="content-type", unquote=True):  # type: ignore[no-untyped-def]
+        """Returns a parameter of a header as the standard library does."""
+        if len(str(self.get(header, ""))) > LONGEST_HEADER:
+            raise errors.HeaderParseError(f"{header} is longer than {LONGEST_HEADER} characters")
+        return super().get_param(param, failobj, header, unquote)
 
 
-def _first_foreign(lines: list[str]) -> int:
-    """Index of the first line of forwarded or quoted text, or the number of lines."""
-    for index, line in enumerate(lines):
-        if CUT_AT.match(line):
-            return index
-        if HEADER.match(line) and _is_header_block(lines, index):
-            return _preamble_start(lines, index)
-    return len(lines)
+def parse_head(raw: bytes) -> Message:
+    """Returns the headers of a message; its text is not looked at, and cannot change how they are read."""
+    return BytesHeaderParser().parsebytes(raw)
 
 
-def _is_header_block(lines: list[str], index: int) -> bool:
-    """Whether the lines from `index` on are headers of another message, at least two different ones."""
-    names = set()
-    for line in lines[index : index + 6]:
-        if found := HEADER.match(line):
-            names.add(found[1].lower())
-    return len(names) >= 2 and bool(names & {"from", "to", "sent by"}) and bool(names & {"subject", "sent", "cc", "to"})
+def body_of(raw: bytes, dropped: DropCounts, at: str) -> str | None:
+    """Returns the plain text that a message's author typed into it or quoted there.
+
+    That is its first part of plain text that is no attachment, in the charset it declares if that fits, else UTF-8,
+    else latin-1. Attached messages and files, HTML and further parts are not read.
+
+    Args:
+        raw: The whole message.
+        dropped: Where to count what is not read.
+        at: Where the message stands.
+
+    Returns:
+        The text, empty where the message has none; None where it has one that is not read: in HTML only, or in parts
+        that cannot be told apart or decoded. These are counted by their reasons.
+    """
+    try:
+        return _body(message_from_bytes(raw, _class=partial(_Part, [])), dropped, at)
+    except FAULTS:
+        dropped.add(UNREADABLE, at=at)
+        return None
 
 
-def _preamble_start(lines: list[str], index: int) -> int:
-    """First line of the name and date above a header block; `index` itself when there is none."""
-    end = index
-    while end > 0 and index - end < PREAMBLE_GAP and not lines[end - 1].strip():
-        end -= 1
-    start = end
-    while start > 0 and end - start < PREAMBLE_LINES and lines[start - 1].strip():
-        start -= 1
-    return start if any(DATED.search(line) for line in lines[start:end]) else index
+def _body(message: Message, dropped: DropCounts, at: str) -> str | None:
+    """The text of a message that can be parsed."""
+    parts = _parts(message)
+    num_attached = sum(kind == "attached" for kind, _ in parts)
+    plain = [part for kind, part in parts if kind == "text/plain"]
+    text = _decoded(plain[0], dropped, at) if plain else ""
+    kinds = {kind for kind, _ in parts}
+    dropped.add(ATTACHED, at=at, num=num_attached)
+    dropped.add(FURTHER, at=at, num=len(plain) - 1)
+    if text.strip():
+        return text
+    if kinds & {"text/html", "broken"}:
+        dropped.add(HTML_ONLY if "text/html" in kinds else UNREADABLE, at=at)
+        return None
+    return text
 
 
-def _is_quoted_next(lines: list[str], index: int) -> bool:
-    """Whether the next line that is not blank is quoted."""
-    following = (line for line in lines[index + 1 :] if line.strip())
-    return bool(QUOTED.match(next(following, "")))
+def _parts(message: Message) -> list[tuple[str, Message]]:
+    """Kind and part of all that a message is made of: text/plain, text/html, attached, or broken."""
+    found: list[tuple[str, Message]] = []
+    pending = [message]
+    while pending:
+        part = pending.pop()
+        payload = part.get_payload()
+        if _is_attached(part):
+            found.append(("attached", part))
+        elif part.get_content_maintype() != "multipart":
+            found.append((part.get_content_type(), part))
+        elif isinstance(payload, list):
+            pending.extend(each for each in reversed(payload) if isinstance(each, Message))
+        else:
+            found.append(("broken", part))
+    return found
+
+
+def _is_attached(part: Message) -> bool:
+    """Whether a part is a file or message of its own, not text that was typed into the message."""
+    if part.get_content_maintype() == "multipart":
+        return False
+    is_text = part.get_content_type() in ("text/plain", "text/html")
+    return not is_text or part.get_content_disposition() == "attachment" or part.get_filename() is not None
+
+
+def _decoded(part: Message, dropped: DropCounts, at: str) -> str:
+    """The text of a part."""
+    payload = part.get_payload(decode=True)
+    raw = payload if isinstance(payload, bytes) else b""
+    if any(isinstance(defect, errors.InvalidBase64LengthDefect) for defect in part.defects):
+        raise ValueError("base64 of a wrong length")
+    try:
+        return raw.decode(_charset(part))
+    except (LookupError, ValueError):
+        return decode_text(raw, dropped, at)
+
+
+def _charset(part: Message) -> str:
+    """The charset that a part declares, UTF-8 where that is none of mail's.
+
+    Raises:
+        LookupError: there is no such charset.
+        ValueError: its name has characters that no name has.
+    """
+    name = part.get_content_charset() or "utf-8"
+    if len(name) > LONGEST_CHARSET or codecs.lookup(name).name.replace("-", "_") in NO_CHARSETS:
+        return "utf-8"
+    return name

@@ -6,14 +6,15 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from email.message import Message
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from fedsim_userdp.data.addresses import addresses_of, people_of
+from fedsim_userdp.data.addresses import Addresses, addresses_of, people_of
 from fedsim_userdp.data.corpus import DataError, DropCounts, Record
 from fedsim_userdp.data.csv_rows import read_csv
-from fedsim_userdp.data.email_text import body_of, own_text, parse_email
+from fedsim_userdp.data.email_text import body_of, parse_head
+from fedsim_userdp.data.quotes import own_text
 from fedsim_userdp.data.source import fingerprint_files, require_path
 from fedsim_userdp.data.table import column
 
@@ -29,7 +30,8 @@ UNTOLD = "message whose sender and recipients cannot all be told from its header
 class EnronCorpus:
     """Enron users: a user is a mailbox, a record is the text of one message that its owner sent.
 
-    Only folders of sent mail are read, so that the mailbox is the author. Quoted and forwarded text is cut. With
+    Only folders of sent mail are read, so that the mailbox is the author. Quoted and forwarded text is cut, by a
+    heuristic that looks at that message alone; attachments are not read. With
     `owners="sender"` a text that stands in the same mailbox before, white space aside, is dropped: sent mail is filed
     several times. With `owners="all"` every message is given, since one message's text must not decide whether another
     one, which others own too, is used; and one whose people cannot all be told from its headers is blank.
@@ -42,8 +44,8 @@ class EnronCorpus:
             which their address sent most), others by their address.
 
     Attributes:
-        dropped: What the last pass left out: other folders, repeated texts, links; how many messages were cut, and
-            how many are blank as their people could not be told.
+        dropped: What the last pass left out: other folders, repeated texts, links, attachments; how many messages were
+            cut, and how many are blank as their people or text could not be told.
 
     Raises:
         DataError: an unknown value of `owners`.
@@ -72,25 +74,25 @@ class EnronCorpus:
         self.dropped.clear()
         seen: set[bytes] = set()
         for at, mailbox, raw in self._sent():
-            message = parse_email(raw)
-            body = body_of(message, self.dropped, at)
-            text = own_text(body)
-            if len(text.split()) < len(body.split()):
+            body = body_of(raw, self.dropped, at)
+            text = own_text(body or "")
+            if body is not None and len(text.split()) < len(body.split()):
                 self.dropped.add("message from which quoted or forwarded text was cut", at=at)
+            record = Record(mailbox, text, at=at, is_missing=body is None)
             if self.owners == "all":
-                yield self._owned(mailbox, text, message, mailboxes, at)
+                yield self._owned(record, people_of(parse_head(raw)), mailboxes)
                 continue
             key = hashlib.blake2b(repr((mailbox, text.split())).encode("utf-8", "replace"), digest_size=16).digest()
             if text and key in seen:
                 self.dropped.add("repeated message of a mailbox", at=at)
                 continue
             seen.add(key)
-            yield Record(mailbox, text, at=at)
+            yield record
 
     def fingerprint(self) -> str:
         """Returns a digest of the CSV file, or of the names, sizes and times of the sent messages."""
         root = self._root()
-        settings: dict[str, object] = {"sent_folders": sorted(self.sent_folders), "owners": self.owners, "form": 2}
+        settings: dict[str, object] = {"sent_folders": sorted(self.sent_folders), "owners": self.owners, "form": 3}
         if root.is_file():
             return fingerprint_files([root], settings)
         messages = (file for _, file in self._sent_files(root) if not file.is_symlink())
@@ -112,6 +114,8 @@ class EnronCorpus:
         for mailbox, file in self._sent_files(root):
             if file.is_symlink():
                 self.dropped.add("link instead of a file", at=str(file))
+            elif not file.is_file():
+                self.dropped.add("pipe or device instead of a file", at=str(file))
             else:
                 yield str(file), mailbox, file.read_bytes()
         self._count_others(root)
@@ -164,18 +168,18 @@ class EnronCorpus:
         """The mailbox of each address: the one from which it sent most."""
         sent: dict[str, Counter[str]] = {}
         for _, mailbox, raw in self._sent():
-            for address in addresses_of(parse_email(raw), "From"):
+            for address in addresses_of(parse_head(raw), "From"):
                 sent.setdefault(address, Counter())[mailbox] += 1
         return {address: max(sorted(boxes), key=boxes.__getitem__) for address, boxes in sent.items()}
 
-    def _owned(self, mailbox: str, text: str, message: Message, mailboxes: dict[str, str], at: str) -> Record:
+    def _owned(self, record: Record, people: Addresses, mailboxes: dict[str, str]) -> Record:
         """A message with everybody whom its headers name; blank if there may be others, which is counted."""
-        people = people_of(message)
         owners = dict.fromkeys(mailboxes.get(address, address) for address in people.found)
-        owners.pop(mailbox, None)
-        if not people.is_complete:
-            self.dropped.add(UNTOLD, at=at)
-        return Record(mailbox, text if people.is_complete else "", tuple(owners), at, is_missing=not people.is_complete)
+        owners.pop(record.user_id, None)
+        if people.is_complete:
+            return replace(record, owners=tuple(owners))
+        self.dropped.add(UNTOLD, at=record.at)
+        return replace(record, text="", owners=tuple(owners), is_missing=True)
 
 
 def _refuse(error: OSError) -> None:

@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 from dataclasses import asdict, dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.naming import naming
 
 FORMAT = 3
 META = "store.json"
@@ -90,9 +92,21 @@ def array_path(folder: Path, name: str) -> Path:
 
 def write_array(folder: Path, name: str, values: NDArray[np.generic]) -> ArraySeal:
     """Writes `values` (1-d) as a raw little-endian file, flushed to the disk, and returns its seal."""
-    with array_path(folder, name).open("wb") as file:
-        values.tofile(file)
+    with array_path(folder, name).open("wb", buffering=0) as file:
+        append_values(file, values)
     return seal_array(folder, name, values.dtype.str, len(values))
+
+
+def append_values(file: FileIO, values: NDArray[np.generic]) -> None:
+    """Writes `values` to an unbuffered file; numpy's own `tofile` passes over a full disk in silence.
+
+    Raises:
+        OSError: not all could be written; it names the file.
+    """
+    left = memoryview(values.tobytes())
+    with naming(Path(str(file.name))):
+        while left:
+            left = left[file.write(left) :]
 
 
 def seal_array(folder: Path, name: str, dtype: str, length: int) -> ArraySeal:

@@ -15,14 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 from fedsim_userdp.data.corpus import DataError, DropCounts
 from fedsim_userdp.data.layout import (
     INDEX_DTYPES,
+    META,
     ArraySeal,
     StoreMeta,
     TokenStats,
+    append_values,
     array_path,
     seal_array,
     write_array,
     write_meta,
 )
+from fedsim_userdp.naming import naming
 
 GATHER_TOKENS = 1 << 22
 ARRIVAL = "arrival"
@@ -58,7 +61,7 @@ class StoreWriter:
         self.min_words = min_words
         self.dropped = DropCounts()
         self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
-        self._file = array_path(folder, ARRIVAL).open("wb")
+        self._file = array_path(folder, ARRIVAL).open("wb", buffering=0)
         self._people: dict[str, int] = {}
         self._words = array("q")
         self._is_user = bytearray()
@@ -155,13 +158,14 @@ class StoreWriter:
         if self._owners:
             index |= self._owned(sources, places) | self._located(windows, order)
         arrays |= {name: write_array(self.folder, name, values) for name, values in index.items()}
-        write_meta(self.folder, StoreMeta(fingerprint, self._stats(places, num_records, index), arrays))
+        with naming(self.folder / META):
+            write_meta(self.folder, StoreMeta(fingerprint, self._stats(places, num_records, index), arrays))
         return self.folder
 
     def _add_tokens(self, lengths: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
         """Writes records' tokens to the disk and notes their lengths."""
         _check_block(lengths, tokens, self.vocab_size)
-        tokens.astype(self._dtype).tofile(self._file)
+        append_values(self._file, tokens.astype(self._dtype))
         self._record_lengths.frombytes(lengths.tobytes())
 
     def _user(self, user_id: str) -> int:
@@ -219,12 +223,12 @@ class StoreWriter:
         arrived = np.memmap(array_path(self.folder, ARRIVAL), self._dtype, "r")
         starts = _offsets(np.frombuffer(self._record_lengths, np.int64))[order]
         ends = np.cumsum(lengths)
-        with array_path(self.folder, "tokens").open("wb") as file:
+        with array_path(self.folder, "tokens").open("wb", buffering=0) as file:
             first = 0
             while first < len(order):
                 done = ends[first] - lengths[first]
                 last = max(first + 1, int(np.searchsorted(ends, done + GATHER_TOKENS, "right")))
-                arrived[_ranges(starts[first:last], lengths[first:last])].tofile(file)
+                append_values(file, arrived[_ranges(starts[first:last], lengths[first:last])])
                 first = last
         del arrived
         array_path(self.folder, ARRIVAL).unlink()

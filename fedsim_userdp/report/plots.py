@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim_userdp.privacy.figures import rounded_up
+from fedsim_userdp.report.files import replacing
 from fedsim_userdp.report.records import ResultRow, RoundRecord, people_of
 
 COLOURS = {
@@ -40,8 +41,8 @@ def plot_comparison(path: Path, rows: Sequence[ResultRow], records: Sequence[Rou
     _bars(left, rows)
     _curves(right, rows, records)
     metadata = mark(figure, NOT_PRIVATE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata=metadata)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=130, metadata=metadata)
     plt.close(figure)
 
 

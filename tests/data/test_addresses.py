@@ -4,24 +4,24 @@ import time
 import pytest
 
 from fedsim_userdp.data.addresses import addresses_of, people_of
-from fedsim_userdp.data.email_text import parse_email
+from fedsim_userdp.data.email_text import parse_head
 from fedsim_userdp.data.ids import unseen_in
 
 
 def read(to, header="To"):
-    people = people_of(parse_email(f"From: me@x.com\n{header}: {to}\nSubject: s\n\nbody".encode()))
+    people = people_of(parse_head(f"From: me@x.com\n{header}: {to}\nSubject: s\n\nbody".encode()))
     assert people.found[0] == "me@x.com"
     return list(people.found[1:]), people.is_complete
 
 
 def test_addresses_are_in_lower_case_and_each_once():
-    message = parse_email(b'To: "A, B" <A@x.com>,\n b@x.com\nCc: a@X.com\n\n')
+    message = parse_head(b'To: "A, B" <A@x.com>,\n b@x.com\nCc: a@X.com\n\n')
     assert addresses_of(message, "To", "Cc", "Bcc") == ["a@x.com", "b@x.com"]
 
 
 def test_an_address_in_two_spellings_is_one_address():
     composed, decomposed = "jos=C3=A9=40x.com", "JOSE=CC=81=40x.com=C2=A0"
-    message = parse_email(f"To: =?utf-8?q?{composed}?=, =?utf-8?q?{decomposed}?=\n\n".encode())
+    message = parse_head(f"To: =?utf-8?q?{composed}?=, =?utf-8?q?{decomposed}?=\n\n".encode())
     assert addresses_of(message, "To") == ["jos\xe9@x.com"]
 
 
@@ -93,7 +93,7 @@ def test_all_headers_that_name_people_are_read(header):
     ],
 )
 def test_people_named_without_an_address_are_not_taken_for_nobody(headers, is_complete):
-    assert people_of(parse_email(f"From: me@x.com\n{headers}\n\nbody".encode())).is_complete is is_complete
+    assert people_of(parse_head(f"From: me@x.com\n{headers}\n\nbody".encode())).is_complete is is_complete
 
 
 def test_what_cannot_be_seen_in_an_address_makes_nobody_else():
@@ -112,7 +112,7 @@ def test_the_text_of_a_message_changes_nothing_about_its_people():
         b"--b\nTo: eve@x.com\n: broken\n\nx\n--b--\n",
         b"\xff" * 9,
     ]
-    people = [people_of(parse_email(head + body)) for body in bodies]
+    people = [people_of(parse_head(head + body)) for body in bodies]
     assert people == [people[0]] * len(bodies)
     assert (people[0].found, people[0].is_complete) == (("me@x.com", "a@x.com"), True)
 

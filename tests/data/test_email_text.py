@@ -1,59 +1,11 @@
 import pytest
 
 from fedsim_userdp.data.corpus import DropCounts
-from fedsim_userdp.data.email_text import body_of, own_text, parse_email
-
-HEADERS = "To: a@b.c\nSubject: x\n"
-
-
-@pytest.mark.parametrize(
-    "foreign",
-    [
-        " -----Original Message-----\nFrom: \tBass, Eric  \nSent:\tMonday\nhello",
-        "-----Original Message-----\nhello",
-        "---------------------- Forwarded by Phillip K Allen/HOU/ECT on 01/18/2000 \n06:03 PM -------\n\nhello",
-        "----- Forwarded by Steven J Kean/NA/Enron on 05/07/2001 08:05 AM -----\n\nhello",
-        "---------- Forwarded message ----------\nhello",
-        "Begin forwarded message:\nhello",
-        "On Mon, 14 May 2001, Somebody Else wrote:\nhello",
-        "\n\n\n\tenorman@living.com on 01/18/2000 02:44:50 PM\n\tTo: a@b.c\n\tcc: \n\tSubject: RE: style\nhello",
-        "Jeff Richter\n10/20/2000 02:16 PM\nTo: a@b.c\ncc:  \nSubject: Generation\n\nhello",
-        '\t"George R" <g@x.com>\n\tPlease respond to g@x.com\n\t09/26/2000 07:37 PM\n\t \n\t To: a@b.c\n\t cc: \nhello',
-        "From:  Phillip K Allen                           02/15/2001 01:13 PM\n\nTo: a@b.c\ncc:\nSubject:\n\nhello",
-        "From: Kim\nSent: Monday\nTo: a@b.c\nSubject: x\n\nhello",
-    ],
-)
-@pytest.mark.parametrize("own", ["", "Sounds good.\n\nPhillip"])
-def test_text_of_others_is_cut_and_own_text_stays(foreign, own):
-    assert own_text(f"{own}\n\n{foreign}" if own else foreign) == own
-
-
-def test_answers_between_quoted_lines_stay():
-    body = "Somebody wrote:\n> Will you come?\nYes.\n> When?\n\n  | and then?\nAt noon.\n"
-    assert own_text(body) == "Yes.\n\nAt noon."
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "Let us meet on 10/16/2000 01:00 PM\nas planned.",
-        "To: do this well we need time.\nIt is late.",
-        "He wrote:\nnothing at all.",
-        "The agenda:\n- one\n- two",
-        "Subject: to change.\n\nBye",
-        "---- see below ----\nmine",
-    ],
-)
-def test_own_text_that_looks_a_little_like_a_quote_stays(body):
-    assert own_text(body) == body
-
-
-def test_line_endings_and_white_space_at_the_ends_are_evened_out():
-    assert own_text("\r\none  \r\ntwo\rthree\n\n") == "one\ntwo\nthree"
+from fedsim_userdp.data.email_text import ATTACHED, FURTHER, HTML_ONLY, UNREADABLE, body_of
 
 
 def body(raw, dropped=None):
-    return body_of(parse_email(raw), dropped if dropped is not None else DropCounts(), "here")
+    return body_of(raw, dropped if dropped is not None else DropCounts(), "here")
 
 
 def test_bytes_that_do_not_fit_the_declared_charset_are_read_as_latin1_and_counted():
@@ -71,9 +23,96 @@ def test_bytes_that_do_not_fit_the_declared_charset_are_read_as_latin1_and_count
         (b"Content-Type: text/plain; charset=iso-8859-1\n\ncaf\xe9", "café"),
         (b"no header at all", "no header at all"),
         (b"", ""),
-        (b"Content-Type: text/html\n\n<p>x</p>", ""),
         (b"Content-Type: multipart/mixed; boundary=B\n\n--B\nContent-Type: text/plain\n\nfirst\n--B--", "first"),
     ],
 )
 def test_plain_text_is_found_however_it_is_encoded(raw, text):
     assert body(raw) == text
+
+
+MIXED = b"Content-Type: multipart/mixed; boundary=B\n\n--B\nContent-Type: text/plain\n\nmine\n--B\n%b\n--B--\n"
+HTML = b"Content-Type: text/html\n\n<p>x</p>"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"Content-Type: message/rfc822\n\nFrom: a@b.c\n\ntheirs",
+        b"Content-Type: text/plain; name=notes.txt\n\ntheirs",
+        b"Content-Type: text/plain\nContent-Disposition: attachment\n\ntheirs",
+        b"Content-Type: text/plain\nContent-Disposition: inline; filename=notes.txt\n\ntheirs",
+        b"Content-Type: text/csv\n\n1,2",
+        b"Content-Type: image/png\nContent-Transfer-Encoding: base64\n\nAAAA",
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_attached_messages_and_files_are_not_the_owners_text_and_are_counted(part, is_first):
+    dropped = DropCounts()
+    raw = MIXED % part
+    if is_first:
+        raw = raw.replace(b"Content-Type: text/plain\n\nmine\n--B\n" + part, part + b"\n--B\n\nmine")
+    assert body(raw, dropped).strip() == "mine"
+    assert dropped.counts == {ATTACHED: 1}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"Content-Type: message/rfc822\n\nFrom: a@b.c\n\ntheirs",
+        b"Content-Type: text/plain; name=x.txt\n\ntheirs",
+        b"Content-Type: multipart/digest; boundary=B\n\n--B\n\nFrom: a@b.c\n\ntheirs\n--B--",
+    ],
+)
+def test_mail_that_is_an_attachment_only_has_no_text_of_its_owner(raw):
+    dropped = DropCounts()
+    assert body(raw, dropped) == ""
+    assert dropped.counts == {ATTACHED: 1}
+
+
+@pytest.mark.parametrize("part", [b"\nmore", b"Content-Type: text/plain\nContent-Disposition: inline\n\nmore"])
+def test_further_text_parts_are_counted(part):
+    dropped = DropCounts()
+    assert body(MIXED % part, dropped) == "mine"
+    assert dropped.counts == {FURTHER: 1}
+
+
+@pytest.mark.parametrize(
+    "raw", [HTML, (MIXED % HTML).replace(b"mine", b" "), (MIXED % HTML).replace(b"plain", b"html")]
+)
+def test_mail_in_html_only_is_told_from_mail_without_text(raw):
+    dropped = DropCounts()
+    assert body(raw, dropped) is None
+    assert dropped.counts == {HTML_ONLY: 1}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"Content-Type: multipart/mixed\n\n--B\n\nwhose?\n--B--",
+        b"Content-Type: multipart/mixed; boundary=A\n\n--B\n\nwhose?\n--B--",
+        b"Content-Transfer-Encoding: base64\n\nAAAAA",
+        b"Content-Type: text/plain" + b";" * 1_000_000 + b"\n\nx",
+        b"Content-Type: multipart/mixed" + b";" * 1_000_000 + b"\n\nx",
+        b'Content-Disposition: inline; filename="' + b"a;" * 500_000 + b'"\n\nx',
+        b"".join(b"Content-Type: multipart/mixed; boundary=B%d\n\n--B%d\n" % (n, n) for n in range(9000)),
+        b"Content-Type: text/plain; charset*0=a; charset*=b; charset*1*=c\n\nx",
+    ],
+)
+def test_mail_that_cannot_be_read_is_counted_and_stops_nothing(raw):
+    dropped = DropCounts()
+    assert body(raw, dropped) is None
+    assert dropped.counts == {UNREADABLE: 1}
+
+
+@pytest.mark.parametrize(
+    "charset",
+    [
+        b"undefined", b"x\x00y", b"idna", b"punycode", b"unicode_escape", b"rot13", b"base64", b"../x", b"a" * 5000,
+        b'"', b"''", b"utf-8; charset=latin-1", b"\xff", b"mbcs", b"utf-8''x", b"=?utf-8?q?x?=",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("text", [b"plain \\u0041", b""])
+def test_whatever_stands_for_a_charset_the_text_is_read(charset, text):
+    dropped = DropCounts()
+    assert body(b"Content-Type: text/plain; charset=" + charset + b"\n\n" + text, dropped) == text.decode()
+    assert dropped.counts == {}

@@ -101,6 +101,55 @@ def test_messages_in_latin1_are_read_and_counted(tmp_path):
     assert corpus.dropped.counts == {"text that is not UTF-8, read as latin-1": 1}
 
 
+BAD_MAIL = [
+    "Content-Type: text/plain; charset=undefined\n\nwords",
+    "Content-Type: text/plain; charset=x\0y\n\nwords",
+    "Content-Type: text/plain; charset*0=a; charset*=b; charset*1*=c\n\nwords",
+    "Content-Type: text/plain; charset=a; charset=b\n\nwords",
+    "Content-Type: multipart/mixed; boundary=A\n\n--B\n\nwords\n--B--",
+    "Content-Type: multipart/mixed\n\nwords",
+    "Content-Type: text/html\n\n<p>words</p>",
+    "Content-Transfer-Encoding: base64\n\nAAAAA",
+    "".join(f"Content-Type: multipart/mixed; boundary=B{n}\n\n--B{n}\n" for n in range(2000)),
+    "Content-Type: message/rfc822\n\nTo: eve@x.com\n\nwords",
+    "To: =?x\0y?q?a?= <a@x.com>\n: \n\nwords",
+    "\0",
+    "",
+]
+
+
+@pytest.mark.parametrize("owners", ["sender", "all"])
+@pytest.mark.parametrize("bad", BAD_MAIL)
+def test_one_bad_mail_stops_nothing_and_changes_no_other_record(tmp_path, owners, bad):
+    mail(tmp_path, "ann/sent/1.", email("ann", "mine"))
+    mail(tmp_path, "bob/sent/1.", email("bob", "", to="ann@enron.com"))
+    mail(tmp_path, "cid/sent/1.", email("cid", "his own"))
+    corpus = EnronCorpus(tmp_path / "maildir", owners=owners)
+    before = list(corpus.records())
+    mail(tmp_path, "bob/sent/1.", bad)
+    after = list(corpus.records())
+    assert [record.user_id for record in after] == ["ann", "bob", "cid"]
+    assert (after[0], after[2]) == (before[0], before[2])
+
+
+@pytest.mark.parametrize("bad", BAD_MAIL)
+def test_whatever_a_text_is_its_owners_follow_from_the_headers(tmp_path, bad):
+    head = email("ann", "", to="bob@enron.com").strip()
+    mail(tmp_path, "ann/sent/1.", f"{head}\n\n{bad}")
+    (record,) = EnronCorpus(tmp_path / "maildir", owners="all").records()
+    assert record.owners == ("bob@enron.com",)
+
+
+def test_mail_in_html_and_mail_that_cannot_be_read_is_blank_for_that_reason_alone(tmp_path, store_of):
+    mail(tmp_path, "ann/sent/1.", email("ann", "mine"))
+    mail(tmp_path, "ann/sent/2.", BAD_MAIL[6])
+    mail(tmp_path, "ann/sent/3.", BAD_MAIL[7])
+    assert store_of(EnronCorpus(tmp_path / "maildir")).stats.dropped == {
+        "message with text in HTML only, counted as blank": 1,
+        "message that cannot be read, counted as blank": 1,
+    }
+
+
 def test_messages_beyond_the_csv_limit_of_python_are_read(tmp_path):
     with (tmp_path / "emails.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["file", "message"], ["ann/sent/1.", email("ann", "word " * 100_000)]])
@@ -119,6 +168,15 @@ def test_links_are_not_followed(tmp_path):
     assert corpus.fingerprint()
     assert texts(corpus) == [("ann", "mine")]
     assert corpus.dropped.counts == {"link instead of a file": 2, "link instead of a folder": 2}
+
+
+def test_a_pipe_in_a_mailbox_is_counted_and_does_not_hang(tmp_path):
+    mail(tmp_path, "ann/sent/1.", email("ann", "mine"))
+    os.mkfifo(tmp_path / "maildir/ann/sent/2.")
+    corpus = EnronCorpus(tmp_path / "maildir")
+    assert corpus.fingerprint()
+    assert texts(corpus) == [("ann", "mine")]
+    assert corpus.dropped.counts == {"pipe or device instead of a file": 1}
 
 
 def test_the_parent_of_the_maildir_will_do(tmp_path):
