@@ -20,6 +20,7 @@ COMMANDS = {
 }
 
 PLAIN = frozenset({"verify"})  # take folders, not settings
+CONFIG_NAMES = {"data": "describe"}  # of commands whose file of settings has another name
 SWEPT = frozenset({"run", "compare"})
 
 HELP = """Fine-tuning language models under user-level differential privacy: which mechanism, how set, what guaranteed.
@@ -36,7 +37,8 @@ Examples:
   fedsim run --multirun privacy.epsilon=1,3,8
   fedsim verify my-run
 
-`fedsim COMMAND --help` lists a command's settings, `--cfg job` prints its whole configuration.
+`fedsim COMMAND --help` explains a command's settings, `fedsim COMMAND --help WORD` those with WORD in their names;
+`--cfg job` prints its whole configuration.
 """
 
 
@@ -68,12 +70,16 @@ def run_command(name: str, arguments: list[str]) -> int:
     """Returns the exit code of a command: 0; 2 with one sentence on stderr for a wrong setting; 3 if a run diverged."""
     prepare_process()
     sys.path.append(os.getcwd())  # so that `_target_` finds classes in the user's own files
+    from simulations import command_help
     from simulations.arguments import complete_arguments
     from simulations.refusals import REFUSALS, sentence
 
     failed: list[str] = []
 
     try:
+        if name not in PLAIN and command_help.is_asked(arguments):
+            print(command_help.help_text(name, CONFIG_NAMES.get(name, name), arguments))
+            return 0
         completed = arguments if name in PLAIN else complete_arguments(name, arguments)
         if name in SWEPT and {"-m", "--multirun"} & set(completed):
             from simulations import jobs
