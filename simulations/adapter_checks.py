@@ -1,6 +1,7 @@
 """What `fedsim verify` holds an adapter's folder against: ledger and statement, configuration, results."""
 
 import json
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -155,7 +156,7 @@ def _is_base(base: str, model: DictConfig) -> bool:
     if model.get("path") is None and model.get("package") is None:
         return Path(base).as_posix().endswith(_BUNDLED)
     path = Path("" if model.get("path") is None else str(model.path))
-    if base in (str(model.get("path")), str(path), str(path.expanduser())):
+    if base in (str(model.get("path")), str(path), os.path.expanduser(path)):
         return True
     stem = re.escape(path.stem) if path.name else r"[\w.-]+"  # of a GGUF file, whose copy is a folder of the cache
     return re.fullmatch(f".*/models/{stem}-[0-9a-f]{{16}}", Path(base).as_posix()) is not None

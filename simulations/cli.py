@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": ("simulations.pretrain", "make the bundled tiny model again from public text"),
 }
 
+TRACEBACK = "FEDSIM_TRACEBACK"  # a variable of the environment: shows unexpected errors as Python does
 PLAIN = frozenset({"verify"})  # take folders, not settings
 CONFIG_NAMES = {"data": "describe"}  # of commands whose file of settings has another name
 SWEPT = frozenset({"run", "compare"})
@@ -46,7 +47,8 @@ def main() -> None:
     """Runs a command; the console script.  A reader that stops early (`fedsim --help | head`) is no error."""
     try:
         dispatch(sys.argv[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed before the start
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
 
@@ -67,20 +69,41 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def run_command(name: str, arguments: list[str]) -> int:
-    """Returns the exit code of a command: 0; 2 with one sentence on stderr for a wrong setting; 3 if a run diverged."""
+    """Returns the exit code of a command: 0; 2 with one sentence on stderr for a wrong setting; 3 if a run diverged.
+
+    Whatever else the machine or a library raises is one sentence too, and exit code 1; with $FEDSIM_TRACEBACK set it is
+    raised as it is.
+    """
+    try:
+        return _run(name, arguments)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        print("fedsim: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"fedsim: {_unexpected(error)}", file=sys.stderr)
+        return 1
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """See `run_command`."""
     prepare_process()
-    sys.path.append(os.getcwd())  # so that `_target_` finds classes in the user's own files
-    from simulations import command_help
+    from simulations import command_help, own_files
     from simulations.arguments import complete_arguments
     from simulations.refusals import REFUSALS, sentence
 
     failed: list[str] = []
 
     try:
+        own_files.working_folder()
         if name not in PLAIN and command_help.is_asked(arguments):
             print(command_help.help_text(name, CONFIG_NAMES.get(name, name), arguments))
             return 0
         completed = arguments if name in PLAIN else complete_arguments(name, arguments)
+        own_files.find_named_classes(completed)
         if name in SWEPT and {"-m", "--multirun"} & set(completed):
             from simulations import jobs
 
@@ -94,11 +117,19 @@ def run_command(name: str, arguments: list[str]) -> int:
         raise
     except REFUSALS as error:
         _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}" if failed else sentence(error))
-    except KeyboardInterrupt:
-        print("fedsim: stopped", file=sys.stderr)
-        return 130
     module = sys.modules.get("simulations.jobs")
     return 0 if module is None else _said_of_diverged(module.DIVERGED)
+
+
+def _unexpected(error: Exception) -> str:
+    """The sentence for an error that no part of this program expects."""
+    if isinstance(error, MemoryError):
+        return "there was not enough memory: make some free, or take less of it (local.max_tokens)"
+    from simulations.refusals import sentence
+
+    said = sentence(error)
+    kind = type(error).__name__
+    return f"stopped by {said if said == kind else f'{kind}: {said}'} (with {TRACEBACK}=1 it says where)"
 
 
 def _said_of_diverged(runs: list[str]) -> int:

@@ -23,7 +23,7 @@ from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.gguf import converted, gguf_digest, packaged_gguf
 from fedsim_userdp.models.output_layer import answer_with_losses
 from fedsim_userdp.models.precision import autocast_forward
-from fedsim_userdp.privacy.cache import default_cache_dir
+from fedsim_userdp.privacy.cache import default_cache_dir, path_of
 
 TINY_MODEL = Path(__file__).parent / "tiny_gpt2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -75,7 +75,9 @@ class ModelSource:
         """
         file = Path(self._origin)
         if file.is_file():
-            return str(converted(file, Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()))
+            return str(
+                converted(file, path_of(self.cache_dir, "model.cache_dir") if self.cache_dir else default_cache_dir())
+            )
         return self._origin
 
     @property
@@ -85,7 +87,7 @@ class ModelSource:
             return str(TINY_MODEL)
         path = str(packaged_gguf(self.package) if self.path is None and self.package else self.path)
         looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(".gguf")
-        found = Path(path).expanduser()
+        found = path_of(path, "model.path")
         if looks_local and not found.exists():
             raise ModelError(f"model.path={path} does not exist: give a model folder, a GGUF file or a Hub name")
         return str(found) if found.exists() else path
