@@ -7,6 +7,7 @@ import sys
 from typing import TextIO, cast
 
 from simulations.process import prepare_process
+from simulations.signals import exit_code, stopping_in_order
 
 COMMANDS = {
     "compare": ("simulations.compare", "train with every mechanism at one user-level budget and compare"),
@@ -46,7 +47,8 @@ Examples:
 def main() -> None:
     """Runs a command; the console script.  A reader that stops early (`fedsim --help | head`) is no error."""
     try:
-        dispatch(sys.argv[1:])
+        with stopping_in_order():
+            dispatch(sys.argv[1:])
         if sys.stdout is not None:  # it was closed before the start
             sys.stdout.flush()
     except BrokenPipeError:
@@ -78,9 +80,11 @@ def run_command(name: str, arguments: list[str]) -> int:
         return _run(name, arguments)
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
-        print("fedsim: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if str(stop) else ""
+        further = "; a run that had begun goes on with resume=PATH" if name in SWEPT else ""
+        print(f"fedsim: stopped{by}{further}", file=sys.stderr)
+        return exit_code(stop)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
