@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -75,9 +75,10 @@ def make_folder(path: Path) -> None:
     parts = path.relative_to(root[0]).parts
     for length in range(1, len(parts) + 1):
         with _parent(root[0].joinpath(*parts[:length])) as (folder, name):
-            with suppress(FileExistsError):
+            try:
+                os.close(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder))
+            except FileNotFoundError:
                 os.mkdir(name, dir_fd=folder)
-            os.close(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder))
 
 
 def move(source: Path, target: Path) -> None:
@@ -106,6 +107,12 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync_entry(path: Path) -> None:
+    """Waits until a path's entry in its folder is on the disk."""
+    with _parent(path) as (folder, _):
+        os.fsync(folder)
 
 
 def _root_of(path: Path) -> tuple[Path, int] | None:

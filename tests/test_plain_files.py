@@ -135,3 +135,13 @@ def test_a_run_folder_that_is_swapped_for_a_link_keeps_what_is_written(run: Path
     run.symlink_to(outside)
     write_text(run / "results.json", "whole")
     assert (moved / "results.json").read_text() == "whole"
+
+
+def test_a_folder_that_the_user_named_by_a_link_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    write_text(tmp_path / "link" / "privacy.json", "whole")
+    Journal(tmp_path / "link" / "rounds.jsonl").append([{"round": 1}])
+    with kept_inside(tmp_path / "link"):
+        write_text(tmp_path / "link" / "results.json", "whole")
+    assert sorted(os.listdir(tmp_path / "real")) == ["privacy.json", "results.json", "rounds.jsonl"]

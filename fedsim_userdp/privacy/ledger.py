@@ -390,7 +390,7 @@ def _open_locked(path: Path) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_new:
-            plain_files.sync(path.parent)
+            plain_files.sync_entry(path)
     except BaseException as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):

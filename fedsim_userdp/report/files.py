@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from fedsim_userdp.plain_files import make_folder, move, remove, sync, write_file
+from fedsim_userdp.plain_files import make_folder, move, remove, sync, sync_entry, write_file
 from fedsim_userdp.report.records import OF_ROUNDS, ROUND_FIELDS, ROW_FIELDS, ResultRow, RoundRecord
 
 NOT_PRIVATE = "not_private"
@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             remove(path)
         move(temporary, path)
-        sync(path.parent)
+        sync_entry(path)
     except OSError as error:
         with suppress(OSError):
             remove(temporary)  # room for the rest of the folder

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedsim_userdp.plain_files import make_folder, open_file, read_file, sync
+from fedsim_userdp.plain_files import make_folder, open_file, read_file, sync_entry
 from fedsim_userdp.training.errors import CheckpointError, naming
 
 
@@ -77,7 +77,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         if is_new:
-            sync(self.path.parent)
+            sync_entry(self.path)
         self._num_bytes += len(data)
         self._digest.update(data)
 
