@@ -26,6 +26,7 @@ from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
 from fedsim_userdp.participation import declared_release
+from fedsim_userdp.plain_files import make_folder
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
@@ -307,7 +308,7 @@ def _open_ledger(task: Task, guarantee: Guarantee, epsilon: float) -> Iterator[L
         yield None
         return
     path = task.folder / "ledger" / f"audit-epsilon{epsilon:g}-seed{task.seed}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with Ledger.open(
         path,
         delta=guarantee.delta,

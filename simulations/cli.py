@@ -7,6 +7,7 @@ import sys
 from typing import TextIO, cast
 
 from simulations.process import prepare_process
+from simulations.signals import exit_code, stopping_in_order
 from simulations.streams import watched_streams
 
 COMMANDS = {
@@ -20,7 +21,9 @@ COMMANDS = {
     "pretrain": ("simulations.pretrain", "make the bundled tiny model again from public text"),
 }
 
+TRACEBACK = "FEDSIM_TRACEBACK"  # a variable of the environment: shows unexpected errors as Python does
 PLAIN = frozenset({"verify"})  # take folders, not settings
+CONFIG_NAMES = {"data": "describe"}  # of commands whose file of settings has another name
 SWEPT = frozenset({"run", "compare"})
 
 HELP = """Fine-tuning language models under user-level differential privacy: which mechanism, how set, what guaranteed.
@@ -37,13 +40,14 @@ Examples:
   fedsim run --multirun privacy.epsilon=1,3,8
   fedsim verify my-run
 
-`fedsim COMMAND --help` lists a command's settings, `--cfg job` prints its whole configuration.
+`fedsim COMMAND --help` explains a command's settings, `fedsim COMMAND --help WORD` those with WORD in their names;
+`--cfg job` prints its whole configuration.
 """
 
 
 def main() -> None:
     """Runs a command; the console script."""
-    with watched_streams():
+    with watched_streams(), stopping_in_order():
         dispatch(sys.argv[1:])
 
 
@@ -63,16 +67,43 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def run_command(name: str, arguments: list[str]) -> int:
-    """Returns the exit code of a command: 0; 2 with one sentence on stderr for a wrong setting; 3 if a run diverged."""
+    """Returns the exit code of a command: 0; 2 with one sentence on stderr for a wrong setting; 3 if a run diverged.
+
+    Whatever else the machine or a library raises is one sentence too, and exit code 1; with $FEDSIM_TRACEBACK set it is
+    raised as it is.
+    """
+    try:
+        return _run(name, arguments)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if str(stop) else ""
+        further = "; a run that had begun goes on with resume=PATH" if name in SWEPT else ""
+        print(f"fedsim: stopped{by}{further}", file=sys.stderr)
+        return exit_code(stop)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"fedsim: {_unexpected(error)}", file=sys.stderr)
+        return 1
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """See `run_command`."""
     prepare_process()
-    sys.path.append(os.getcwd())  # so that `_target_` finds classes in the user's own files
+    from simulations import command_help, own_files
     from simulations.arguments import complete_arguments
     from simulations.refusals import REFUSALS, sentence
 
     failed: list[str] = []
 
     try:
+        own_files.working_folder()
+        if name not in PLAIN and command_help.is_asked(arguments):
+            print(command_help.help_text(name, CONFIG_NAMES.get(name, name), arguments))
+            return 0
         completed = arguments if name in PLAIN else complete_arguments(name, arguments)
+        own_files.find_named_classes(completed)
         if name in SWEPT and {"-m", "--multirun"} & set(completed):
             from simulations import jobs
 
@@ -84,11 +115,19 @@ def run_command(name: str, arguments: list[str]) -> int:
             importlib.import_module(COMMANDS[name][0]).main()
     except REFUSALS as error:
         _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}" if failed else sentence(error))
-    except KeyboardInterrupt:
-        print("fedsim: stopped", file=sys.stderr)
-        return 130
     module = sys.modules.get("simulations.jobs")
     return 0 if module is None else _said_of_diverged(module.DIVERGED)
+
+
+def _unexpected(error: Exception) -> str:
+    """The sentence for an error that no part of this program expects."""
+    if isinstance(error, MemoryError):
+        return "there was not enough memory: make some free, or take less of it (local.max_tokens)"
+    from simulations.refusals import sentence
+
+    said = sentence(error)
+    kind = type(error).__name__
+    return f"stopped by {said if said == kind else f'{kind}: {said}'} (with {TRACEBACK}=1 it says where)"
 
 
 def _said_of_diverged(runs: list[str]) -> int:

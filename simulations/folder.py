@@ -10,6 +10,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from fedsim_userdp.models.adapters import ADAPTER, trainable_state
+from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy import ledger
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.files import replacing, write_results, write_rounds, write_text
@@ -110,7 +111,7 @@ class RunFolder:
                 tokenizer=tokenizer_digest(folder),
             )
             write_text(folder / CARD, model_card(outcome.row, outcome.statement, origin))
-        digest = digest_of((path / WEIGHTS).read_bytes())
+        digest = digest_of(read_file(path / WEIGHTS))
         if is_private:
             ledger.seal(ledger_path, digest)
         return digest

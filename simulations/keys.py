@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsim_userdp.data.layout import sync_folder
+from fedsim_userdp.plain_files import make_folder, move, open_file, read_file, remove
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.training.errors import CheckpointError, naming
@@ -43,7 +44,7 @@ class RunKeys:
         """
         content = {"run": None if self.run.is_seeded else self.run.secret.hex(), "marks": self.marks.secret.hex()}
         with naming(folder / FILE), _written(folder, FILE, content) as temporary:
-            os.replace(temporary, folder / FILE)
+            move(temporary, folder / FILE)
 
 
 def stored_keys(folder: Path, seeded: RunKey | None) -> RunKeys | None:
@@ -60,7 +61,7 @@ def stored_keys(folder: Path, seeded: RunKey | None) -> RunKeys | None:
     if not file.exists():
         return None
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_file(file))
         run, marks = _key(content, "run"), _key(content, "marks")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: the run cannot be continued") from error
@@ -71,7 +72,7 @@ def stored_keys(folder: Path, seeded: RunKey | None) -> RunKeys | None:
 
 def remove_keys(folder: Path) -> None:
     """Removes the keys of a run that has ended."""
-    (folder / FILE).unlink(missing_ok=True)
+    remove(folder / FILE)
 
 
 def mark_of_draw(root: Path, run: RunKey) -> str:
@@ -97,9 +98,9 @@ def mark_of_draw(root: Path, run: RunKey) -> str:
         with naming(file), _written(folder, DRAWS_FILE, {"marks": RunKey.drawn().secret.hex()}) as temporary:
             with suppress(FileExistsError):  # another job of the sweep was faster
                 os.link(temporary, file)
-            temporary.unlink()
+            remove(temporary)
     try:
-        marks = _key(json.loads(file.read_bytes()), "marks")
+        marks = _key(json.loads(read_file(file)), "marks")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: it tells which runs have the same noise") from error
     if marks is None:
@@ -110,9 +111,9 @@ def mark_of_draw(root: Path, run: RunKey) -> str:
 @contextmanager
 def _written(folder: Path, name: str, content: Mapping[str, str | None]) -> Iterator[Path]:
     """Gives a file beside the one of that name, written to the disk, readable by this user only."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     temporary = folder / f".{name}.{os.getpid()}.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(content, file)
         file.flush()

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy import entries
 from fedsim_userdp.privacy.assumptions import single_run
@@ -32,7 +33,7 @@ def ledger_checks(
     path = ledger_file(folder, run.statement.mechanism, run.seed)
     about = f"{run.name}: ledger"
     try:
-        contents = entries.decode(path.read_bytes())
+        contents = entries.decode(read_file(path))
     except FileNotFoundError:
         yield Check(about, "there is none")
         return

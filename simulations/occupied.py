@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
+from fedsim_userdp.plain_files import kept_inside
 from simulations.errors import ConfigError
 
 # What only a run, comparison or audit writes to its folder.
@@ -41,7 +42,8 @@ def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
                     "another folder"
                 )
             check_plain(folder)
-            yield folder
+            with kept_inside(folder):
+                yield folder
     except BaseException:
         _remove_if_empty(folder)
         raise

@@ -39,8 +39,10 @@ def prepare_process() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration are raised, not printed
+    os.environ["MPLBACKEND"] = "Agg"  # plots are files; a notebook's backend is none that this process could have
     for name in ("flwr", "transformers", "opacus"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # which logs what it raises
     for message in _HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 

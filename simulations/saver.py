@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsim_userdp.models.adapters import load_trainable_state
 from fedsim_userdp.participation import Cohorts
+from fedsim_userdp.plain_files import make_folder
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.entries import NoiseSource
 from fedsim_userdp.privacy.errors import ReleasedOtherwise
@@ -254,7 +255,7 @@ def _open_ledger(diary: Diary, start: Checkpoint | None) -> Iterator[Ledger | No
         return
     path = task.folder / "ledger" / f"{task.run_name}.jsonl"
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         ledger = Ledger.open(
             path,
             delta=guarantee.delta,

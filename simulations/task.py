@@ -24,7 +24,7 @@ from fedsim_userdp.federation.worker import Worker, WorkerRecipe, fingerprint_of
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
-from fedsim_userdp.privacy.cache import default_cache_dir
+from fedsim_userdp.privacy.cache import default_cache_dir, path_of
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.ownership import Ownership
 from fedsim_userdp.privacy.streams import RunKey
@@ -335,7 +335,7 @@ def _split(config: DictConfig, store: TokenStore, *, keep_places: bool) -> UserS
 
 def _path(value: str | None) -> Path | None:
     """A path, a tilde at its beginning expanded, or None."""
-    return None if value is None else Path(value).expanduser()
+    return None if value is None else path_of(value, "cache_dir")
 
 
 def _threads(value: int) -> int:

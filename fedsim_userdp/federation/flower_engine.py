@@ -137,6 +137,9 @@ def _quiet(name: str) -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         yield
+    except KeyboardInterrupt:
+        level = logging.CRITICAL  # Flower's threads have yet to end, and would say so
+        raise
     finally:
         logger.setLevel(level)
 

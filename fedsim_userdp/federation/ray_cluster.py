@@ -3,20 +3,20 @@
 import logging
 import math
 import os
+import signal
 import socket
 import sys
-import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from flwr.simulation.ray_transport.ray_actor import pool_size_from_resources
 
-# Ray makes sockets below this folder, whose whole path may have 107 characters.
-_LONGEST_TEMPORARY_FOLDER = 40
+from fedsim_userdp.federation.ray_folders import temporary_folder
+
 # Variables by which workers behave as this process does; none of them is a secret, since Ray shows them.
 _PASSED_ON = (
     "FEDSIM_CACHE_DIR",
@@ -64,13 +64,41 @@ def connected_to_ray(address: str | None, num_cpus: int | None) -> Iterator[None
     """
     if address is not None:
         _check_address(address)
-    with tempfile.TemporaryDirectory(prefix="fedsim-ray-", dir=_short_folder(), ignore_cleanup_errors=True) as folder:
-        own = {"address": "local", "num_cpus": num_cpus, "_temp_dir": folder, "include_dashboard": False}
-        _initialise(own if address is None else {"address": address})
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    with ExitStack() as stack:
+        where: dict[str, object] = {"address": address}
+        if address is None:
+            folder = str(stack.enter_context(temporary_folder()))
+            where = {"address": "local", "num_cpus": num_cpus, "_temp_dir": folder, "include_dashboard": False}
+        stack.callback(ray.shutdown)
+        with _signals_kept():
+            _initialise(where)
+        yield
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keeps signals that ask this process to stop for the end of the block, and undoes what Ray does to them.
+
+    While Ray starts it can swallow what a handler raises; its own handlers exit with another code, or print a stack.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, lambda number, frame: asked.append(number))
+    set_handler = getattr(ray._private.utils, "set_sigterm_handler", None)
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = set_handler
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for one in asked[:1]:
+            signal.raise_signal(one)
 
 
 def _initialise(where: Mapping[str, object]) -> None:
@@ -127,11 +155,6 @@ def check_room(resources: WorkerResources, num_workers: int | None, address: str
             f"engine.num_cpus={resources.num_cpus:g} and engine.num_gpus={resources.num_gpus:g} leave {where} room for "
             f"{room} of {wanted} workers"
         )
-
-
-def _short_folder() -> str | None:
-    """The parent of temporary folders, unless its path is too long for sockets below it; None for the usual one."""
-    return "/tmp" if len(tempfile.gettempdir()) > _LONGEST_TEMPORARY_FOLDER and Path("/tmp").is_dir() else None
 
 
 def _environment() -> dict[str, str]:

@@ -34,7 +34,7 @@ from fedsim_userdp.models.whole import (
     tensor_shapes,
     within_sizes_of,
 )
-from fedsim_userdp.privacy.cache import default_cache_dir
+from fedsim_userdp.privacy.cache import default_cache_dir, path_of
 
 TINY_MODEL = Path(__file__).parent / "tiny_gpt2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -88,7 +88,9 @@ class ModelSource:
         if file.suffix == ".safetensors":
             raise ModelError(f"model.path={self._origin} is one file of a model: give the folder that it is in")
         if file.is_file():
-            return str(converted(file, Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()))
+            return str(
+                converted(file, path_of(self.cache_dir, "model.cache_dir") if self.cache_dir else default_cache_dir())
+            )
         return self._origin
 
     @property
@@ -98,7 +100,7 @@ class ModelSource:
             return str(TINY_MODEL)
         path = str(packaged_gguf(self.package) if self.path is None and self.package else self.path)
         looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith(".gguf")
-        found = Path(path).expanduser()
+        found = path_of(path, "model.path")
         if looks_local and not found.exists():
             raise ModelError(f"model.path={path} does not exist: give a model folder, a GGUF file or a Hub name")
         return str(found) if found.exists() else path

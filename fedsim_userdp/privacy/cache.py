@@ -56,14 +56,43 @@ def default_cache_dir() -> Path:
     """Returns the folder of all that the package keeps between runs; it need not exist.
 
     It is $FEDSIM_CACHE_DIR, or this user's cache folder on the platform with `fedsim_userdp` in it.
+
+    Raises:
+        ValueError: This user has no home folder, and no variable names another place.
     """
     if chosen := os.environ.get(VARIABLE):
-        return Path(chosen).expanduser()
+        return path_of(chosen, VARIABLE)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / _APP
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / _APP
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / _APP
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / _APP
+        return _home() / "Library" / "Caches" / _APP
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / _APP
+
+
+def path_of(path: str, setting: str) -> Path:
+    """Returns a path with the tilde at its beginning expanded.
+
+    Args:
+        path: The path.
+        setting: What gives it, for the message.
+
+    Raises:
+        ValueError: There is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{setting}={path}: it is not known which folder ~ stands for: give the whole path") from error
+
+
+def _home() -> Path:
+    """This user's home folder."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise ValueError(
+            f"this user has no home folder: set the environment variable {VARIABLE} to a folder for caches"
+        ) from error
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fedsim_userdp import plain_files
 from fedsim_userdp.privacy import accountants, entries
 from fedsim_userdp.privacy.descriptions import Composed
 from fedsim_userdp.privacy.entries import Contents, Entry, NoiseSource, Release, Seal, Torn
@@ -343,7 +344,7 @@ def check_ledger(path: Path, must_contain: str | None = None) -> Contents:
     Raises:
         LedgerError: It is damaged, or lacks that line.
     """
-    data = path.read_bytes()
+    data = plain_files.read_file(path)
     contents = entries.decode(data)
     if must_contain not in (None, entries.FIRST_HASH) and str(must_contain).encode() not in data:
         raise LedgerError(f"{path} lacks the line {must_contain}: its end was cut off")
@@ -363,7 +364,7 @@ def seal(path: str | os.PathLike[str], adapter: str) -> None:
     file = Path(path)
     descriptor = _open_locked(file)
     try:
-        contents = entries.decode(file.read_bytes())
+        contents = entries.decode(plain_files.read_file(file))
         line, _ = entries.encode(Seal(adapter), contents.head)
         if contents.unmarked and not contents.ended and line.startswith(contents.unmarked):
             _write(descriptor, line[len(contents.unmarked) :])
@@ -398,11 +399,11 @@ def _choose(released: Composed | None, method: str | None) -> str:
 def _open_locked(path: Path) -> int:
     """A descriptor that appends to the file, with an exclusive lock; the file's name is on the disk too."""
     is_new = not path.exists()
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = plain_files.open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_new:
-            _sync_folder(path.parent)
+            plain_files.sync_entry(path)
     except BaseException as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):
@@ -410,15 +411,6 @@ def _open_locked(path: Path) -> int:
             raise LedgerError(message) from error
         raise
     return descriptor
-
-
-def _sync_folder(path: Path) -> None:
-    """Waits until the folder's entries are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_within(released: Composed | None, fitting: Composed | None) -> bool:

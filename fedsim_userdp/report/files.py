@@ -3,13 +3,12 @@
 import csv
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from fedsim_userdp.plain_files import make_folder, move, remove, sync, sync_entry, write_file
 from fedsim_userdp.report.records import OF_ROUNDS, ROUND_FIELDS, ROW_FIELDS, ResultRow, RoundRecord
 
 NOT_PRIVATE = "not_private"
@@ -22,20 +21,20 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: when the disk is full or broken, naming `path`; what was at `path` is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".new.{path.name}")
     try:
-        _remove(temporary)  # left by a process that was killed, or a link to somewhere else
+        remove(temporary)  # left by a process that was killed, or a link to somewhere else
         yield temporary
         for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
-            _sync(file)
+            sync(file)
         if path.is_dir():
-            _remove(path)
-        temporary.replace(path)
-        _sync(path.parent)
+            remove(path)
+        move(temporary, path)
+        sync_entry(path)
     except OSError as error:
         with suppress(OSError):
-            _remove(temporary)  # room for the rest of the folder
+            remove(temporary)  # room for the rest of the folder
         error.filename = error.filename or str(path)
         raise
 
@@ -43,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`, so that a reader never sees half of it."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        write_file(temporary, text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -76,20 +75,3 @@ def write_rounds(folder: Path, records: Sequence[RoundRecord]) -> None:
     """Writes the rounds' diagnostics to `not_private/rounds.csv`, each row with the mark that they are."""
     rows = [{**asdict(record), "not_private": OF_ROUNDS} for record in records]
     write_csv(folder / NOT_PRIVATE / "rounds.csv", (*ROUND_FIELDS, "not_private"), rows)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    """Removes a file, link or folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

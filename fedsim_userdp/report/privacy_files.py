@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import write_text
@@ -132,7 +133,7 @@ def read_privacy(folder: Path, job: str = "") -> PrivacyFile | SweepFile:
     """
     path = folder / JSON_FILE
     try:
-        stored = json.loads(path.read_bytes())
+        stored = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise PrivacyFileError(f"{path} is no JSON: {error}") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:

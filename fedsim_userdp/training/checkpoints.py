@@ -8,10 +8,9 @@ import copy
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedsim_userdp.data.layout import sync_folder
+from fedsim_userdp.plain_files import make_folder, move, read_file, remove, sync, write_file
 from fedsim_userdp.training.errors import CheckpointError, naming
 
 __all__ = ["Checkpoint", "CheckpointError", "CheckpointFolder", "load_optimizer_tensors", "optimizer_tensors"]
@@ -84,23 +83,24 @@ class CheckpointFolder:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         """See `write`."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         final = self.path / f"round-{checkpoint.round:08d}"
         temporary, replaced = self.path / f".{final.name}.new", self.path / f".{final.name}.replaced"
         _drop(self.path.glob(".round-*"))  # left by a process that was killed
-        temporary.mkdir()
+        make_folder(temporary)
         try:
             tensors = save(_named(checkpoint))
             _write_synced(temporary / _TENSORS, tensors)
             _write_synced(temporary / _NOTES, self._described(checkpoint, tensors))
-            sync_folder(temporary)
+            sync(temporary)
         except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)  # room for the rest of the folder
+            with suppress(OSError):
+                remove(temporary)  # room for the rest of the folder
             raise
         if final.exists():  # damaged, or the run would have gone on after it
-            final.rename(replaced)
-        temporary.rename(final)
-        sync_folder(self.path)
+            move(final, replaced)
+        move(temporary, final)
+        sync(self.path)
         found = self._by_round()
         older = [folder for round, folder in found.items() if round <= checkpoint.round][: -self.keep]
         later = [folder for round, folder in found.items() if round > checkpoint.round]
@@ -234,9 +234,7 @@ def _restored(folder: Path, body: Mapping[str, object], tensors: Mapping[str, Te
 
 def _content(path: Path) -> bytes:
     """The bytes of a plain file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path.name}")
-    return path.read_bytes()
+    return read_file(path)
 
 
 def _seal(body: Mapping[str, object]) -> str:
@@ -258,15 +256,10 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _drop(folders: Iterable[Path]) -> None:
     """Removes folders where there are any; of a link, the link only."""
     for folder in folders:
-        if folder.is_dir() and not folder.is_symlink():
-            shutil.rmtree(folder)
-        else:
-            folder.unlink(missing_ok=True)
+        remove(folder)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
     """Writes a file and waits until it is on disk."""
-    with naming(path), path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with naming(path):
+        write_file(path, data)

@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedsim_userdp.data.layout import sync_folder
+from fedsim_userdp.plain_files import make_folder, open_file, read_file, sync_entry
 from fedsim_userdp.training.errors import CheckpointError, naming
 
 
@@ -66,9 +67,9 @@ class Journal:
         What a process wrote before it was killed, beyond the `end` of the latest checkpoint, is overwritten.
         """
         data = "".join(json.dumps(value) + "\n" for value in values).encode()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         is_new = not self.path.exists()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_file(self.path, os.O_WRONLY | os.O_CREAT)
         with naming(self.path), os.fdopen(descriptor, "wb") as file:
             file.truncate(self._num_bytes)
             file.seek(self._num_bytes)
@@ -76,7 +77,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         if is_new:
-            sync_folder(self.path.parent)
+            sync_entry(self.path)
         self._num_bytes += len(data)
         self._digest.update(data)
 
@@ -86,7 +87,9 @@ class Journal:
         Raises:
             CheckpointError: when that part of the file is missing or was changed.
         """
-        data = self.path.read_bytes()[: end.num_bytes] if self.path.is_file() else b""
+        data = b""
+        with suppress(FileNotFoundError):
+            data = read_file(self.path)[: end.num_bytes]
         digest = hashlib.sha256(data)
         if len(data) != end.num_bytes or digest.hexdigest() != end.sha256:
             raise CheckpointError(f"{self.path} is missing or was changed, so the run cannot be continued")

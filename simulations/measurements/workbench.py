@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.privacy.cache import default_cache_dir
+from fedsim_userdp.privacy.cache import default_cache_dir, path_of
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit
 from simulations.errors import ConfigError
@@ -79,7 +79,7 @@ class Workbench:
     @property
     def cache_dir(self) -> Path:
         """Where synthetic users are kept between runs."""
-        return default_cache_dir() if self.config.cache_dir is None else Path(self.config.cache_dir).expanduser()
+        return default_cache_dir() if self.config.cache_dir is None else path_of(self.config.cache_dir, "cache_dir")
 
     def fresh_model(self) -> PeftModel:
         """Returns the task's base model with the task's adapter, newly loaded."""
