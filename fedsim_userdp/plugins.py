@@ -31,7 +31,7 @@ def calling(setting: str, plugin: object, what: str, when: str = "") -> Iterator
     """
     try:
         yield
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - anybody's code can raise anything
+    except (Exception, SystemExit) as error:
         if is_own(plugin) or isinstance(error, PluginError):
             raise
         where = f" {when}" if when else ""

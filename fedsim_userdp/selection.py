@@ -168,8 +168,8 @@ def expected_cohort_size(selector: ClientSelector, num_users: int) -> float:
         stated = selector.expected_cohort_size(num_users)
     if not _is_number(stated) or not 0 < stated <= num_users * (1 + 1e-9):
         raise PluginError(
-            f"selection={type(selector).__name__} expects cohorts of {_shown(stated)} users: sums are divided by that, so "
-            f"it must be a number above 0 and at most the {num_users} users"
+            f"selection={type(selector).__name__} expects cohorts of {_shown(stated)} users: sums are divided by that, "
+            f"so it must be a number above 0 and at most the {num_users} users"
         )
     return float(stated)
 

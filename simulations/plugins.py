@@ -74,7 +74,7 @@ def _check_optimizer(optimizer_fn: Callable[..., torch.optim.Optimizer]) -> None
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones(2, 2)
     with calling("optimizer", kind, "making it for the adapter's parameters"):
-        optimizer = optimizer_fn(dict(adapter=parameter).values(), lr=1e-3)
+        optimizer = optimizer_fn({"adapter": parameter}.values(), lr=1e-3)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise PluginError(f"optimizer={class_name(kind)} is no torch.optim.Optimizer, but {class_name(optimizer)}")
     with calling("optimizer", kind, "step()"):

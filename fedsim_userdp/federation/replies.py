@@ -139,8 +139,8 @@ class RoundAnswers:
         try:
             if refusal := read_refusal(reply.content):
                 raise RoundError(
-                    f"{first_line(refusal)}; nothing of the round was released, and the run can be resumed once that is "
-                    "mended"
+                    f"{first_line(refusal)}; nothing of the round was released, and the run can be resumed once "
+                    "that is mended"
                 )
             if problem := self._misfit(reply.content.array_records["arrays"]):
                 return problem
