@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_userdp.plugins import calling
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, foreign_name
+from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, expected_cohort_size, foreign_name
 
 # Probability, over a whole run, that a selector which draws as it declares is stopped all the same.
 FALSE_ALARM = 1e-9
@@ -42,7 +43,9 @@ def declared_release(selector: ClientSelector, noise_multiplier: float, num_user
         AccountingError: a ValueError, when it declares something else than a user-level run, or a run of another
             population, number of rounds or noise.
     """
-    name, release = type(selector).__name__, selector.release(noise_multiplier, num_users, rounds)
+    name = type(selector).__name__
+    with calling("selection", selector, "release()"):
+        release = selector.release(noise_multiplier, num_users, rounds)
     if not isinstance(release, acc.UserWise | acc.FixedSize | acc.NoAmplification):
         raise acc.AccountingError(
             f"{name}.release() returned {release!r}: a selector of users declares acc.UserWise, acc.FixedSize or "
@@ -146,7 +149,7 @@ class Cohorts:
         """Raises unless the denominator is the size that the declaration implies."""
         num_users = len(self._population)
         implied = declared.sampling_prob * num_users if isinstance(declared, acc.UserWise) else declared.cohort_size
-        stated = self._selector.expected_cohort_size(num_users)
+        stated = expected_cohort_size(self._selector, num_users)
         if not math.isclose(stated, implied, rel_tol=1e-6):
             raise ValueError(
                 f"{self._name} expects cohorts of {stated:g} users and declared a release of cohorts of {implied:g}"

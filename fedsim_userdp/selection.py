@@ -4,12 +4,15 @@ A selector sees how many users there are, the round and a generator of its own; 
 What it declares in `release` decides the accounting, and the run checks that it keeps to it (`Cohorts`).
 """
 
+import math
+import numbers
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_userdp.plugins import PluginError, calling
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 
@@ -155,6 +158,22 @@ def foreign_name(selector: ClientSelector) -> str | None:
     return None if kind in OWN and is_as_made else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def expected_cohort_size(selector: ClientSelector, num_users: int) -> float:
+    """Returns the expected number of users in a round, by which sums are divided, after checking that it can be one.
+
+    Raises:
+        ValueError: when it is no number above 0 and at most `num_users`.
+    """
+    with calling("selection", selector, "expected_cohort_size()"):
+        stated = selector.expected_cohort_size(num_users)
+    if not _is_number(stated) or not 0 < stated <= num_users * (1 + 1e-9):
+        raise PluginError(
+            f"selection={type(selector).__name__} expects cohorts of {_shown(stated)} users: sums are divided by that, "
+            f"so it must be a number above 0 and at most the {num_users} users"
+        )
+    return float(stated)
+
+
 def draw_cohort(
     selector: ClientSelector,
     id_hashes: NDArray[np.uint64],
@@ -180,27 +199,59 @@ def draw_cohort(
     """
     name, num_users = type(selector).__name__, len(id_hashes)
     if isinstance(selector, Choosing) and chooses is not False:
-        chosen = np.asarray(selector.select(num_users, round, key.generator("selection", round=round)))
+        with calling("selection", selector, "select()", f"in round {round}"):
+            chosen = selector.select(num_users, round, key.generator("selection", round=round))
         return _checked(chosen, name, num_users, round)
     if not isinstance(selector, Sampling):
         raise ValueError(f"{name} has neither `select` nor `probability`: see fedsim_userdp.selection")
-    probability = selector.probability(round)
-    if not 0 <= probability <= 1:
-        raise ValueError(f"{name} states the probability {probability} in round {round}: it must lie in [0, 1]")
+    with calling("selection", selector, "probability()", f"in round {round}"):
+        probability = selector.probability(round)
+    if not _is_number(probability) or not 0 <= probability <= 1:
+        raise PluginError(
+            f"{name} states the probability {_shown(probability)} in round {round}: it must lie in [0, 1]"
+        )
     if probability > most:
-        raise ValueError(
+        raise PluginError(
             f"{name} declared the sampling probability {most:g} and states {probability:g} in round {round}"
         )
     return np.flatnonzero(key.coins("selection", id_hashes, round=round) < probability)
 
 
-def _checked(chosen: np.ndarray, name: str, num_users: int, round: int) -> NDArray[np.int64]:
-    """What a selector chose, as ascending numbers, or ValueError where it is no set of users."""
-    if chosen.ndim != 1 or (len(chosen) and not np.issubdtype(chosen.dtype, np.integer)):
-        raise ValueError(f"{name} chose no list of user numbers in round {round}, but {chosen.dtype} {chosen.shape}")
+def _checked(answer: object, name: str, num_users: int, round: int) -> NDArray[np.int64]:
+    """What a selector chose, as ascending numbers, or PluginError where it is no set of users."""
+    chosen = _as_array(answer)
+    if chosen is None:
+        raise PluginError(
+            f"{name} chose no list of user numbers in round {round}, but {_shown(answer)}: return an array of integers "
+            f"in [0, {num_users})"
+        )
+    if len(chosen) and (chosen.min() < 0 or chosen.max() >= num_users):
+        raise PluginError(f"{name} chose a user outside [0, {num_users}) in round {round}")
     cohort = np.sort(chosen.astype(np.int64))
     if len(np.unique(cohort)) != len(cohort):
-        raise ValueError(f"{name} chose a user twice in round {round}: a cohort is a set of users")
-    if len(cohort) and (cohort[0] < 0 or cohort[-1] >= num_users):
-        raise ValueError(f"{name} chose a user outside [0, {num_users}) in round {round}")
+        raise PluginError(f"{name} chose a user twice in round {round}: a cohort is a set of users")
     return cohort
+
+
+def _as_array(answer: object) -> NDArray[np.integer] | None:
+    """An answer as whole numbers, shape [n]; None where it is not that.  True and False are no numbers of users."""
+    if isinstance(answer, list | tuple | range):
+        if not all(isinstance(one, int | np.integer) and not isinstance(one, bool) for one in answer):
+            return None
+        answer = np.array(answer) if len(answer) else np.empty(0, np.int64)
+    if not isinstance(answer, np.ndarray) or answer.ndim != 1 or (len(answer) and answer.dtype.kind not in "iu"):
+        return None
+    return answer if len(answer) else np.empty(0, np.int64)
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a real, finite number; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and math.isfinite(value)
+
+
+def _shown(value: object) -> str:
+    """A value in a sentence: numbers as they are, of others the kind."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    is_plain = value is None or isinstance(value, numbers.Number)
+    return str(value)[:80] if is_plain else f"a {type(value).__name__}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
+from fedsim_userdp.selection import expected_cohort_size
 from simulations.errors import ConfigError
 from simulations.guarantee import Guarantee, default_count_stddev
 from simulations.mechanisms import UserWise
@@ -42,7 +43,7 @@ class UserWiseAdaptive(UserWise):
         if not isinstance(promise.release, acc.UserWise | acc.FixedSize | acc.NoAmplification):
             return promise  # without noise: then the count has none either
         needed = promise.release.noise_multiplier
-        expected_cohort = task.selector.expected_cohort_size(task.num_users)
+        expected_cohort = expected_cohort_size(task.selector, task.num_users)
         default = default_count_stddev(expected_cohort, needed)
         count_stddev = default if self.count_stddev is None else self.count_stddev
         if count_stddev <= needed / 2:

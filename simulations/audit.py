@@ -24,11 +24,13 @@ REFUTED = 1  # exit code
 def main(config: DictConfig) -> None:
     """Audits a run for each claim; writes `audit.json`, `audit.csv` and `audit.png`; exits with 1 if one is refuted."""
     with folder_of_job() as folder:
-        audit(config, folder)
+        is_refuted = audit(config, folder)
+    if is_refuted:
+        sys.exit(REFUTED)
 
 
-def audit(config: DictConfig, folder: Path) -> None:
-    """Audits into a folder."""
+def audit(config: DictConfig, folder: Path) -> bool:
+    """Audits into a folder; returns whether a claim is refuted."""
     check_types(config, "audit")
     epsilons = claims_of(config)
     from fedsim_userdp.report import audit as report  # here, so that --help and refusals need not load torch
@@ -58,8 +60,7 @@ def audit(config: DictConfig, folder: Path) -> None:
         f"run folder: {folder}",
     ):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    if any(claim.is_refuted for claim in claims):
-        sys.exit(REFUTED)
+    return any(claim.is_refuted for claim in claims)
 
 
 def claims_of(config: DictConfig) -> tuple[float, ...]:

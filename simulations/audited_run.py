@@ -15,7 +15,7 @@ from fedsim_userdp.federation.messages import to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds
 from fedsim_userdp.privacy.noise import NoiseSource
-from fedsim_userdp.selection import ClientSelector
+from fedsim_userdp.selection import ClientSelector, expected_cohort_size
 from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
 from strategies.optimizers import ServerOptimizer
 from strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
@@ -82,4 +82,4 @@ class AuditedRun:
     @property
     def expected_cohort(self) -> float:
         """The denominator of the mean update."""
-        return self.selector.expected_cohort_size(len(self.settings.population))
+        return expected_cohort_size(self.selector, len(self.settings.population))

@@ -7,6 +7,7 @@ from typing import Literal
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.statement import PUBLIC
 from fedsim_userdp.selection import ClientSelector, foreign_name
@@ -60,7 +61,7 @@ def licence_of(config: DictConfig) -> str:
 def is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConfig) -> bool:
     """Returns whether the selection's claim is for adding or removing a user, so that nobody has a place to keep."""
     try:
-        release = selector.release(1.0, num_users, int(config.mechanism.get("rounds", 1)))
+        release = declared_release(selector, 1.0, num_users, int(config.mechanism.get("rounds", 1)))
     except ValueError:  # said where the run begins
         return False
     return release.adjacency is acc.Adjacency.ADD_OR_REMOVE_USER

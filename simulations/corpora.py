@@ -5,7 +5,8 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from fedsim_userdp.data.corpus import Corpus
+from fedsim_userdp.data.corpus import Corpus, DropCounts
+from fedsim_userdp.data.ingestion import corpus_fingerprint
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.models.loading import ModelSource
@@ -25,6 +26,12 @@ def configured_corpus(config: DictConfig) -> Corpus:
     corpus: Corpus = instantiate(without_unused_path(config.data))
     if lacking := [name for name in _CORPUS_MEMBERS if not hasattr(corpus, name)]:
         raise ConfigError(f"data={config.data._target_} has no `{lacking[0]}`: see fedsim_userdp.data.corpus.Corpus")
+    for name, kind in (("name", str), ("license", str), ("source", str), ("dropped", DropCounts)):
+        if not isinstance(found := getattr(corpus, name), kind):
+            raise ConfigError(
+                f"data={config.data._target_}: `{name}` must be a {kind.__name__}, got {type(found).__name__}: see "
+                "fedsim_userdp.data.corpus.Corpus"
+            )
     return corpus
 
 
@@ -35,7 +42,7 @@ def configured_store(config: DictConfig, model: ModelSource) -> TokenStore:
         ConfigError, DataError, ModelError: one sentence on what is wrong with it; missing data before a missing model.
     """
     corpus = configured_corpus(config)
-    corpus.fingerprint()
+    corpus_fingerprint(corpus)
     settings = TokenSettings(**{str(key): config.tokens[key] for key in config.tokens})
     tokenizer = model.load_tokenizer()
     most = min(tokenizer.model_max_length, model.context_length() or tokenizer.model_max_length)

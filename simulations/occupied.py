@@ -11,7 +11,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from fedsim_userdp.plain_files import kept_inside
+from fedsim_userdp.plugins import PluginError
 from simulations.errors import ConfigError
+from simulations.streams import ReaderGone
 
 # What only a run, comparison or audit writes to its folder.
 MARKS = (
@@ -44,9 +46,17 @@ def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
             check_plain(folder)
             with kept_inside(folder):
                 yield folder
-    except BaseException:
-        _remove_if_empty(folder)
+    except PluginError as error:
+        raise ConfigError(f"{error}; mend it, and {_going_on(folder)}") from error
+    except ReaderGone:
         raise
+    except SystemExit as stop:
+        raise ConfigError(
+            f"a class that a setting names called sys.exit({'' if stop.code is None else stop.code}), by which no run "
+            f"ends: leave that out, and {_going_on(folder)}"
+        ) from stop
+    finally:
+        _remove_if_empty(folder)
 
 
 def mark_of_a_run(folder: Path) -> str:
@@ -110,6 +120,11 @@ def _below(path: Path) -> Iterator[Path]:
     yield path
     for place, folders, files in os.walk(path):
         yield from (Path(place, name) for name in (*folders, *files))
+
+
+def _going_on(folder: Path) -> str:
+    """How to go on after a class of the user's own was mended: a run or comparison that has begun is resumed."""
+    return f"go on with resume={folder}" if (folder / "run.json").is_file() else "start again"
 
 
 def _remove_if_empty(folder: Path) -> None:

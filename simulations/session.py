@@ -9,11 +9,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fedsim_userdp.data.statistics import corpus_statistics
+from fedsim_userdp.plugins import calling
 from fedsim_userdp.report.data import write_data_json
 from fedsim_userdp.report.progress import RunProgress
 from simulations.corpora import configured_corpus
 from simulations.diary import Outcome
 from simulations.mechanisms import Mechanism
+from simulations.plugins import check_plugins
 from simulations.saver import check_saved
 from simulations.task import Task, build_task
 
@@ -41,7 +43,10 @@ class Session:
             mechanism: Mechanism = instantiate(config.mechanism)
             task = replace(build_task(config, folder), sweep=sweep)
             if hasattr(mechanism, "promise"):  # one's own need not have it
-                check_saved(task, mechanism.promise(task))
+                promise = mechanism.promise(task)
+                check_saved(task, promise)
+                if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
+                    check_plugins(task, promise, records_per_user)
             self._runs.append((mechanism, task, config))
 
     def outcomes(self, progress: RunProgress) -> Iterator[Outcome]:
@@ -58,7 +63,8 @@ class Session:
                 *([] if number else [self._begin]),
                 partial(write_data_json, self._folder, statistics, corpus=configured_corpus(config).name),
             )
-            outcome = mechanism.run(replace(task, begin=begin), progress)
+            with calling("mechanism", mechanism, "run()"):
+                outcome = mechanism.run(replace(task, begin=begin), progress)
             begin()
             yield outcome
 

@@ -15,6 +15,10 @@ from typing import TextIO, cast
 READER_GONE = 128 + signal.SIGPIPE  # exit code
 
 
+class ReaderGone(SystemExit):
+    """Nobody reads what a command prints any more."""
+
+
 @contextlib.contextmanager
 def watched_streams() -> Iterator[None]:
     """Within the block what cannot be printed ends the command as this module says; at its end all is flushed.
@@ -60,7 +64,7 @@ class _Watched:
         except OSError as error:
             self._give_up()
             if isinstance(error, BrokenPipeError):
-                raise SystemExit(READER_GONE) from error
+                raise ReaderGone(READER_GONE) from error
             error.filename = self._name
             raise
 

@@ -31,8 +31,7 @@ class ServerOptimizer:
 
     def step(self, mean_update: Mapping[str, Tensor], round: int) -> dict[str, Tensor]:
         """Returns the values after the step of `round` against `mean_update`, which is taken as a gradient."""
-        self._learning_rate.apply(self.torch_optimizer, round)
         for name, parameter in self._parameters.items():
             parameter.grad = mean_update[name].to(parameter)
-        self.torch_optimizer.step()
+        self._learning_rate.step(self.torch_optimizer, round)
         return self.state

@@ -22,7 +22,7 @@ from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation, next_clip_no
 from fedsim_userdp.privacy.errors import ReleasedOtherwise
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import ClientSelector
+from fedsim_userdp.selection import ClientSelector, expected_cohort_size
 from strategies.optimizers import ServerOptimizer
 
 
@@ -109,7 +109,7 @@ class UserLevelDP(RetryingStrategy):
         self.noise = noise
         self.clip_norm = settings.clip_norm
         self.noise_stddev(self.clip_norm)  # numbers that do not fit raise here, not in the first round
-        self.expected_cohort = selector.expected_cohort_size(len(settings.population))
+        self.expected_cohort = expected_cohort_size(selector, len(settings.population))
         self.cohorts = Cohorts(selector, settings.population, settings.key, settings.declared)
         self._before_release, self._after_round = before_release, after_round
         hosts = Hosts(settings.population, settings.key, has_node_per_user=settings.has_node_per_user)

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = {
     "fedsim_userdp.privacy": 0,
+    "fedsim_userdp.plugins": 0,
     "fedsim_userdp.selection": 1,
     "fedsim_userdp.data": 1,
     "fedsim_userdp.models": 1,

@@ -29,9 +29,11 @@ from fedsim_userdp.data.tokens import (
 )
 from fedsim_userdp.data.typed_text import TypedText
 from fedsim_userdp.data.writer import StoreWriter
+from fedsim_userdp.plugins import PluginError, calling, class_name
 
 BATCH_RECORDS = 512
 BATCH_CHARS = 1 << 20
+_END = object()
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +48,25 @@ class Marks(NamedTuple):
 def store_fingerprint(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings) -> str:
     """Returns the hex key of the store that these three make."""
     of_tokens = [tokenizer_fingerprint(tokenizer), bos_of(tokenizer, settings), asdict(settings)]
-    key = [FORMAT, RULE, corpus.name, corpus.fingerprint(), *of_tokens]
+    key = [FORMAT, RULE, corpus.name, corpus_fingerprint(corpus), *of_tokens]
     return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def corpus_fingerprint(corpus: Corpus) -> str:
+    """Returns the corpus' fingerprint, after checking that it is one.
+
+    Raises:
+        DataError: the source is missing.
+        PluginError: a corpus that is not this package's raises, or returns no text.
+    """
+    with calling("data", corpus, "fingerprint()"):
+        found = corpus.fingerprint()
+    if not isinstance(found, str) or not found:
+        raise PluginError(
+            f"data={class_name(corpus)}: fingerprint() must return a text that changes with the records, got "
+            f"{type(found).__name__}"
+        )
+    return found
 
 
 def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, folder: Path, fingerprint: str) -> Path:
@@ -76,9 +95,11 @@ def build_store(corpus: Corpus, tokenizer: Tokenizer, settings: TokenSettings, f
 
 def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
     """Passes on records that have a user, ids in one form, counting words and what is wrong with each."""
-    for number, record in enumerate(corpus.records(), start=1):
+    for number, record in enumerate(_records_of(corpus), start=1):
         at = record.at or f"{corpus.name}, record {number}"
-        user_id = plain_id(record.user_id) if isinstance(record.user_id, str) else ""
+        if record.user_id is not None and not isinstance(record.user_id, str):
+            raise DataError(f"{at}: user_id must be a str, got {type(record.user_id).__name__}")
+        user_id = plain_id(record.user_id or "")
         if not user_id:
             writer.dropped.add("record without a user id", at=at)
             continue
@@ -95,6 +116,23 @@ def _checked(corpus: Corpus, writer: StoreWriter) -> Iterator[Record]:
         if text and text != record.text:
             writer.dropped.add("record with code points that UTF-8 cannot hold, replaced", at=at)
         yield Record(user_id, text, owners, at)
+
+
+def _records_of(corpus: Corpus) -> Iterator[Record]:
+    """The corpus' records; one of the user's own may yield anything, and raise anything."""
+    with calling("data", corpus, "records()"):
+        records = iter(corpus.records())
+    while True:
+        with calling("data", corpus, "records()"):
+            record = next(records, _END)
+        if record is _END:
+            return
+        if not isinstance(record, Record):
+            raise PluginError(
+                f"data={class_name(corpus)}: records() must yield fedsim_userdp.data.corpus.Record objects, got "
+                f"{type(record).__name__}"
+            )
+        yield record
 
 
 def _owners(owners: object, at: str) -> tuple[str, ...]:

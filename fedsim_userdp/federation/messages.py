@@ -153,7 +153,9 @@ def write_reply(update: CohortUpdate, run: RunDescription | None = None) -> Reco
             "num_tokens": update.num_tokens,
         }
     )
-    mark = ConfigRecord({"mark": "" if run is None else run.mark, "failed": list(update.failed)})
+    mark = ConfigRecord(
+        {"mark": "" if run is None else run.mark, "failed": list(update.failed), "reason": update.reason}
+    )
     return RecordDict({"arrays": to_arrays(clipped.total), "metrics": metrics, "run": mark})
 
 
@@ -181,4 +183,5 @@ def read_reply(content: RecordDict) -> CohortUpdate:
         loss_sum=float(metrics["loss_sum"]),  # type: ignore[arg-type]
         num_tokens=int(metrics["num_tokens"]),  # type: ignore[arg-type]
         failed=tuple(int(user) for user in content.config_records["run"]["failed"]),  # type: ignore[union-attr]
+        reason=str(content.config_records["run"].get("reason", "")),
     )

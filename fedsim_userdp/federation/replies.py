@@ -121,7 +121,8 @@ class RoundAnswers:
     def result(self) -> RoundReplies:
         """Returns the sum and the counts; users still missing have failed."""
         failed = len(self.missing) + self._total.num_failed
-        nobody_said = ["users' own updates could not be computed, or no node was there"] if failed else []
+        reason = first_line(self._total.reason) if self._total.reason else "no node was there"
+        nobody_said = [reason] if failed else []
         errors = tuple(self.errors or nobody_said)
         missing = tuple(sorted(self.missing))
         counts = len(self._cohort), failed, self._num_retried
@@ -137,7 +138,10 @@ class RoundAnswers:
             return "another node answered than was asked"
         try:
             if refusal := read_refusal(reply.content):
-                raise RoundError(f"{first_line(refusal)}; nothing of the round was released")
+                raise RoundError(
+                    f"{first_line(refusal)}; nothing of the round was released, and the run can be resumed once "
+                    "that is mended"
+                )
             if problem := self._misfit(reply.content.array_records["arrays"]):
                 return problem
             update, mark = read_reply(reply.content), read_mark(reply.content)

@@ -20,6 +20,7 @@ from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
+from fedsim_userdp.plugins import PluginError, reason_of
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, in_float32, zero_update
 from fedsim_userdp.training.gradients import UnitGradients, unit_gradients
 from fedsim_userdp.training.users import RecordChoiceError, TrainingUsers, TrainingUsersRecipe
@@ -57,7 +58,7 @@ class Worker:
         try:
             return self._train(request)
         except RecordChoiceError as error:
-            raise NodeRefusal(str(error)) from error
+            raise NodeRefusal(f"round {request.round}: {error}") from error
 
     def _train(self, request: TrainRequest) -> CohortUpdate:
         """See `train`."""
@@ -74,7 +75,7 @@ class Worker:
     def _size(self, user: int, round: int) -> float:
         """The tokens of the chosen records; k of average length where choosing would run a model, or fails."""
         if not isinstance(self.users.selector, PerplexityRecords):
-            with suppress(*_USERS_FAULTS):
+            with suppress(*_USERS_FAULTS, RecordChoiceError):  # said by the node that trains the user
                 return float(sum(map(len, self.users.chosen_records(user, round))))
         number = int(self.users.users[user])
         share = self.users.records_per_user / max(1, self.users.store.num_records(number))
@@ -86,8 +87,9 @@ class Worker:
         for user in request.users:
             try:
                 total = add(total, self._sum_of(request, [user], self.local))
-            except _USERS_FAULTS:
-                total = replace(total, failed=(*total.failed, user))
+            except _USERS_FAULTS as fault:
+                reason = str(fault) if isinstance(fault, PluginError) else reason_of(fault)
+                total = replace(total, failed=(*total.failed, user), reason=total.reason or reason)
         if total.num_failed == len(request.users):
             raise error
         return in_float32(total)

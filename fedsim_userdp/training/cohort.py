@@ -53,12 +53,14 @@ class CohortUpdate:
         loss_sum: sum over the units of their mean loss before any local step, in nats.
         num_tokens: predicted tokens, times local steps.
         failed: numbers of users whose update could not be computed; they add an exact zero and are not in `clipped`.
+        reason: why the first of them failed; for the terminal, not for files.  Empty where nobody did.
     """
 
     clipped: ClippedSum
     loss_sum: float
     num_tokens: int
     failed: tuple[int, ...] = ()
+    reason: str = ""
 
     @property
     def num_failed(self) -> int:
@@ -173,4 +175,5 @@ def add(a: CohortUpdate, b: CohortUpdate) -> CohortUpdate:
         loss_sum=a.loss_sum + b.loss_sum,
         num_tokens=a.num_tokens + b.num_tokens,
         failed=a.failed + b.failed,
+        reason=a.reason or b.reason,
     )

@@ -33,7 +33,7 @@ from fedsim_userdp.training.probe import (
     why_different,
     why_rows_mix,
 )
-from fedsim_userdp.training.schedule import LearningRate, OptimizerFn, trainable_parameters
+from fedsim_userdp.training.schedule import LearningRate, OptimizerFn, take_step, trainable_parameters
 
 _FIX = "set central.engine=stacked, or other lora.target_modules"
 # What rounding in bfloat16 may move the other records' gradients by, of the clip norm, when one leaves the batch.
@@ -215,7 +215,7 @@ class AddressedDPOptimizer(DPOptimizer):
         self.add_noise()
         for parameter in self.params:
             parameter.grad /= self.expected_batch_size
-        self.original_optimizer.step()
+        take_step(self.original_optimizer, self.step_number)
 
 
 def _refuse_unsupported(model: nn.Module) -> None:

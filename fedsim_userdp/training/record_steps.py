@@ -62,8 +62,7 @@ class StackedStep:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.grad = (noisy[name] / self.expected_batch_size).to(parameter)
-        self.learning_rate.apply(self.torch_optimizer, step)
-        self.torch_optimizer.step()
+        self.learning_rate.step(self.torch_optimizer, step)
         return StepReport(step, len(records), update.num_tokens, update.clipped.num_nonfinite, update.loss_sum)
 
     def close(self) -> None:
@@ -107,6 +106,5 @@ class PlainStep:
                 (losses.sum() / self.expected_batch_size).backward()
             tokens += batch.num_tokens
             loss_sum += float(losses.detach().sum())
-        self.learning_rate.apply(self.torch_optimizer, step)
-        self.torch_optimizer.step()
+        self.learning_rate.step(self.torch_optimizer, step)
         return StepReport(step, len(records), tokens, 0, loss_sum)

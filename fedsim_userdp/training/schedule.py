@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedsim_userdp.plugins import calling
+
 OptimizerFn = Callable[..., torch.optim.Optimizer]
 
 
@@ -31,6 +33,25 @@ class LearningRate:
         """Sets the learning rate of `round` in the optimizer."""
         for group in optimizer.param_groups:
             group["lr"] = self(round)
+
+    def step(self, optimizer: torch.optim.Optimizer, round: int) -> None:
+        """Takes the optimizer's step of `round`, at the learning rate of that round.
+
+        Raises:
+            PluginError: when the optimizer raises.
+        """
+        self.apply(optimizer, round)
+        take_step(optimizer, round)
+
+
+def take_step(optimizer: torch.optim.Optimizer, round: int) -> None:
+    """Takes the optimizer's step of `round`.
+
+    Raises:
+        PluginError: when the optimizer raises.
+    """
+    with calling("optimizer", optimizer, "step()", f"in round {round}, which was released"):
+        optimizer.step()
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -13,6 +13,7 @@ from fedsim_userdp.data.records import RecordSelector
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.participation import Population
+from fedsim_userdp.plugins import calling
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
@@ -84,6 +85,7 @@ class TrainingUsers:
         Raises:
             RecordChoiceError: when the selector's answer is no choice of at most k of the user's records, or has a
                 longer one than `window`.
+            PluginError: when a selector that is not this package's raises.
         """
         number = int(self.users[user])
         records = self.store.records(number)
@@ -91,7 +93,9 @@ class TrainingUsers:
             return []
         address = round if self.selector.fresh else 0
         generator = self.key.generator("records", round=address, user=self.store.user_id(number))
-        chosen = self.selector.select([record.copy() for record in records], self.records_per_user, generator)
+        copies = [record.copy() for record in records]
+        with calling("records", self.selector, "select()", f"in round {round}" if round else ""):
+            chosen = self.selector.select(copies, self.records_per_user, generator)
         name = type(self.selector).__name__
         return checked_choice(chosen, records, most=self.records_per_user, window=self.window, name=name)
 

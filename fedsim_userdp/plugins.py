@@ -1,0 +1,55 @@
+"""Code of the user's own that this package calls: whatever it raises becomes one sentence that names it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OWN = ("fedsim_userdp", "simulations")
+_LONGEST = 300  # characters of a reason
+
+
+class PluginError(ValueError):
+    """A class of the user's own that raised, or answered what is no answer: in one sentence that names it.
+
+    The sentence keeps the reason, which may hold text of users: it is for the terminal, not for files.
+    """
+
+
+@contextmanager
+def calling(setting: str, plugin: object, what: str, when: str = "") -> Iterator[None]:
+    """Within the block, what a class that is not this package's raises becomes a `PluginError`.
+
+    `sys.exit` counts: a plug-in does not end a run.  A KeyboardInterrupt goes on, since it is the user's.
+
+    Args:
+        setting: what names the class, such as `selection`.
+        plugin: an object of the class, or the class.
+        what: what is called, such as `select()`.
+        when: when, such as `in round 3`.
+
+    Raises:
+        PluginError: names the class and keeps the reason.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if is_own(plugin) or isinstance(error, PluginError):
+            raise
+        where = f" {when}" if when else ""
+        raise PluginError(f"{setting}={class_name(plugin)}: {what} raised {reason_of(error)}{where}") from error
+
+
+def is_own(plugin: object) -> bool:
+    """Returns whether an object's class, or a class, is this package's."""
+    return class_name(plugin).partition(".")[0] in _OWN
+
+
+def class_name(plugin: object) -> str:
+    """Returns the name of an object's class, or of a class or function, with its module."""
+    named = plugin if isinstance(plugin, type) or hasattr(plugin, "__qualname__") else type(plugin)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns an exception's class and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:_LONGEST]}" if lines else type(error).__name__

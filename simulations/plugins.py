@@ -1,0 +1,81 @@
+"""Trying out, before anything is written or trained, the classes of the user's own that a run names."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+from fedsim_userdp.participation import Cohorts
+from fedsim_userdp.plugins import PluginError, calling, class_name, is_own
+from fedsim_userdp.selection import expected_cohort_size, foreign_name
+from fedsim_userdp.training.users import RecordChoiceError
+from simulations.errors import ConfigError
+from simulations.guarantee import Guarantee
+from simulations.task import Task
+
+_USERS = 4  # whose choice of records is tried out
+
+
+def check_plugins(task: Task, guarantee: Guarantee, records_per_user: int) -> None:
+    """Raises where a class of the user's own fails at the first thing that a run will ask of it.
+
+    Copies are asked, so that what a class remembers is not changed; one that cannot be copied is asked by the run only.
+
+    Args:
+        task: the run's task, with the selection of users, the choice of records and the optimizer.
+        guarantee: what the run promises.
+        records_per_user: k.
+
+    Raises:
+        PluginError, ConfigError: names the class and says what it did; nothing was written.
+    """
+    _check_selection(task, guarantee)
+    _check_records(task, records_per_user)
+    _check_optimizer(task.optimizer_fn)
+
+
+def _check_selection(task: Task, guarantee: Guarantee) -> None:
+    """Tries out the denominator and the first cohort."""
+    expected_cohort_size(task.selector, task.num_users)
+    if foreign_name(task.selector) is None:
+        return
+    try:
+        selector = copy.deepcopy(task.selector)
+    except Exception:  # noqa: BLE001 - anybody's class can refuse to be copied
+        return
+    Cohorts(selector, task.population, task.keys.run, guarantee.declared).draw(1)
+
+
+def _check_records(task: Task, records_per_user: int) -> None:
+    """Tries out the choice of records of a few users."""
+    if is_own(task.records):
+        return
+    try:
+        users = task.training_users(records_per_user)
+        users = type(users)(**{**vars(users), "selector": copy.deepcopy(task.records)})
+    except Exception:  # noqa: BLE001 - as above
+        return
+    problems = []
+    tried = range(min(_USERS, task.num_users))
+    for user in tried:
+        try:
+            users.chosen_records(user, round=1)
+        except RecordChoiceError as error:
+            raise ConfigError(str(error)) from error
+        except PluginError as error:
+            problems.append(error)
+    if problems and len(problems) == len(tried):  # one user's failure is that user's
+        raise problems[0]
+
+
+def _check_optimizer(optimizer_fn: Callable[..., torch.optim.Optimizer]) -> None:
+    """Tries out a step."""
+    kind = getattr(optimizer_fn, "func", optimizer_fn)
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    parameter.grad = torch.ones(2, 2)
+    with calling("optimizer", kind, "making it for the adapter's parameters"):
+        optimizer = optimizer_fn({"adapter": parameter}.values(), lr=1e-3)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise PluginError(f"optimizer={class_name(kind)} is no torch.optim.Optimizer, but {class_name(optimizer)}")
+    with calling("optimizer", kind, "step()"):
+        optimizer.step()
