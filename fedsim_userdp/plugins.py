@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_OWN = ("fedsim_userdp", "simulations")
+_OWN = "fedsim_userdp"
 _LONGEST = 300  # characters of a reason
 
 
@@ -40,7 +40,7 @@ def calling(setting: str, plugin: object, what: str, when: str = "") -> Iterator
 
 def is_own(plugin: object) -> bool:
     """Returns whether an object's class, or a class, is this package's."""
-    return class_name(plugin).partition(".")[0] in _OWN
+    return class_name(plugin).partition(".")[0] == _OWN
 
 
 def class_name(plugin: object) -> str:

@@ -21,7 +21,7 @@ export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:Tr
 timeout 150 "$python" -m pytest -m gpu tests/gpu
 tests=$?
 [ "$tests" -eq 124 ] && echo "scripts/gpu.sh: the tests ran out of time" >&2
-timeout 320 "$python" -m simulations.cli benchmark model.device=cuda benchmark.seconds=10 \
+timeout 320 "$python" -m fedsim_userdp.simulations.cli benchmark model.device=cuda benchmark.seconds=10 \
     "benchmark.parts=[$parts]" "output_dir=$folder" "$@"
 benchmark=$?
 [ "$benchmark" -eq 124 ] && echo "scripts/gpu.sh: out of time; $folder/benchmark.json has the parts so far" >&2

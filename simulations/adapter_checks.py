@@ -13,11 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
 from fedsim_userdp.report.privacy_files import digest_of
-from simulations.arguments import foreign_targets
-from simulations.checks import difference
-from simulations.circumstances import licence_of
-from simulations.result_checks import result_rows
-from simulations.run_files import ADAPTER_CONFIG, CARD, TOKENIZER, WEIGHTS, tokenizer_digest
+from fedsim_userdp.simulations.arguments import foreign_targets
+from fedsim_userdp.simulations.checks import difference
+from fedsim_userdp.simulations.circumstances import licence_of
+from fedsim_userdp.simulations.result_checks import result_rows
+from fedsim_userdp.simulations.run_files import ADAPTER_CONFIG, CARD, TOKENIZER, WEIGHTS, tokenizer_digest
 
 _FEW = 20  # layers: PEFT shortens a longer list of their names
 _EVERY_LAYER = "all-linear"  # PEFT writes down their names

@@ -6,12 +6,12 @@ from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
 from fedsim_userdp.selection import expected_cohort_size
-from simulations.errors import ConfigError
-from simulations.guarantee import Guarantee, default_count_stddev
-from simulations.mechanisms import UserWise
-from simulations.saver import Saver
-from simulations.task import Task
-from strategies.user_level_dp import UserLevelSettings
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.guarantee import Guarantee, default_count_stddev
+from fedsim_userdp.simulations.mechanisms import UserWise
+from fedsim_userdp.simulations.saver import Saver
+from fedsim_userdp.simulations.task import Task
+from fedsim_userdp.strategies.user_level_dp import UserLevelSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,11 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-import conf
-from fedsim_userdp import __version__
+from fedsim_userdp import __version__, conf
 from fedsim_userdp.report.files import write_text
-from simulations import names
-from simulations.errors import ConfigError
-from simulations.run_files import CONFIG_FILE, plain_content
+from fedsim_userdp.simulations import names
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.run_files import CONFIG_FILE, plain_content
 
 # What may differ between a run and its continuation, since it cannot change a result.
 FREE = frozenset({"resume", "output_dir", "threads", "cache_dir", "model.cache_dir", "engine", "checkpoint"})

@@ -8,19 +8,19 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from simulations.arguments import check_types
-from simulations.errors import ConfigError
-from simulations.occupied import folder_of_job
-from simulations.run_files import CONFIG_FILE
+from fedsim_userdp.simulations.arguments import check_types
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.occupied import folder_of_job
+from fedsim_userdp.simulations.run_files import CONFIG_FILE
 
 if TYPE_CHECKING:
     from fedsim_userdp.report.audit_progress import StepProgress
-    from simulations.audit_session import AuditSession
+    from fedsim_userdp.simulations.audit_session import AuditSession
 
 REFUTED = 1  # exit code
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="audit")
+@hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="audit")
 def main(config: DictConfig) -> None:
     """Audits a run for each claim; writes `audit.json`, `audit.csv` and `audit.png`; exits with 1 if one is refuted."""
     with folder_of_job() as folder:
@@ -88,10 +88,10 @@ def open_session(
     Raises:
         ConfigError, ValueError: one sentence on what is wrong with the configuration.
     """
-    from simulations.adaptive_clipping import UserWiseAdaptive
-    from simulations.audit_session import AuditSession, AuditSettings
-    from simulations.mechanisms import UserWise
-    from simulations.task import build_task
+    from fedsim_userdp.simulations.adaptive_clipping import UserWiseAdaptive
+    from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
+    from fedsim_userdp.simulations.mechanisms import UserWise
+    from fedsim_userdp.simulations.task import build_task
 
     mechanism = instantiate(config.mechanism)
     if isinstance(mechanism, UserWiseAdaptive):

@@ -32,17 +32,17 @@ from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, AuditRow, verdict_on
 from fedsim_userdp.report.audit_progress import StepProgress
+from fedsim_userdp.simulations.audited_run import AuditedRun
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.guarantee import Guarantee, calibrated
+from fedsim_userdp.simulations.keys import RunKeys
+from fedsim_userdp.simulations.mechanisms import UserWise
+from fedsim_userdp.simulations.observation import Observer, Watch, published_keys
+from fedsim_userdp.simulations.saver import single_release
+from fedsim_userdp.simulations.task import Task
+from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelSettings
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.users import TrainingUsers
-from simulations.audited_run import AuditedRun
-from simulations.errors import ConfigError
-from simulations.guarantee import Guarantee, calibrated
-from simulations.keys import RunKeys
-from simulations.mechanisms import UserWise
-from simulations.observation import Observer, Watch, published_keys
-from simulations.saver import single_release
-from simulations.task import Task
-from strategies.user_level_dp import ServerState, UserLevelSettings
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds
 from fedsim_userdp.privacy.noise import NoiseSource
 from fedsim_userdp.selection import ClientSelector, expected_cohort_size
+from fedsim_userdp.strategies.optimizers import ServerOptimizer
+from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
-from strategies.optimizers import ServerOptimizer
-from strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 
 
 class WatchedOptimizer(ServerOptimizer):

@@ -11,17 +11,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedsim_userdp.report.benchmark import PARTS, Value
-from simulations.arguments import check_types
-from simulations.errors import ConfigError
-from simulations.occupied import folder_of_job
+from fedsim_userdp.simulations.arguments import check_types
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.occupied import folder_of_job
 
 if TYPE_CHECKING:
-    from simulations.measurements.workbench import Workbench
+    from fedsim_userdp.simulations.measurements.workbench import Workbench
 
 _PACKAGES = ("fedsim-userdp", "torch", "transformers", "peft", "flwr", "opacus", "pfl")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="benchmark")
+@hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="benchmark")
 def main(config: DictConfig) -> None:
     """Measures part by part; writes `benchmark.json`, `benchmark.csv` and `cost_curves.png`, and prints the table."""
     with folder_of_job() as folder:
@@ -37,7 +37,7 @@ def measure(config: DictConfig, folder: Path) -> None:
     from fedsim_userdp.report.benchmark_plot import plot_cost_curves
     from fedsim_userdp.report.files import write_text
     from fedsim_userdp.report.table import result_console
-    from simulations.measurements.parts import MEASURE
+    from fedsim_userdp.simulations.measurements.parts import MEASURE
 
     console = result_console()
     bench = open_workbench(config, folder)
@@ -83,7 +83,7 @@ def check_settings(config: DictConfig) -> None:
 
 def open_workbench(config: DictConfig, folder: Path) -> "Workbench":
     """Returns what the parts share, the mechanism's settings checked."""
-    from simulations.measurements.workbench import Workbench, use_threads
+    from fedsim_userdp.simulations.measurements.workbench import Workbench, use_threads
 
     use_threads(config.threads)
     node, overrides = config.benchmark, tuple(HydraConfig.get().overrides.task)

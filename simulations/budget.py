@@ -9,9 +9,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fedsim_userdp.privacy.planning import AXES, COUNTS, BudgetSetting, ClipNorms, plan, sweep
-from simulations.arguments import check_types, override_key
-from simulations.errors import ConfigError
-from simulations.occupied import folder_of_job
+from fedsim_userdp.simulations.arguments import check_types, override_key
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.occupied import folder_of_job
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     run_job()
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="budget")
+@hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="budget")
 def run_job(config: DictConfig) -> None:
     """Prints the table and what it says, and writes `budget.csv`, `budget.json` and `budget.png`."""
     with folder_of_job() as folder:

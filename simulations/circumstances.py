@@ -11,7 +11,7 @@ from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.statement import PUBLIC
 from fedsim_userdp.selection import ClientSelector, foreign_name
-from simulations.arguments import foreign_targets
+from fedsim_userdp.simulations.arguments import foreign_targets
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ def foreign_classes(config: DictConfig, selector: ClientSelector, *others: objec
     """Returns the names of classes that are not this package's; what they do is believed, as the statement says."""
     kinds = [other.func if isinstance(other, partial) else type(other) for other in others]
     classes = (f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
-    foreign = [name for name in classes if name.split(".")[0] not in _OWN_CODE and not name.startswith("torch.optim.")]
+    foreign = [name for name in classes if name.split(".")[0] != _OWN_CODE and not name.startswith("torch.optim.")]
     chooser = foreign_name(selector)
     return tuple(dict.fromkeys((*([chooser] if chooser else []), *named_foreign(config), *foreign)))
 
 
-_OWN_CODE = ("fedsim_userdp", "simulations")
+_OWN_CODE = "fedsim_userdp"
 
 
 def named_foreign(config: DictConfig) -> tuple[str, ...]:

@@ -6,19 +6,28 @@ import os
 import sys
 from typing import TextIO, cast
 
-from simulations.process import prepare_process
-from simulations.signals import exit_code, stopping_in_order
-from simulations.streams import watched_streams
+from fedsim_userdp.simulations.process import prepare_process
+from fedsim_userdp.simulations.signals import exit_code, stopping_in_order
+from fedsim_userdp.simulations.streams import watched_streams
 
 COMMANDS = {
-    "compare": ("simulations.compare", "train with every mechanism at one user-level budget and compare"),
-    "run": ("simulations.run", "train with one mechanism"),
-    "data": ("simulations.data", "describe a corpus before any training: users, records, tokens, what k keeps"),
-    "budget": ("simulations.budget", "plan the noise for a user-level budget, without data or model"),
-    "verify": ("simulations.verify", "recompute all that a run folder claims, from its ledgers and its configuration"),
-    "audit": ("simulations.audit", "try to refute the claimed epsilon with canary users planted in real runs"),
-    "benchmark": ("simulations.benchmark", "measure speed and memory as ratios, and what a round costs"),
-    "pretrain": ("simulations.pretrain", "make the bundled tiny model again from public text"),
+    "compare": ("fedsim_userdp.simulations.compare", "train with every mechanism at one user-level budget and compare"),
+    "run": ("fedsim_userdp.simulations.run", "train with one mechanism"),
+    "data": (
+        "fedsim_userdp.simulations.data",
+        "describe a corpus before any training: users, records, tokens, what k keeps",
+    ),
+    "budget": ("fedsim_userdp.simulations.budget", "plan the noise for a user-level budget, without data or model"),
+    "verify": (
+        "fedsim_userdp.simulations.verify",
+        "recompute all that a run folder claims, from its ledgers and its configuration",
+    ),
+    "audit": (
+        "fedsim_userdp.simulations.audit",
+        "try to refute the claimed epsilon with canary users planted in real runs",
+    ),
+    "benchmark": ("fedsim_userdp.simulations.benchmark", "measure speed and memory as ratios, and what a round costs"),
+    "pretrain": ("fedsim_userdp.simulations.pretrain", "make the bundled tiny model again from public text"),
 }
 
 TRACEBACK = "FEDSIM_TRACEBACK"  # a variable of the environment: shows unexpected errors as Python does
@@ -91,9 +100,9 @@ def run_command(name: str, arguments: list[str]) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     """See `run_command`."""
     prepare_process()
-    from simulations import command_help, own_files
-    from simulations.arguments import complete_arguments
-    from simulations.refusals import REFUSALS, sentence
+    from fedsim_userdp.simulations import command_help, own_files
+    from fedsim_userdp.simulations.arguments import complete_arguments
+    from fedsim_userdp.simulations.refusals import REFUSALS, sentence
 
     failed: list[str] = []
 
@@ -105,7 +114,7 @@ def _run(name: str, arguments: list[str]) -> int:
         completed = arguments if name in PLAIN else complete_arguments(name, arguments)
         own_files.find_named_classes(completed)
         if name in SWEPT and {"-m", "--multirun"} & set(completed):
-            from simulations import jobs
+            from fedsim_userdp.simulations import jobs
 
             jobs.check_jobs(name, completed)
             failed = jobs.FAILED
@@ -115,7 +124,7 @@ def _run(name: str, arguments: list[str]) -> int:
             importlib.import_module(COMMANDS[name][0]).main()
     except REFUSALS as error:
         _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}" if failed else sentence(error))
-    module = sys.modules.get("simulations.jobs")
+    module = sys.modules.get("fedsim_userdp.simulations.jobs")
     return 0 if module is None else _said_of_diverged(module.DIVERGED)
 
 
@@ -123,7 +132,7 @@ def _unexpected(error: Exception) -> str:
     """The sentence for an error that no part of this program expects."""
     if isinstance(error, MemoryError):
         return "there was not enough memory: make some free, or take less of it (local.max_tokens)"
-    from simulations.refusals import sentence
+    from fedsim_userdp.simulations.refusals import sentence
 
     said = sentence(error)
     kind = type(error).__name__

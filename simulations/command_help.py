@@ -9,10 +9,10 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from simulations import names
-from simulations.arguments import GROUPS, complete_arguments
-from simulations.errors import ConfigError
-from simulations.explanations import Explanations, choices, is_setting, read_choice
+from fedsim_userdp.simulations import names
+from fedsim_userdp.simulations.arguments import GROUPS, complete_arguments
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.explanations import Explanations, choices, is_setting, read_choice
 
 FLAGS = frozenset({"-h", "--help"})
 _OTHER_FLAGS = frozenset({"-m", "--multirun"})  # which change nothing in the help
@@ -39,7 +39,7 @@ def help_text(name: str, config_name: str, arguments: Sequence[str]) -> str:
     asked = [argument for argument in arguments if "=" not in argument and argument[:1] not in ("-", "~", "+")]
     given = complete_arguments(name, [one for one in arguments if one not in asked and not one.startswith("-")])
     words = [word.lower() for word in asked]
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose(config_name, overrides=given, return_hydra_config=True)
     chosen = {group: chosen for group, chosen in config.hydra.runtime.choices.items() if group in GROUPS}
     header = str(config.hydra.help.header).strip()

@@ -6,12 +6,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from simulations.arguments import override_key
-from simulations.errors import ConfigError
-from simulations.jobs import run_job
+from fedsim_userdp.simulations.arguments import override_key
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.jobs import run_job
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="compare")
+@hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="compare")
 def main(config: DictConfig) -> None:
     """Runs the mechanisms one after the other and writes table, plot and adapters."""
     names = [f"{run['mechanism']}, seed {run['seed']}" for run in compared_runs(config)]

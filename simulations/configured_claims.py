@@ -20,21 +20,21 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
 from fedsim_userdp.privacy.statement import NOT_PRIVATE, PrivacyStatement
 from fedsim_userdp.selection import OWN, ClientSelector, PoissonSelector
-from simulations.arguments import foreign_targets
-from simulations.checks import is_same
-from simulations.circumstances import is_add_or_remove, named_foreign, taken_as_public
-from simulations.guarantee import default_count_stddev, level_of
-from simulations.searches import searched_runs
+from fedsim_userdp.simulations.arguments import foreign_targets
+from fedsim_userdp.simulations.checks import is_same
+from fedsim_userdp.simulations.circumstances import is_add_or_remove, named_foreign, taken_as_public
+from fedsim_userdp.simulations.guarantee import default_count_stddev, level_of
+from fedsim_userdp.simulations.searches import searched_runs
 
 _UNKNOWN = object()
 _UNITS = {
-    "simulations.mechanisms.UserWise": "user",
-    "simulations.adaptive_clipping.UserWiseAdaptive": "user",
-    "simulations.mechanisms.RecordLevelDP": "record",
-    "simulations.mechanisms.NonPrivate": "none",
-    "simulations.mechanisms.ZeroShot": "none",
+    "fedsim_userdp.simulations.mechanisms.UserWise": "user",
+    "fedsim_userdp.simulations.adaptive_clipping.UserWiseAdaptive": "user",
+    "fedsim_userdp.simulations.mechanisms.RecordLevelDP": "record",
+    "fedsim_userdp.simulations.mechanisms.NonPrivate": "none",
+    "fedsim_userdp.simulations.mechanisms.ZeroShot": "none",
 }
-_ADAPTIVE = "simulations.adaptive_clipping.UserWiseAdaptive"
+_ADAPTIVE = "fedsim_userdp.simulations.adaptive_clipping.UserWiseAdaptive"
 _MODEL = "fedsim_userdp.models.loading.ModelSource"
 _CORPORA = (BooksumCorpus, ChitchatCorpus, EnronCorpus, ShakespeareCorpus)
 Pair = tuple[str, object, object]  # of a key, what is stated, and what the configuration says

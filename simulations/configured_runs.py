@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.privacy.joint import StatedRun
-from simulations.arguments import RUN_FILE, override_problem
-from simulations.checks import Check, difference
-from simulations.compare import compared_runs, composed
-from simulations.configured_claims import differences
-from simulations.errors import ConfigError
-from simulations.run_files import CONFIG_FILE
+from fedsim_userdp.simulations.arguments import RUN_FILE, override_problem
+from fedsim_userdp.simulations.checks import Check, difference
+from fedsim_userdp.simulations.compare import compared_runs, composed
+from fedsim_userdp.simulations.configured_claims import differences
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.run_files import CONFIG_FILE
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ABOUT = f"{CONFIG_FILE} and {RUN_FILE}"
@@ -93,7 +93,7 @@ def _configs(command: str, settings: Mapping[str, Any], overrides: Sequence[str]
 def _compared(overrides: tuple[str, ...], changes: tuple[tuple[str, str | int], ...]) -> DictConfig:
     """The configuration of one run of a comparison."""
     GlobalHydra.instance().clear()
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return composed("compare", overrides, dict(changes))
 
 

@@ -12,12 +12,12 @@ from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.report.files import NOT_PRIVATE
-from simulations.arguments import check_types
-from simulations.errors import ConfigError
-from simulations.occupied import folder_of_job
+from fedsim_userdp.simulations.arguments import check_types
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.occupied import folder_of_job
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="describe")
+@hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="describe")
 def main(config: DictConfig) -> None:
     """Prints the tables and what they say, and writes `data.csv`, `data.json` and `data.png`."""
     with folder_of_job() as folder:
@@ -32,7 +32,7 @@ def describe(config: DictConfig, folder: Path) -> None:
     from fedsim_userdp.report import data as report  # here, so that --help and refusals need not load them
     from fedsim_userdp.report.data_plot import plot_data
     from fedsim_userdp.report.table import result_console
-    from simulations.corpora import configured_corpus, configured_store
+    from fedsim_userdp.simulations.corpora import configured_corpus, configured_store
 
     console = result_console()
     with console.status("reading"):

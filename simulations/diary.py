@@ -14,10 +14,10 @@ from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
+from fedsim_userdp.simulations.guarantee import Guarantee
+from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training.central import StepReport
 from fedsim_userdp.training.checkpoints import CheckpointError
-from simulations.guarantee import Guarantee
-from simulations.task import Task
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-import conf
+from fedsim_userdp import conf
 
 ROOT = Path(str(conf.__file__)).parent
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where there is one

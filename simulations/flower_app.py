@@ -18,8 +18,8 @@ from fedsim_userdp.federation.errors import NodeRefusal
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.worker import LastWorker, Worker
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.simulations.process import prepare_process
 from fedsim_userdp.training.cohort import CohortUpdate
-from simulations.process import prepare_process
 
 ENGINE = "engine=deployment"
 
@@ -33,7 +33,7 @@ def run_on_nodes(overrides: str) -> None:
     Raises:
         RuntimeError: when the settings are refused or the run stops; the sentence that says why is in Flower's log.
     """
-    from simulations.cli import run_command
+    from fedsim_userdp.simulations.cli import run_command
 
     try:
         code = run_command("run", [ENGINE, *shlex.split(overrides)])
@@ -72,7 +72,7 @@ def _build_or_refuse(settings: str, key: RunKey, overrides: str) -> Worker:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from simulations.refusals import sentence
+    from fedsim_userdp.simulations.refusals import sentence
 
     try:
         return _build(settings, key, overrides)
@@ -90,8 +90,8 @@ def _build(settings: str, key: RunKey, overrides: str) -> Worker:
     from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
 
-    from simulations.arguments import foreign_targets
-    from simulations.task import build_task
+    from fedsim_userdp.simulations.arguments import foreign_targets
+    from fedsim_userdp.simulations.task import build_task
 
     prepare_process()
     plain = json.loads(settings or "{}")

@@ -19,10 +19,10 @@ from fedsim_userdp.report.privacy_files import digest_of, write_privacy
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
 from fedsim_userdp.report.table import footnote, result_console, results_table
-from simulations.diary import Outcome
-from simulations.keys import mark_of_draw
-from simulations.run_files import CARD, WEIGHTS, adapter_folder, ledger_file, tokenizer_digest
-from simulations.sweep import draws_in, path_to, sweep_of_this_job, update_sweep
+from fedsim_userdp.simulations.diary import Outcome
+from fedsim_userdp.simulations.keys import mark_of_draw
+from fedsim_userdp.simulations.run_files import CARD, WEIGHTS, adapter_folder, ledger_file, tokenizer_digest
+from fedsim_userdp.simulations.sweep import draws_in, path_to, sweep_of_this_job, update_sweep
 
 
 class RunFolder:

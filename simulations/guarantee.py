@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from fedsim_userdp.participation import UserLevel
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ownership import BLANK_RECORDS, Ownership, check_ownership
-from simulations.errors import ConfigError
+from fedsim_userdp.simulations.errors import ConfigError
 
 if TYPE_CHECKING:
-    from simulations.task import Budget
+    from fedsim_userdp.simulations.task import Budget
 
 Level = Literal["user", "record", "nobody"]
 UNTRAINED, UNNOISED = "no training data used", "none: trained without privacy"  # a result's guarantee in words

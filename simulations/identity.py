@@ -14,9 +14,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim_userdp.privacy.streams import RunKey
-from simulations.arguments import FREE, foreign_targets
-from simulations.errors import ConfigError
-from simulations.keys import RunKeys, stored_keys
+from fedsim_userdp.simulations.arguments import FREE, foreign_targets
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.keys import RunKeys, stored_keys
 
 _WITHOUT_EFFECT = FREE | {
     # what is digested by itself, or decides nothing that is released

@@ -13,12 +13,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from simulations.arguments import RUN_FILE, beginning, check_types, override_key, settings_changed
-from simulations.errors import ConfigError
-from simulations.occupied import folder_of_job, mark_of_a_run
-from simulations.process import without_garbage_collection
-from simulations.refusals import REFUSALS, sentence
-from simulations.run_files import plain_content
+from fedsim_userdp.simulations.arguments import RUN_FILE, beginning, check_types, override_key, settings_changed
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.occupied import folder_of_job, mark_of_a_run
+from fedsim_userdp.simulations.process import without_garbage_collection
+from fedsim_userdp.simulations.refusals import REFUSALS, sentence
+from fedsim_userdp.simulations.run_files import plain_content
 
 DIVERGED: list[str] = []  # runs of this process whose training diverged
 FAILED: list[str] = []  # jobs of this process's sweep that were refused or stopped, each said when it was
@@ -71,9 +71,9 @@ def _run(
         _check_hydra()
         begin = beginning(config, command)
         with without_garbage_collection():
-            from simulations.folder import RunFolder  # here, so that --help need not load torch
-            from simulations.session import Session
-            from simulations.sweep import sweep_of_this_job
+            from fedsim_userdp.simulations.folder import RunFolder  # here, so that --help need not load torch
+            from fedsim_userdp.simulations.session import Session
+            from fedsim_userdp.simulations.sweep import sweep_of_this_job
 
         configs = list(configs_fn())
         for one in configs:
@@ -123,7 +123,7 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"{one}: the jobs of a sweep lie in one folder, where what they promise together is stated"
             )
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         single = [one for one in given if not parser.parse_override(one).is_sweep_override()]
         whole = compose(command, overrides=single, return_hydra_config=True)
         HydraConfig.instance().set_config(whole)

@@ -13,9 +13,9 @@ from fedsim_userdp.privacy.errors import LedgerError
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import NOT_PRIVATE
-from simulations.adapter_checks import weights_problem
-from simulations.checks import TOLERANCE, Check
-from simulations.run_files import ledger_file
+from fedsim_userdp.simulations.adapter_checks import weights_problem
+from fedsim_userdp.simulations.checks import TOLERANCE, Check
+from fedsim_userdp.simulations.run_files import ledger_file
 
 
 def ledger_checks(

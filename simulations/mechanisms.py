@@ -22,16 +22,16 @@ from fedsim_userdp.privacy.adaptive_clipping import LEAST, MOST
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
 from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.simulations.diary import Diary, Outcome
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.guarantee import NO_GUARANTEE, UNNOISED, UNTRAINED, Guarantee, calibrated, level_of
+from fedsim_userdp.simulations.saver import Saver, open_saver
+from fedsim_userdp.simulations.task import Task
+from fedsim_userdp.strategies.optimizers import ServerOptimizer
+from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.central import CentralSettings, Pool, RecordStep, train_on_records
 from fedsim_userdp.training.record_steps import PlainStep, StackedStep
 from fedsim_userdp.training.schedule import LearningRate
-from simulations.diary import Diary, Outcome
-from simulations.errors import ConfigError
-from simulations.guarantee import NO_GUARANTEE, UNNOISED, UNTRAINED, Guarantee, calibrated, level_of
-from simulations.saver import Saver, open_saver
-from simulations.task import Task
-from strategies.optimizers import ServerOptimizer
-from strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 
 if TYPE_CHECKING:
     from fedsim_userdp.training.opacus_step import OpacusStep

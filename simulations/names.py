@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-import conf
-from simulations.errors import ConfigError
+from fedsim_userdp import conf
+from fedsim_userdp.simulations.errors import ConfigError
 
 # What people write for a setting that has another name here.
 _ALSO_CALLED = {

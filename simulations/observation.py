@@ -14,8 +14,8 @@ from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy.noise import NoiseSource, NoiseStream, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, draw_cohort
+from fedsim_userdp.simulations.audited_run import AuditedRun
 from fedsim_userdp.training.cohort import CohortUpdate
-from simulations.audited_run import AuditedRun
 
 
 class Watch:

@@ -216,7 +216,7 @@ def pretrain(settings: PretrainSettings, folder: Path) -> dict[str, object]:
     return record
 
 
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="pretrain")
+@hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="pretrain")
 def main(config: DictConfig) -> None:
     """Makes the model in the run folder."""
     folder = Path(HydraConfig.get().runtime.output_dir) / "model"

@@ -8,8 +8,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.federation.errors import RoundError
 from fedsim_userdp.privacy.errors import LedgerError
-from simulations import names
-from simulations.errors import ConfigError
+from fedsim_userdp.simulations import names
+from fedsim_userdp.simulations.errors import ConfigError
 
 REFUSALS = (ConfigError, LedgerError, RoundError, HydraException, OmegaConfBaseException, ValueError, OSError)
 

@@ -13,10 +13,10 @@ from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import csv_text
 from fedsim_userdp.report.records import OF_RESULTS, ROW_FIELDS, ResultRow
-from simulations.arguments import foreign_targets
-from simulations.checks import Check, difference
-from simulations.configured_claims import unit_of
-from simulations.guarantee import UNNOISED, UNTRAINED, Guarantee
+from fedsim_userdp.simulations.arguments import foreign_targets
+from fedsim_userdp.simulations.checks import Check, difference
+from fedsim_userdp.simulations.configured_claims import unit_of
+from fedsim_userdp.simulations.guarantee import UNNOISED, UNTRAINED, Guarantee
 
 
 def results_checks(

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedsim_userdp.privacy.joint import StatedRun
-from simulations.adapter_checks import card_problem, settings_problem, spare_problem, weights_problem
-from simulations.checks import Check
-from simulations.configured_runs import Configured
-from simulations.ledger_checks import ledger_checks
-from simulations.run_files import adapter_folder, ledger_file
+from fedsim_userdp.simulations.adapter_checks import card_problem, settings_problem, spare_problem, weights_problem
+from fedsim_userdp.simulations.checks import Check
+from fedsim_userdp.simulations.configured_runs import Configured
+from fedsim_userdp.simulations.ledger_checks import ledger_checks
+from fedsim_userdp.simulations.run_files import adapter_folder, ledger_file
 
 
 def run_checks(folder: Path, runs: Sequence[StatedRun], found: Configured) -> Iterator[Check]:

@@ -16,14 +16,14 @@ from fedsim_userdp.privacy.entries import NoiseSource
 from fedsim_userdp.privacy.errors import ReleasedOtherwise
 from fedsim_userdp.privacy.ledger import Ledger, check_ledger
 from fedsim_userdp.privacy.serialization import to_json
+from fedsim_userdp.simulations.diary import Diary
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.guarantee import Guarantee
+from fedsim_userdp.simulations.keys import FILE, mark_of_draw, remove_keys
+from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
 from fedsim_userdp.training.errors import naming
 from fedsim_userdp.training.journal import Journal, JournalEnd
-from simulations.diary import Diary
-from simulations.errors import ConfigError
-from simulations.guarantee import Guarantee
-from simulations.keys import FILE, mark_of_draw, remove_keys
-from simulations.task import Task
 
 JOURNAL = "rounds.jsonl"
 

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from simulations.errors import ConfigError
+from fedsim_userdp.simulations.errors import ConfigError
 
 
 def searched_runs(config: DictConfig, corpus_name: str) -> int:

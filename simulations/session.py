@@ -12,12 +12,12 @@ from fedsim_userdp.data.statistics import corpus_statistics
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.report.data import write_data_json
 from fedsim_userdp.report.progress import RunProgress
-from simulations.corpora import configured_corpus
-from simulations.diary import Outcome
-from simulations.mechanisms import Mechanism
-from simulations.plugins import check_plugins
-from simulations.saver import check_saved
-from simulations.task import Task, build_task
+from fedsim_userdp.simulations.corpora import configured_corpus
+from fedsim_userdp.simulations.diary import Outcome
+from fedsim_userdp.simulations.mechanisms import Mechanism
+from fedsim_userdp.simulations.plugins import check_plugins
+from fedsim_userdp.simulations.saver import check_saved
+from fedsim_userdp.simulations.task import Task, build_task
 
 
 class Session:

@@ -1,15 +1,15 @@
-"""Writes docs/settings.md from the files of settings: `python -m simulations.settings_page`."""
+"""Writes docs/settings.md from the files of settings: `python -m fedsim_userdp.simulations.settings_page`."""
 
 from collections.abc import Iterator
 
-from simulations.explanations import ROOT, SettingsFile, choices, read_choice, read_settings
+from fedsim_userdp.simulations.explanations import ROOT, SettingsFile, choices, read_choice, read_settings
 
 PAGE = ROOT.parent / "docs" / "settings.md"
 _HEAD = """# Settings
 
 Every setting is `KEY=VALUE` on the command line. `fedsim COMMAND --help` lists a command's settings with their values,
 `fedsim COMMAND --help WORD` those with WORD in their names. This page is made from the comments of `conf/*.yaml` by
-`python -m simulations.settings_page`: change them there.
+`python -m fedsim_userdp.simulations.settings_page`: change them there.
 """
 _COMMON = "base"
 

@@ -20,8 +20,8 @@ from fedsim_userdp.report.privacy_files import (
     read_privacy,
     write_sweep_privacy,
 )
-from simulations.arguments import check_subdir
-from simulations.run_files import plain_content
+from fedsim_userdp.simulations.arguments import check_subdir
+from fedsim_userdp.simulations.run_files import plain_content
 
 _LOCK_FILE = ".lock"
 _SWEEP_FILE = "multirun.yaml"  # Hydra's mark of a sweep's folder

@@ -30,6 +30,20 @@ from fedsim_userdp.privacy.ownership import Ownership
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.selection import Choosing, ClientSelector, Sampling
+from fedsim_userdp.simulations.circumstances import (
+    Circumstances,
+    foreign_classes,
+    is_add_or_remove,
+    licence_of,
+    taken_as_public,
+)
+from fedsim_userdp.simulations.corpora import configured_corpus, configured_store
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.identity import NEVER_CHANGED, identity_of, keys_of_run, plain, settings_digest
+from fedsim_userdp.simulations.keys import RunKeys
+from fedsim_userdp.simulations.micro_batches import local_training
+from fedsim_userdp.simulations.searches import searched_runs
+from fedsim_userdp.simulations.versions import code_versions
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
 from fedsim_userdp.training.checkpoints import CheckpointFolder
@@ -44,20 +58,6 @@ from fedsim_userdp.training.users import (
     check_lengths,
     in_order_of_ids,
 )
-from simulations.circumstances import (
-    Circumstances,
-    foreign_classes,
-    is_add_or_remove,
-    licence_of,
-    taken_as_public,
-)
-from simulations.corpora import configured_corpus, configured_store
-from simulations.errors import ConfigError
-from simulations.identity import NEVER_CHANGED, identity_of, keys_of_run, plain, settings_digest
-from simulations.keys import RunKeys
-from simulations.micro_batches import local_training
-from simulations.searches import searched_runs
-from simulations.versions import code_versions
 
 _log = logging.getLogger(__name__)
 

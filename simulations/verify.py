@@ -19,14 +19,14 @@ from fedsim_userdp.report.privacy_files import (
     sweep_content,
 )
 from fedsim_userdp.report.statement_page import page, sweep_page
-from simulations.arguments import RUN_FILE
-from simulations.checks import Check, difference
-from simulations.configured_runs import configuration_checks, configured
-from simulations.errors import ConfigError
-from simulations.occupied import check_plain
-from simulations.result_checks import results_checks
-from simulations.run_checks import run_checks, spare_files
-from simulations.sweep import jobs_of, not_counted, together, traces_of, unfinished_jobs
+from fedsim_userdp.simulations.arguments import RUN_FILE
+from fedsim_userdp.simulations.checks import Check, difference
+from fedsim_userdp.simulations.configured_runs import configuration_checks, configured
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.occupied import check_plain
+from fedsim_userdp.simulations.result_checks import results_checks
+from fedsim_userdp.simulations.run_checks import run_checks, spare_files
+from fedsim_userdp.simulations.sweep import jobs_of, not_counted, together, traces_of, unfinished_jobs
 
 DISAGREES = 1  # exit code
 

@@ -1,6 +1,8 @@
 """A selector to copy from: even-numbered users in odd rounds, odd-numbered users in even rounds.
 
-Use it with `fedsim run selection._target_=strategies.every_other_user.EveryOtherUser '~selection.sampling_prob'`.
+Use it with
+
+    fedsim run selection._target_=fedsim_userdp.strategies.every_other_user.EveryOtherUser '~selection.sampling_prob'
 """
 
 import numpy as np

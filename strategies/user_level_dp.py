@@ -23,7 +23,7 @@ from fedsim_userdp.privacy.errors import ReleasedOtherwise
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, expected_cohort_size
-from strategies.optimizers import ServerOptimizer
+from fedsim_userdp.strategies.optimizers import ServerOptimizer
 
 
 @dataclass(frozen=True)

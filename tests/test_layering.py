@@ -16,14 +16,14 @@ LAYERS = {
     "fedsim_userdp.report": 2,
     "fedsim_userdp.audit": 3,
     "fedsim_userdp.federation": 3,
-    "strategies": 4,
-    "simulations": 5,
+    "fedsim_userdp.strategies": 4,
+    "fedsim_userdp.simulations": 5,
 }
 ONLY_IN = {
-    "flwr": ("fedsim_userdp.federation", "strategies"),
+    "flwr": ("fedsim_userdp.federation", "fedsim_userdp.strategies"),
     "ray": ("fedsim_userdp.federation",),
-    "hydra": ("simulations",),
-    "omegaconf": ("simulations",),
+    "hydra": ("fedsim_userdp.simulations",),
+    "omegaconf": ("fedsim_userdp.simulations",),
     "opacus": ("fedsim_userdp.training",),
 }
 # Tensors are mathematics; module classes, Flower and Hydra are not.
@@ -34,7 +34,8 @@ MODULES = sorted(
 
 
 def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return name if name.startswith("fedsim_userdp") else f"fedsim_userdp.{name}"
 
 
 def imports(path: Path) -> set[str]:

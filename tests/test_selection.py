@@ -15,7 +15,7 @@ from fedsim_userdp.selection import (
     draw_cohort,
     foreign_name,
 )
-from strategies.every_other_user import EveryOtherUser
+from fedsim_userdp.strategies.every_other_user import EveryOtherUser
 
 SELECTORS: list[ClientSelector] = [
     PoissonSelector(0.3), PoissonSelector(1.0), FixedSizeSelector(5), CyclicSelector(7), EveryOtherUser(),
@@ -110,7 +110,7 @@ def test_selectors_of_this_package_have_no_foreign_name_and_others_do() -> None:
         assert foreign_name(known) is None
     assert str(foreign_name(Own(0.1))).endswith("Own")
     assert str(foreign_name(Renamed(0.1))).endswith("Renamed")
-    assert foreign_name(EveryOtherUser()) == "strategies.every_other_user.EveryOtherUser"
+    assert foreign_name(EveryOtherUser()) == "fedsim_userdp.strategies.every_other_user.EveryOtherUser"
 
 
 @pytest.mark.parametrize("probability", [0.0, -0.1, 1.1, float("nan")])

@@ -7,11 +7,11 @@ from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.report.benchmark import CostCurve, Findings
 from fedsim_userdp.selection import FixedSizeSelector
+from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
+from fedsim_userdp.simulations.measurements.timing import take_turns
+from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.workbench import Workbench
 from fedsim_userdp.training.gradients import unit_gradients
-from simulations.measurements.synthetic import SyntheticUsers
-from simulations.measurements.timing import take_turns
-from simulations.measurements.training import Training, benchmark_strategy
-from simulations.measurements.workbench import Workbench
 
 AXES: Mapping[str, Sequence[int]] = {
     "cohort": (4, 8, 16, 32, 64),

@@ -13,10 +13,10 @@ import torch
 from fedsim_userdp.federation.worker import WorkerRecipe
 from fedsim_userdp.report.benchmark import Comparison, Findings
 from fedsim_userdp.selection import FixedSizeSelector
-from simulations.measurements.synthetic import SyntheticUsers
-from simulations.measurements.training import Training, benchmark_strategy
-from simulations.measurements.workbench import Workbench
-from simulations.process import prepare_process
+from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
+from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.workbench import Workbench
+from fedsim_userdp.simulations.process import prepare_process
 
 COHORTS = (512, 64)
 _RECORDS, _LENGTH = 2, 32  # of every user: the smaller cohort fills a micro-batch

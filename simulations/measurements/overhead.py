@@ -18,11 +18,11 @@ from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.report.benchmark import Comparison, Findings
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.simulations.measurements.timing import Stopwatch
+from fedsim_userdp.simulations.measurements.workbench import Workbench
+from fedsim_userdp.simulations.task import Task, build_task
 from fedsim_userdp.training.batches import MicroBatch, StepAddress
 from fedsim_userdp.training.gradients import UnitGradients
-from simulations.measurements.timing import Stopwatch
-from simulations.measurements.workbench import Workbench
-from simulations.task import Task, build_task
 
 
 def overhead_share(bench: Workbench) -> Findings:

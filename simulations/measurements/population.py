@@ -9,12 +9,12 @@ from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.report.benchmark import CohortDraw, Comparison, Findings
 from fedsim_userdp.selection import FixedSizeSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
+from fedsim_userdp.simulations.measurements.timing import Stopwatch, take_turns
+from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.workbench import Workbench
 from fedsim_userdp.training.gradients import unit_gradients
 from fedsim_userdp.training.users import TrainingUsers
-from simulations.measurements.synthetic import SyntheticUsers
-from simulations.measurements.timing import Stopwatch, take_turns
-from simulations.measurements.training import Training, benchmark_strategy
-from simulations.measurements.workbench import Workbench
 
 POPULATIONS = (1_000, 10_000, 100_000, 1_000_000)
 COHORT = 100

@@ -21,13 +21,13 @@ from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.models.output_layer import stop_answering
 from fedsim_userdp.report.benchmark import Findings, speed
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
+from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
+from fedsim_userdp.simulations.measurements.timing import Alternation, BenchmarkError, RoundTimes, affordable
+from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.updates import cohort_update
+from fedsim_userdp.simulations.measurements.workbench import Workbench, check_agreement
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
 from fedsim_userdp.training.gradients import StackedGradients
-from simulations.measurements.synthetic import SyntheticUsers
-from simulations.measurements.timing import Alternation, BenchmarkError, RoundTimes, affordable
-from simulations.measurements.training import Training, benchmark_strategy
-from simulations.measurements.updates import cohort_update
-from simulations.measurements.workbench import Workbench, check_agreement
 
 FIXED_USERS, FIXED_COHORT = SyntheticUsers(num_users=100, records=4, length=64), 16
 FIXED_LORA = LoraSettings(rank=8, alpha=8.0, target_modules=("c_attn",), freeze_a=False)
@@ -115,7 +115,7 @@ def cohort_vs_pfl(bench: Workbench) -> Findings:
 
 def _pfl_against_this_process(bench: Workbench, prepare: Callable[[nn.Module], None]) -> dict[str, list[float]]:
     """The seconds of both sides, pfl's model prepared before."""
-    from simulations.measurements.pfl_program import PflTraining
+    from fedsim_userdp.simulations.measurements.pfl_program import PflTraining
 
     worker, theirs = fixed_task(bench).build(), fixed_task(bench).build()
     prepare(theirs.gradients.model)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from fedsim_userdp.report.benchmark import Findings, Startup
 from fedsim_userdp.selection import PoissonSelector
-from simulations.arguments import override_key
-from simulations.measurements.timing import BenchmarkError, Stopwatch
-from simulations.measurements.workbench import Workbench
+from fedsim_userdp.simulations.arguments import override_key
+from fedsim_userdp.simulations.measurements.timing import BenchmarkError, Stopwatch
+from fedsim_userdp.simulations.measurements.workbench import Workbench
 
 MARK = "fedsim-benchmark: the first round begins"
-_FEDSIM = (sys.executable, "-m", "simulations.cli")
+_FEDSIM = (sys.executable, "-m", "fedsim_userdp.simulations.cli")
 _MOST_RUNS = 3  # of `fedsim run`, the one before not counted
 _OWN = ("output_dir", "selection", "hydra", "benchmark")  # settings that are not passed on
 

@@ -10,9 +10,9 @@ from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector
+from fedsim_userdp.strategies.optimizers import ServerOptimizer
+from fedsim_userdp.strategies.user_level_dp import UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
-from strategies.optimizers import ServerOptimizer
-from strategies.user_level_dp import UserLevelDP, UserLevelSettings
 
 CLIP_NORM, NOISE_MULTIPLIER, LEARNING_RATE = 1.0, 1.0, 0.01
 KEY = RunKey.seeded(0, "benchmark")

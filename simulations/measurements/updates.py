@@ -12,6 +12,8 @@ from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import NoiseSource
 from fedsim_userdp.report.benchmark import Findings, speed
+from fedsim_userdp.simulations.measurements.timing import affordable, take_turns
+from fedsim_userdp.simulations.measurements.workbench import Workbench, check_agreement, num_tokens, shortened
 from fedsim_userdp.training.batches import Unit, collate, micro_batches
 from fedsim_userdp.training.cohort import CohortUpdate, clipped_update_sum
 from fedsim_userdp.training.gradients import StackedGradients, UnitGradients
@@ -19,8 +21,6 @@ from fedsim_userdp.training.losses import unit_losses
 from fedsim_userdp.training.opacus_step import OpacusStep
 from fedsim_userdp.training.record_steps import StackedStep
 from fedsim_userdp.training.schedule import LearningRate, trainable_parameters
-from simulations.measurements.timing import affordable, take_turns
-from simulations.measurements.workbench import Workbench, check_agreement, num_tokens, shortened
 
 SMALL_RECORDS, SMALL_TOKENS = 2, 32  # most records, and tokens of each, of a small user
 _OPTIMIZER = (torch.optim.SGD, LearningRate(0.1, rounds=1, decays=False))

@@ -17,11 +17,11 @@ from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.cache import default_cache_dir, path_of
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.measurements.timing import BenchmarkError, Stopwatch
+from fedsim_userdp.simulations.mechanisms import UserWise
+from fedsim_userdp.simulations.task import Task, build_task
 from fedsim_userdp.training.batches import Unit
-from simulations.errors import ConfigError
-from simulations.measurements.timing import BenchmarkError, Stopwatch
-from simulations.mechanisms import UserWise
-from simulations.task import Task, build_task
 
 MOST_USERS = 2048  # that a part looks at
 # Largest relative difference between two ways to compute the same, by what products are done in; a GPU adds up in

@@ -14,9 +14,9 @@ from fedsim_userdp.federation.messages import TrainRequest, read_reply, to_array
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseStream, SeededNoise, add_noise, noise_stddev
+from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.cohort import CohortUpdate, clipped_update_sum
-from strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 
 
 class TenthOfTheNoise(UserLevelDP):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fedsim_userdp.privacy.streams import RunKey
-from simulations import audit_session
-from simulations.cli import run_command
-from simulations.keys import RunKeys
+from fedsim_userdp.simulations import audit_session
+from fedsim_userdp.simulations.cli import run_command
+from fedsim_userdp.simulations.keys import RunKeys
 from tests.audit import bugs
 
 SMALL = [
@@ -123,7 +123,7 @@ def planted(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(audit_session, "Worker", bugs.ClipsEveryRecord)
         return []
     if name == "SameNoise":
-        monkeypatch.setattr("simulations.task.SeededNoise", bugs.SameNoise)
+        monkeypatch.setattr("fedsim_userdp.simulations.task.SeededNoise", bugs.SameNoise)
         return []
     return [f"selection._target_=tests.audit.bugs.{name}"]
 

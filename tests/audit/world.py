@@ -23,11 +23,11 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseSource, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, PoissonSelector
+from fedsim_userdp.simulations.audited_run import AuditedRun
+from fedsim_userdp.strategies.user_level_dp import UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.batches import MicroBatch, StepAddress
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.schedule import LearningRate
-from simulations.audited_run import AuditedRun
-from strategies.user_level_dp import UserLevelDP, UserLevelSettings
 from tests.data.sources import MemoryCorpus, WordTokenizer
 
 SIZE, ROUNDS, SAMPLING_PROB, DELTA, CLIP_NORM, RECORDS, WINDOW = 2048, 18, 0.05, 1e-6, 0.3, 4, 16

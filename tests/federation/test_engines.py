@@ -68,7 +68,15 @@ def test_flower_with_a_node_per_worker_gives_the_same_model(
 def test_a_worker_process_killed_in_mid_round_changes_nothing_but_a_count(tmp_path: Path) -> None:
     long = [*SMALL, "mechanism.rounds=4", "selection.sampling_prob=1.0", "mechanism.records_per_user=64"]
     folder = tmp_path / "flower"
-    command = [sys.executable, "-m", "simulations.cli", "run", *long, "engine=flower", "engine.num_nodes=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedsim_userdp.simulations.cli",
+        "run",
+        *long,
+        "engine=flower",
+        "engine.num_nodes=2",
+    ]
     with subprocess.Popen([*command, f"output_dir={folder}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
         kill_a_busy_worker(run.pid, folder / "ledger" / "user_wise-seed0.jsonl")
         _, errors = run.communicate(timeout=500)

@@ -34,9 +34,9 @@ from fedsim_userdp.federation.worker import WorkerRecipe
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.loading import TINY_MODEL
 from fedsim_userdp.privacy.streams import RunKey
-from simulations import flower_app
-from simulations.flower_app import run_on_nodes, train_fn_of
-from simulations.task import Task, build_task
+from fedsim_userdp.simulations import flower_app
+from fedsim_userdp.simulations.flower_app import run_on_nodes, train_fn_of
+from fedsim_userdp.simulations.task import Task, build_task
 
 Meddle = Callable[[Message], None]
 K = 2
@@ -97,7 +97,7 @@ class World:
 
     def task(self, *settings: str) -> Task:
         GlobalHydra.instance().clear()
-        with initialize_config_module("conf", version_base="1.3"):
+        with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
             config = compose("run", overrides=[*self.settings(*settings), f"output_dir={self.folder / 'task'}"])
         return build_task(config, self.folder / "task")
 

@@ -83,7 +83,7 @@ def test_a_flower_run_that_is_told_to_stop_says_one_line_and_leaves_nothing(
 ) -> None:
     settings = small_settings(write_jsonl(tmp_path / "corpus.jsonl"), tmp_path / "cache", rounds=500)
     engine = ["engine=flower", "engine.num_nodes=1", "output_dir=run"]
-    program = [sys.executable, "-m", "simulations.cli", "run", *settings, *engine]
+    program = [sys.executable, "-m", "fedsim_userdp.simulations.cli", "run", *settings, *engine]
     (temporary := Path("/tmp", f"f{os.getpid()}-{number}")).mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path(__file__).parents[2])}
     run = subprocess.Popen(program, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)

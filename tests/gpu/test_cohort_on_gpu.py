@@ -12,6 +12,7 @@ from fedsim_userdp.models.output_layer import stop_answering
 from fedsim_userdp.models.precision import autocast_forward
 from fedsim_userdp.privacy.noise import SeededNoise, add_noise
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.simulations.measurements.workbench import relative_distance
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, unit_gradients
@@ -19,7 +20,6 @@ from fedsim_userdp.training.losses import token_losses
 from fedsim_userdp.training.opacus_step import OpacusStep
 from fedsim_userdp.training.record_steps import StackedStep
 from fedsim_userdp.training.schedule import LearningRate
-from simulations.measurements.workbench import relative_distance
 from tests.conftest import ragged_units, small_gpt2, small_llama
 
 pytestmark = pytest.mark.gpu

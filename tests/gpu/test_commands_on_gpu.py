@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simulations.measurements.workbench import relative_distance
+from fedsim_userdp.simulations.measurements.workbench import relative_distance
 from tests.simulations.benchmark_setup import small_overrides
 from tests.simulations.test_commands import fedsim
 

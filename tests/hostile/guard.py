@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from simulations.refusals import REFUSALS, sentence
+from fedsim_userdp.simulations.refusals import REFUSALS, sentence
 
 SECONDS = 10.0
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pty.spawn", "socket.connect")

@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from fedsim_userdp.report.files import write_text
-from simulations.arguments import RUN_FILE, complete_arguments
-from simulations.cli import run_command
+from fedsim_userdp.simulations.arguments import RUN_FILE, complete_arguments
+from fedsim_userdp.simulations.cli import run_command
 from tests.hostile.guard import in_time, watched
 from tests.simulations.corpora import small_settings, write_jsonl
 
@@ -224,7 +224,7 @@ def test_a_folder_of_any_name_reaches_the_settings_as_it_is(tmp_path: Path, name
     (folder / RUN_FILE).write_text(json.dumps({"format": 1, "command": "run", "overrides": [quoted], "config": {}}))
     for argument in (quoted, quoted.replace("output_dir", "resume")):
         GlobalHydra.instance().clear()
-        with initialize_config_module("conf", version_base="1.3"):
+        with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
             config = compose("run", overrides=complete_arguments("run", [argument]))
         assert config.output_dir == str(folder)
 

@@ -21,10 +21,10 @@ from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy import entries
 from fedsim_userdp.privacy.ledger import Ledger
+from fedsim_userdp.simulations.arguments import RUN_FILE, complete_arguments
+from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training import checkpoints
 from fedsim_userdp.training.checkpoints import CheckpointFolder
-from simulations.arguments import RUN_FILE, complete_arguments
-from simulations.task import Task
 from tests.hostile.guard import refusing, watched
 from tests.hostile.mutations import changed_json, damaged
 from tests.simulations.small_runs import remember_accounting, resumed, run_small, small_store, small_task

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.report.progress import RunProgress
-from simulations.arguments import _leaves, check_types, complete_arguments
-from simulations.task import build_task
+from fedsim_userdp.simulations.arguments import _leaves, check_types, complete_arguments
+from fedsim_userdp.simulations.task import build_task
 from tests.hostile.guard import refusing, watched
 from tests.hostile.mutations import TEXTS
 from tests.simulations.corpora import small_settings, write_jsonl
@@ -46,7 +46,7 @@ def odd_values() -> st.SearchStrategy[str]:
 @cache
 def composed(mechanism: str) -> dict[str, object]:
     """The leaves of a mechanism's configuration."""
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose("run", overrides=[f"mechanism={mechanism}", "output_dir=x", "data=jsonl"])
     return dict(_leaves(OmegaConf.to_container(config, resolve=True)))
 
@@ -82,7 +82,7 @@ def try_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
 
     monkeypatch.setattr(ModelSource, "load", lambda source: quickly(load, source))
     monkeypatch.setattr(ModelSource, "load_tokenizer", lambda source: quickly(load_tokenizer, source))
-    monkeypatch.setattr("simulations.arguments.hydra.compose", remembered(hydra.compose))
+    monkeypatch.setattr("fedsim_userdp.simulations.arguments.hydra.compose", remembered(hydra.compose))
     base = small_settings(write_jsonl(tmp_path / "corpus.jsonl"), tmp_path / "cache", rounds=1)
     runs = iter(range(10**9))
 
@@ -90,7 +90,7 @@ def try_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
         folder = tmp_path / f"run {next(runs)}"
         with refusing() as said:
             arguments = complete_arguments("run", [*base, *overrides, f"output_dir={folder}"])
-            with initialize_config_module("conf", version_base="1.3"):
+            with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
                 config = compose("run", overrides=arguments, return_hydra_config=True)
                 HydraConfig.instance().set_config(config)
                 with open_dict(config):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
-import conf
+from fedsim_userdp import conf
 from fedsim_userdp.federation.errors import RoundError
 from fedsim_userdp.privacy import accounting as acc
 from tests.neighbours.worlds import (

@@ -31,8 +31,8 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
-from simulations.keys import RunKeys
-from simulations.task import Task, build_task
+from fedsim_userdp.simulations.keys import RunKeys
+from fedsim_userdp.simulations.task import Task, build_task
 
 KEY = RunKey.seeded(7, "two worlds")
 CLIP_NORM, ROUNDS, K = 0.05, 2, 3
@@ -127,7 +127,7 @@ def family_folder(folder: Path, family: str) -> Path:
 def composed(overrides: Sequence[str]) -> Any:
     """The configuration of `fedsim run` with overrides."""
     GlobalHydra.instance().clear()
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return compose("run", overrides=list(overrides))
 
 
@@ -169,10 +169,10 @@ def watched(world: World) -> Iterator[None]:
         return 0.5
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("strategies.user_level_dp", "fedsim_userdp.training.record_steps"):
+        for module in ("fedsim_userdp.strategies.user_level_dp", "fedsim_userdp.training.record_steps"):
             patch.setattr(f"{module}.add_noise", add_noise)
         patch.setattr("fedsim_userdp.training.opacus_step.add_noise", add_noise)
-        patch.setattr("strategies.user_level_dp.unclipped_share", unclipped_share)
+        patch.setattr("fedsim_userdp.strategies.user_level_dp.unclipped_share", unclipped_share)
         patch.setattr("fedsim_userdp.models.adapters._initialise", initialise)
         yield
 

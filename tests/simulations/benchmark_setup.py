@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from hydra import compose, initialize_config_module
 
-from simulations.measurements.workbench import Workbench
+from fedsim_userdp.simulations.measurements.workbench import Workbench
 
 WORDS = ("the", "people", "of", "this", "country", "have", "every", "reason", "to", "hope", "for", "peace")
 
@@ -43,6 +43,6 @@ def small_overrides(folder: Path) -> list[str]:
 
 def small_bench(folder: Path, *overrides: str) -> Workbench:
     """A workbench with those settings."""
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose("benchmark", overrides=[*small_overrides(folder), f"output_dir={folder}", *overrides])
     return Workbench(config, folder, int(config.benchmark.repeats), float(config.benchmark.seconds), tuple(overrides))

@@ -35,18 +35,18 @@ from fedsim_userdp.privacy.noise import OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector, foreign_name
+from fedsim_userdp.simulations import task as task_module
+from fedsim_userdp.simulations.adaptive_clipping import UserWiseAdaptive
+from fedsim_userdp.simulations.circumstances import Circumstances
+from fedsim_userdp.simulations.diary import Outcome
+from fedsim_userdp.simulations.folder import RunFolder
+from fedsim_userdp.simulations.keys import RunKeys, stored_keys
+from fedsim_userdp.simulations.mechanisms import Mechanism, NonPrivate, RecordLevelDP, UserWise
+from fedsim_userdp.simulations.task import Budget, Task
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.users import in_order_of_ids
-from simulations import task as task_module
-from simulations.adaptive_clipping import UserWiseAdaptive
-from simulations.circumstances import Circumstances
-from simulations.diary import Outcome
-from simulations.folder import RunFolder
-from simulations.keys import RunKeys, stored_keys
-from simulations.mechanisms import Mechanism, NonPrivate, RecordLevelDP, UserWise
-from simulations.task import Budget, Task
 
 VOCABULARY = 40
 ROUNDS = 3

@@ -13,11 +13,11 @@ from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, FixedSizeSelector, PoissonSelector
+from fedsim_userdp.simulations.adaptive_clipping import UserWiseAdaptive
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.guarantee import calibrated
+from fedsim_userdp.simulations.task import Budget
 from fedsim_userdp.training.checkpoints import CheckpointError
-from simulations.adaptive_clipping import UserWiseAdaptive
-from simulations.errors import ConfigError
-from simulations.guarantee import calibrated
-from simulations.task import Budget
 from tests.simulations.small_runs import (
     MECHANISMS,
     ROUNDS,

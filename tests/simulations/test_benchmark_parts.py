@@ -18,12 +18,19 @@ from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.report.benchmark import Findings
 from fedsim_userdp.selection import CyclicSelector
+from fedsim_userdp.simulations.measurements import curves, memory, overhead, population, runtimes, startup, updates
+from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers, synthetic_store
+from fedsim_userdp.simulations.measurements.timing import (
+    Alternation,
+    BenchmarkError,
+    RoundTimes,
+    Stopwatch,
+    affordable,
+    take_turns,
+)
+from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.workbench import Workbench, check_agreement, relative_distance
 from fedsim_userdp.training.batches import Unit
-from simulations.measurements import curves, memory, overhead, population, runtimes, startup, updates
-from simulations.measurements.synthetic import SyntheticUsers, synthetic_store
-from simulations.measurements.timing import Alternation, BenchmarkError, RoundTimes, Stopwatch, affordable, take_turns
-from simulations.measurements.training import Training, benchmark_strategy
-from simulations.measurements.workbench import Workbench, check_agreement, relative_distance
 from tests.simulations.benchmark_setup import small_bench
 
 
@@ -248,7 +255,7 @@ def _noted(messages: Iterable[Message], asked: list[int]) -> list[Message]:
 
 @pytest.mark.skipif(importlib.util.find_spec("pfl") is None, reason="pfl is not installed")
 def test_the_pfl_program_trains_the_same_model(bench: Workbench) -> None:
-    from simulations.measurements.pfl_program import PflSettings, PflTraining
+    from fedsim_userdp.simulations.measurements.pfl_program import PflSettings, PflTraining
 
     without_noise = {"clip_norm": 0.05, "noise_multiplier": 0.0, "learning_rate": 1.0}
     worker = runtimes.fixed_task(bench).build()

@@ -12,9 +12,9 @@ import pytest
 
 from fedsim_userdp.privacy.planning import MECHANISMS, BudgetSetting, ClipNorms, plan, sweep
 from fedsim_userdp.report.budget import in_words, sweep_in_words
-from simulations.budget import parse_sweep, quoted_sweep
-from simulations.cli import run_command
-from simulations.errors import ConfigError
+from fedsim_userdp.simulations.budget import parse_sweep, quoted_sweep
+from fedsim_userdp.simulations.cli import run_command
+from fedsim_userdp.simulations.errors import ConfigError
 
 SMALL = ["budget.num_users=200", "budget.rounds=10", "budget.cohort=20", "budget.records_per_user=4"]
 FRAMEWORKS = ("torch", "flwr", "transformers", "peft", "opacus", "ray")
@@ -33,7 +33,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_setting_takes_under_10_seconds_uncached_and_imports_no_framework(tmp_path: Path) -> None:
     code = (
-        "import sys; from simulations.cli import run_command\n"
+        "import sys; from fedsim_userdp.simulations.cli import run_command\n"
         "assert run_command('budget', ['output_dir=plan']) == 0\n"
         f"print('imported', [name for name in {FRAMEWORKS} if name in sys.modules])"
     )
@@ -45,7 +45,7 @@ def test_one_setting_takes_under_10_seconds_uncached_and_imports_no_framework(tm
 
 
 def test_a_bare_sweep_on_the_command_line_writes_csv_json_and_plot(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "simulations.cli", "budget", *SMALL, "output_dir=my plan"]
+    command = [sys.executable, "-m", "fedsim_userdp.simulations.cli", "budget", *SMALL, "output_dir=my plan"]
     done = subprocess.run(
         [*command, "budget.sweep=records_per_user:1,2,5"],
         cwd=tmp_path, env=os.environ, text=True, capture_output=True, timeout=120,

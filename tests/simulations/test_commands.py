@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedsim_userdp.models.loading import TINY_MODEL
-from simulations.task import Task, build_task
+from fedsim_userdp.simulations.task import Task, build_task
 from tests.simulations.zygote import Zygote
 
 SMALL = [
@@ -31,7 +31,7 @@ MECHANISMS = [
 
 
 def fedsim(*arguments: str, cwd: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simulations.cli", *arguments]
+    command = [sys.executable, "-m", "fedsim_userdp.simulations.cli", *arguments]
     return subprocess.run(
         command, cwd=cwd, env={**os.environ, "HF_HUB_OFFLINE": "1"}, text=True, capture_output=True, timeout=timeout
     )
@@ -106,7 +106,7 @@ def test_every_run_states_what_it_guarantees(compared: Path) -> None:
 @pytest.fixture(scope="module")
 def task(compared: Path) -> Task:
     """What the comparison was scored on."""
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return build_task(compose("compare", overrides=[*SMALL, "mechanism=zero_shot", "output_dir=none"]), compared)
 
 
@@ -198,7 +198,7 @@ WRONG = {
 def test_a_wrong_setting_gives_one_sentence_and_exit_code_2(
     override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simulations.cli import run_command
+    from fedsim_userdp.simulations.cli import run_command
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -214,7 +214,7 @@ def test_a_wrong_setting_gives_one_sentence_and_exit_code_2(
 def test_a_chunk_longer_than_the_window_is_refused_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from simulations.cli import run_command
+    from fedsim_userdp.simulations.cli import run_command
 
     settings = [f"output_dir={tmp_path / 'run'}", "records=random_chunk", "tokens.window=32", "records.window=33"]
     with pytest.raises(SystemExit) as stop:

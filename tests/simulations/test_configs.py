@@ -15,7 +15,7 @@ COMMANDS = sorted(path.stem for path in ROOT.glob("*.yaml") if path.stem != "bas
 
 @pytest.mark.parametrize(("group", "name"), GROUPS)
 def test_every_choice_composes_and_names_a_class_that_takes_its_settings(group: str, name: str) -> None:
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose("run", overrides=[f"{group}={name}"])
     node = config[group]
     if node.get("_partial_", False):
@@ -28,7 +28,7 @@ def test_every_choice_composes_and_names_a_class_that_takes_its_settings(group: 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("command", ["run", "compare"])
 def test_every_experiment_composes_and_resolves(command: str, name: str) -> None:
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose(command, overrides=[f"experiment={name}", "output_dir=x"])
         OmegaConf.to_container(config, resolve=True)
 

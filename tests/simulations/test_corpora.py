@@ -8,8 +8,8 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
-from simulations.corpora import configured_store
-from simulations.errors import ConfigError
+from fedsim_userdp.simulations.corpora import configured_store
+from fedsim_userdp.simulations.errors import ConfigError
 from tests.simulations.benchmark_setup import small_overrides
 
 
@@ -22,7 +22,7 @@ def model_that_knows(num_tokens: int, folder: Path) -> ModelSource:
 
 
 def test_a_tokenizer_with_more_tokens_than_its_model_knows_is_refused(tmp_path: Path) -> None:
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose("benchmark", overrides=[*small_overrides(tmp_path), f"output_dir={tmp_path}"])
     own = len(ModelSource().load_tokenizer())
     for num_tokens in (own, own + 1):

@@ -15,7 +15,7 @@ from matplotlib import image
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.statistics import corpus_statistics
 from fedsim_userdp.data.store import TokenStore
-from simulations.cli import run_command
+from fedsim_userdp.simulations.cli import run_command
 from tests.data.sources import MemoryCorpus
 
 TEXT = "the gas desk opens at nine today and we send the curve before lunch thanks"
@@ -57,7 +57,7 @@ def data(folder: Path, *overrides: str, command: str = "data") -> int:
 def test_from_a_warm_store_it_takes_seconds_in_a_process_of_its_own(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", some_users(500))
     assert data(tmp_path / "cold", path) == 0
-    command = [sys.executable, "-m", "simulations.cli", "data", "data=jsonl", path, "tokens.min_words=0"]
+    command = [sys.executable, "-m", "fedsim_userdp.simulations.cli", "data", "data=jsonl", path, "tokens.min_words=0"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*command, "output_dir=warm"], text=True, capture_output=True, timeout=500, env=os.environ)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -9,7 +9,7 @@ import pytest
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.selection import ClientSelector, PoissonSelector
-from strategies.every_other_user import EveryOtherUser
+from fedsim_userdp.strategies.every_other_user import EveryOtherUser
 from tests.simulations.small_runs import run_small, small_task
 
 pytestmark = pytest.mark.usefixtures("quick_accounting")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedsim_userdp.data.store import TokenStore
-from simulations.refusals import REFUSALS, sentence
+from fedsim_userdp.simulations.refusals import REFUSALS, sentence
 from tests.simulations.small_runs import (
     dying_at_write,
     resumed,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from simulations import explanations, settings_page
-from simulations.cli import COMMANDS, CONFIG_NAMES, PLAIN, run_command
-from simulations.command_help import help_text
-from simulations.errors import ConfigError
-from simulations.explanations import ROOT, read_settings
+from fedsim_userdp.simulations import explanations, settings_page
+from fedsim_userdp.simulations.cli import COMMANDS, CONFIG_NAMES, PLAIN, run_command
+from fedsim_userdp.simulations.command_help import help_text
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.explanations import ROOT, read_settings
 
 COMMENTED = """# What the file is for,
 # in two lines.
@@ -95,7 +95,7 @@ def test_a_word_that_no_name_has_is_refused_with_what_was_meant() -> None:
 
 def test_help_loads_nothing_that_trains_or_draws() -> None:
     code = (
-        "import sys; from simulations.cli import run_command; run_command('run', ['--help']);"
+        "import sys; from fedsim_userdp.simulations.cli import run_command; run_command('run', ['--help']);"
         "sys.exit(bool({'torch', 'transformers', 'matplotlib', 'flwr', 'ray'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
@@ -104,7 +104,7 @@ def test_help_loads_nothing_that_trains_or_draws() -> None:
 
 def test_the_page_of_settings_is_up_to_date() -> None:
     assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.page(), (
-        "python -m simulations.settings_page writes it anew"
+        "python -m fedsim_userdp.simulations.settings_page writes it anew"
     )
 
 

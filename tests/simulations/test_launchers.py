@@ -19,7 +19,7 @@ PACKAGES = {"joblib": "hydra_plugins.hydra_joblib_launcher", "submitit_slurm": "
 def test_a_cluster_launcher_composes_with_its_settings(command: str, launcher: str, settings: list[str]) -> None:
     pytest.importorskip(PACKAGES[launcher])
     overrides = [f"hydra/launcher={launcher}", *settings, "output_dir=/scratch/sweep"]
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose(command, overrides=overrides, return_hydra_config=True)
     assert config.hydra.launcher._target_.startswith(PACKAGES[launcher])
     assert config.hydra.sweep.dir == "/scratch/sweep"
@@ -46,7 +46,7 @@ def test_jobs_of_a_joblib_sweep_run_side_by_side_in_folders_of_their_own(
     pytest.importorskip(PACKAGES["joblib"])
     done = subprocess.run(
         [
-            sys.executable, "-m", "simulations.cli", command, "--multirun", "hydra/launcher=joblib",
+            sys.executable, "-m", "fedsim_userdp.simulations.cli", command, "--multirun", "hydra/launcher=joblib",
             "hydra.launcher.n_jobs=2", *settings, f"output_dir={tmp_path / 'sweep'}",
         ],
         cwd=tmp_path, text=True, capture_output=True, timeout=300,

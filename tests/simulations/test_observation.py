@@ -14,12 +14,12 @@ from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, observers, summary
 from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector, PoissonSelector
-from simulations.audit_session import AuditSession, AuditSettings
-from simulations.errors import ConfigError
-from simulations.keys import RunKeys
-from simulations.mechanisms import UserWise
-from simulations.task import Budget
-from strategies.every_other_user import EveryOtherUser
+from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.keys import RunKeys
+from fedsim_userdp.simulations.mechanisms import UserWise
+from fedsim_userdp.simulations.task import Budget
+from fedsim_userdp.strategies.every_other_user import EveryOtherUser
 from tests.simulations.small_runs import os_noise, small_task
 
 CLAIMS = (0.5, 1.0)

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_module
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.store import open_store
 from fedsim_userdp.data.tokens import TokenSettings
-from simulations.cli import run_command
-from simulations.errors import ConfigError
-from simulations.task import build_task
+from fedsim_userdp.simulations.cli import run_command
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.task import build_task
 from tests.data.sources import MemoryCorpus, WordTokenizer
 from tests.simulations.small_runs import small_store, small_task
 
@@ -48,7 +48,7 @@ def settings(tmp_path: Path) -> list[str]:
 
 
 def task_of(settings: list[str], folder: Path):
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return build_task(compose("run", overrides=settings), folder)
 
 

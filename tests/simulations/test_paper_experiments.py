@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from fedsim_userdp.models.loading import TINY_MODEL
-from simulations.cli import run_command
+from fedsim_userdp.simulations.cli import run_command
 
 from ..data.sources import texts_of_real_authors, write_booksum, write_booksum_csv, write_enron
 
@@ -51,7 +51,7 @@ def run(places: dict[str, Path], experiment: str, folder: Path, *overrides: str)
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_sweep_is_over_epsilon_k_and_every_record_selection(experiment: str) -> None:
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose("run", [f"experiment={experiment}", "output_dir=x"], return_hydra_config=True)
     assert OmegaConf.to_container(config.hydra.sweeper.params) == {
         "privacy.epsilon": "1,3,8",

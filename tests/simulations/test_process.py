@@ -2,7 +2,7 @@ import gc
 
 import pytest
 
-from simulations.process import without_garbage_collection
+from fedsim_userdp.simulations.process import without_garbage_collection
 
 
 def test_garbage_is_looked_for_again_after_the_block_whatever_happened_in_it() -> None:

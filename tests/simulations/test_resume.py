@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from simulations.arguments import RUN_FILE, complete_arguments, override_key
-from simulations.errors import ConfigError
+from fedsim_userdp.simulations.arguments import RUN_FILE, complete_arguments, override_key
+from fedsim_userdp.simulations.errors import ConfigError
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.small_runs import what_a_run_left
 from tests.simulations.zygote import Zygote
@@ -141,7 +141,7 @@ def test_a_run_on_flowers_runtime_killed_once_ends_as_if_never_killed(tmp_path: 
     def run(folder: Path, kill_after_round: int | None = None) -> None:
         begun = (folder / RUN_FILE).exists()
         arguments = [f"resume={folder}"] if begun else [*chosen, f"output_dir={folder}"]
-        command = [sys.executable, "-m", "simulations.cli", "run", *arguments]
+        command = [sys.executable, "-m", "fedsim_userdp.simulations.cli", "run", *arguments]
         with subprocess.Popen(
             command, cwd=tmp_path, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
         ) as process:

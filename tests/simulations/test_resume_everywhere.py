@@ -13,11 +13,11 @@ from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.task import Budget, Task
+from fedsim_userdp.simulations.versions import code_versions
 from fedsim_userdp.training.checkpoints import CheckpointError
 from fedsim_userdp.training.journal import Journal
-from simulations.errors import ConfigError
-from simulations.task import Budget, Task
-from simulations.versions import code_versions
 from tests.simulations.small_runs import (
     KINDS,
     Killed,
@@ -91,7 +91,9 @@ def test_a_checkpoint_of_other_settings_data_or_code_is_refused_with_the_differe
         with pytest.raises(CheckpointError, match=r"data was absent and is other.*data cannot change within a run"):
             run_small(changed)
     with monkeypatch.context() as patch:
-        patch.setattr("simulations.task.code_versions", lambda: {**code_versions(), "fedsim_userdp": "9.9"})
+        patch.setattr(
+            "fedsim_userdp.simulations.task.code_versions", lambda: {**code_versions(), "fedsim_userdp": "9.9"}
+        )
         with pytest.raises(CheckpointError, match=rf"fedsim_userdp was {__version__} and is 9.9"):
             run_small(resumed(task))
 

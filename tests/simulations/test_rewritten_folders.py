@@ -19,11 +19,11 @@ from fedsim_userdp.privacy import cache
 from fedsim_userdp.report.files import write_results
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy, write_privacy
-from simulations.cli import run_command
-from simulations.configured_claims import differences
-from simulations.configured_runs import configured
-from simulations.result_checks import result_rows
-from simulations.run_files import tokenizer_digest
+from fedsim_userdp.simulations.cli import run_command
+from fedsim_userdp.simulations.configured_claims import differences
+from fedsim_userdp.simulations.configured_runs import configured
+from fedsim_userdp.simulations.result_checks import result_rows
+from fedsim_userdp.simulations.run_files import tokenizer_digest
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.verified import change_json, change_text, configure, problems
 
@@ -185,7 +185,7 @@ def test_a_configuration_that_statement_or_adapter_contradict_is_found(run: Path
         ("mechanism.accountant", "tight"),
         ("mechanism.accountant", "record"),
         ("mechanism.rounds", 3),
-        ("mechanism._target_", "simulations.mechanisms.UserWise"),
+        ("mechanism._target_", "fedsim_userdp.simulations.mechanisms.UserWise"),
         ("selection._target_", "fedsim_userdp.selection.FixedSizeSelector"),
         ("privacy.epsilon", math.inf),
     ],
@@ -338,6 +338,6 @@ def test_answers_kept_on_disk_are_not_believed(grouped: Path, tmp_path: Path, mo
     shutil.rmtree(tmp_path / "accounting")
     assert cache.remembered(question, lambda: right / 2, worth=True) == right / 2
     assert acc.epsilon(release, delta, "group") == right / 2
-    command = [sys.executable, "-m", "simulations.cli", "verify", str(grouped)]
+    command = [sys.executable, "-m", "fedsim_userdp.simulations.cli", "verify", str(grouped)]
     found = subprocess.run(command, text=True, capture_output=True, timeout=120, env=os.environ, check=False)
     assert (found.returncode, found.stdout.splitlines()[-1]) == (0, "every check passed")

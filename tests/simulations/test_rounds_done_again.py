@@ -20,8 +20,8 @@ from fedsim_userdp.privacy.errors import BudgetExceeded, LedgerError, ReleasedOt
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training.errors import CheckpointError
-from simulations.task import Task
 from tests.simulations.small_runs import (
     dies_after_release,
     os_noise,

@@ -16,12 +16,12 @@ from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import draw_cohort
-from simulations.arguments import complete_arguments
-from simulations.circumstances import named_foreign
-from simulations.errors import ConfigError
-from simulations.identity import settings_digest
-from simulations.task import Task, build_task
-from strategies import every_other_user
+from fedsim_userdp.simulations.arguments import complete_arguments
+from fedsim_userdp.simulations.circumstances import named_foreign
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.identity import settings_digest
+from fedsim_userdp.simulations.task import Task, build_task
+from fedsim_userdp.strategies import every_other_user
 from tests.simulations.corpora import small_settings, write_jsonl
 
 
@@ -35,7 +35,7 @@ def task_of(folder: Path, settings: Sequence[str], *changes: str) -> Task:
     GlobalHydra.instance().clear()
     names = {change.split("=")[0] for change in changes}
     kept = [one for one in settings if one.split("=")[0] not in names]
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return build_task(compose("run", overrides=[*kept, f"output_dir={folder}", *changes]), folder)
 
 
@@ -101,14 +101,17 @@ def test_another_version_of_ones_own_code_is_another_run(
 
 def package(folder: Path) -> Path:
     (folder / "helped").mkdir()
-    (folder / "helped" / "__init__.py").write_text("from strategies.every_other_user import EveryOtherUser as Choice\n")
+    (folder / "helped" / "__init__.py").write_text(
+        "from fedsim_userdp.strategies.every_other_user import EveryOtherUser as Choice\n"
+    )
     (folder / "helped" / "chooser.py").write_text(f"{CLASS}from helped import table\n")
     (folder / "helped" / "table.py").write_text("SIZE = 1\n")
     (folder / "helped" / "sizes.csv").write_text("1\n")
     return folder / "helped"
 
 
-CLASS = "from strategies.every_other_user import EveryOtherUser\n\n\nclass Choice(EveryOtherUser):\n    pass\n\n\n"
+IMPORT = "from fedsim_userdp.strategies.every_other_user import EveryOtherUser"
+CLASS = f"{IMPORT}\n\n\nclass Choice(EveryOtherUser):\n    pass\n\n\n"
 
 
 @pytest.mark.parametrize("changed", ["table.py", "sizes.csv", "new.so"])
@@ -146,7 +149,7 @@ def test_another_version_of_what_ones_own_file_imports_from_beside_it_is_another
 
 def composed(settings: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return compose("run", overrides=[*settings, "output_dir=x"])
 
 
@@ -199,7 +202,9 @@ def test_whatever_class_is_not_the_packages_is_named_as_an_assumption(
 
 
 def test_what_the_packages_own_functions_fetch_from_elsewhere_is_named(tmp_path: Path, settings: list[str]) -> None:
-    fetched = {"data": {"_target_": "simulations.identity.get_object", "path": "x.y"}}
-    assert named_foreign(OmegaConf.merge(composed(settings), fetched)) == ("simulations.identity.get_object",)
+    fetched = {"data": {"_target_": "fedsim_userdp.simulations.identity.get_object", "path": "x.y"}}
+    assert named_foreign(OmegaConf.merge(composed(settings), fetched)) == (
+        "fedsim_userdp.simulations.identity.get_object",
+    )
     with pytest.raises(ConfigError, match="a callback is code"):
         complete_arguments("run", ["+hydra.callbacks.x._target_=mine.X"])

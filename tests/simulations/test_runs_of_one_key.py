@@ -12,9 +12,9 @@ from rich.console import Console
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import PoissonSelector
-from simulations.folder import RunFolder
-from simulations.keys import RunKeys, mark_of_draw
-from simulations.task import Task
+from fedsim_userdp.simulations.folder import RunFolder
+from fedsim_userdp.simulations.keys import RunKeys, mark_of_draw
+from fedsim_userdp.simulations.task import Task
 from tests.simulations.small_runs import dies_after_release, os_noise, resumed, run_small, small_task
 from tests.simulations.test_rounds_done_again import OTHER_KEY, FailsOnce
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from simulations.errors import ConfigError
-from simulations.searches import searched_runs
+from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.searches import searched_runs
 
 
 def searched(*overrides: str, corpus: str = "chitchat") -> int:
-    with initialize_config_module("conf", version_base="1.3"):
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return searched_runs(compose("run", overrides=list(overrides)), corpus)
 
 

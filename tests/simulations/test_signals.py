@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import signal, sys
 {before}
-from simulations import cli
+from fedsim_userdp.simulations import cli
 cli.prepare_process = lambda: signal.raise_signal({number})
 sys.argv[:] = ["fedsim", "{command}"]
 cli.main()

@@ -48,7 +48,7 @@ def test_2000_rounds_hold_no_more_memory_files_or_threads_than_100(tmp_path: Pat
 
 def watched(settings: list[str], ledger: Path) -> list[Held]:
     """Runs `fedsim run` and returns what it held, moment by moment, with the lines of its ledger as the round."""
-    command = [sys.executable, "-m", "simulations.cli", "run", *settings]
+    command = [sys.executable, "-m", "fedsim_userdp.simulations.cli", "run", *settings]
     held = []
     with subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE, text=True) as run:
         process = psutil.Process(run.pid)

@@ -13,7 +13,7 @@ PRINTING = [["--help"], ["--version"], ["budget", "output_dir=planned"]]
 def fedsim(
     arguments: list[str], cwd: Path, *, out: int = subprocess.PIPE, err: int = subprocess.PIPE
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simulations.cli", *arguments]
+    command = [sys.executable, "-m", "fedsim_userdp.simulations.cli", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, text=True, timeout=120, stdout=out, stderr=err)
 
@@ -60,5 +60,5 @@ def test_a_refusal_that_finds_no_room_has_its_code_all_the_same(tmp_path: Path) 
 
 def test_streams_that_were_closed_before_the_start_are_no_error(tmp_path: Path) -> None:
     for closed in (">&-", "2>&-", ">&- 2>&-"):
-        command = f'"{sys.executable}" -m simulations.cli --help {closed}'
+        command = f'"{sys.executable}" -m fedsim_userdp.simulations.cli --help {closed}'
         assert subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True).returncode == 0

@@ -11,7 +11,7 @@ import pytest
 from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.cache import default_cache_dir, path_of
-from simulations import cli, own_files
+from fedsim_userdp.simulations import cli, own_files
 from tests.simulations.corpora import small_settings, write_jsonl
 
 # A user id that no machine gives to anybody.
@@ -21,7 +21,7 @@ SHADOWS = ("bitsandbytes", "hqq", "torch", "yaml", "accelerate", "numpy")
 
 def fedsim(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Runs the installed command, the working folder not on the path as `python -m` would have it."""
-    code = "import sys; from simulations.cli import main; sys.argv[0] = 'fedsim'; main()"
+    code = "import sys; from fedsim_userdp.simulations.cli import main; sys.argv[0] = 'fedsim'; main()"
     program = [sys.executable, "-P", "-c", code, *arguments]
     return subprocess.run(program, cwd=cwd, env=os.environ | environment, text=True, capture_output=True, timeout=300)
 
@@ -69,7 +69,7 @@ def test_the_working_folder_is_on_the_path_only_for_classes_that_are_named(
 def test_a_working_folder_that_is_gone_is_said_in_one_sentence(tmp_path: Path) -> None:
     (gone := tmp_path / "gone").mkdir()
     code = (
-        "import os, sys; from simulations.cli import main; os.rmdir(os.getcwd());"
+        "import os, sys; from fedsim_userdp.simulations.cli import main; os.rmdir(os.getcwd());"
         "sys.argv[:] = ['fedsim', 'budget', 'output_dir=x']; main()"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=gone, text=True, capture_output=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.cli import run_command
+from fedsim_userdp.simulations.cli import run_command
 from tests.simulations.corpora import small_settings, write_jsonl
 
 

@@ -20,7 +20,7 @@ LONG = [
 
 
 def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "simulations.cli", "run", *arguments]
+    command = [sys.executable, "-m", "fedsim_userdp.simulations.cli", "run", *arguments]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -11,10 +11,10 @@ import pytest
 
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy, write_privacy
-from simulations.cli import run_command
-from simulations.configured_runs import configured
-from simulations.run_checks import run_checks
-from simulations.verify import folder_checks
+from fedsim_userdp.simulations.cli import run_command
+from fedsim_userdp.simulations.configured_runs import configured
+from fedsim_userdp.simulations.run_checks import run_checks
+from fedsim_userdp.simulations.verify import folder_checks
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.verified import change_json, change_text, configure, first_problem, problems
 from tests.simulations.zygote import Ended, Zygote

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from simulations.verify import folder_checks
+from fedsim_userdp.simulations.verify import folder_checks
 
 
 def problems(folder: Path) -> list[str]:

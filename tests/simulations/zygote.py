@@ -123,7 +123,7 @@ def kill_at_write(number: int, torn: bool) -> None:
 
 def _be_a_child(order: dict[str, Any]) -> None:
     """Runs the command in this process, which ends with it."""
-    from simulations.cli import dispatch
+    from fedsim_userdp.simulations.cli import dispatch
 
     for descriptor, path in ((1, order["out"]), (2, order["err"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
@@ -165,16 +165,16 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from simulations.process import prepare_process
+    from fedsim_userdp.simulations.process import prepare_process
 
     prepare_process()
     import fedsim_userdp.report.plots
+    import fedsim_userdp.simulations.compare
+    import fedsim_userdp.simulations.folder
+    import fedsim_userdp.simulations.run
+    import fedsim_userdp.simulations.session
+    import fedsim_userdp.simulations.verify
     import fedsim_userdp.training.opacus_step  # noqa: F401
-    import simulations.compare
-    import simulations.folder
-    import simulations.run
-    import simulations.session
-    import simulations.verify  # noqa: F401
 
     print("ready", flush=True)
     for line in sys.stdin:

@@ -33,10 +33,10 @@ from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.strategies.optimizers import ServerOptimizer
+from fedsim_userdp.strategies.user_level_dp import UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.cohort import CohortUpdate
 from fedsim_userdp.training.schedule import LearningRate
-from strategies.optimizers import ServerOptimizer
-from strategies.user_level_dp import UserLevelDP, UserLevelSettings
 from tests.federation.grids import MeddledGrid, Meddling
 
 SHAPES = {"a": (30, 20), "b": (7,)}

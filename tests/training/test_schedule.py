@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from fedsim_userdp.strategies.optimizers import ServerOptimizer
 from fedsim_userdp.training.schedule import LearningRate
-from strategies.optimizers import ServerOptimizer
 
 
 def test_learning_rate_falls_linearly_and_never_reaches_zero() -> None:
