@@ -242,9 +242,14 @@ def test_a_text_that_is_not_a_string_is_refused_by_place(store_of):
         store_of(MemoryCorpus([Record("a", "one two"), Record("a", 3)]))
 
 
-@pytest.mark.parametrize("user_id", ["", None, 7])
+@pytest.mark.parametrize("user_id", ["", None])
 def test_a_record_without_a_user_id_is_left_out_and_counted(store_of, user_id):
     store = store_of(MemoryCorpus([Record("a", "one two"), Record(user_id, "three four")]))
     assert store.num_users == 1
     assert store.stats.dropped == {"record without a user id": 1}
     assert store.stats.first_at == {"record without a user id": "memory, record 2"}
+
+
+def test_a_user_id_that_is_no_text_is_refused(store_of):
+    with pytest.raises(DataError, match="memory, record 2: user_id must be a str, got int"):
+        store_of(MemoryCorpus([Record("a", "one two"), Record(7, "three four")]))
