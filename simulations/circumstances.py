@@ -1,8 +1,8 @@
 """What a run's privacy statement says besides what was released: foreign code, and what is taken as public."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 from hydra.utils import get_class
 from omegaconf import DictConfig
@@ -31,6 +31,23 @@ class Circumstances:
     public: tuple[str, ...] = PUBLIC
     precision: str = "float32"
     evaluated_on: Literal["heldout", "validation"] = "heldout"
+
+    def after(self, notes: object) -> Self:
+        """Returns what holds of a run that began under other settings, which its checkpoint noted.
+
+        Args:
+            notes: what `to_notes` gave then; anything else is none.
+        """
+        if not isinstance(notes, dict):
+            return self
+        foreign, precision = notes.get("foreign"), str(notes.get("precision", self.precision))
+        names = foreign if isinstance(foreign, list) else []
+        coarser = self.precision if precision == Circumstances.precision else precision
+        return replace(self, foreign=tuple(dict.fromkeys((*map(str, names), *self.foreign))), precision=coarser)
+
+    def to_notes(self) -> dict[str, object]:
+        """Returns what a checkpoint keeps of it: it held of the rounds that are done, whatever changes later."""
+        return {"foreign": list(self.foreign), "precision": self.precision}
 
 
 def foreign_classes(config: DictConfig, selector: ClientSelector, *others: object) -> tuple[str, ...]:

@@ -77,7 +77,9 @@ def _of_circumstances(statement: PrivacyStatement, config: DictConfig) -> Iterat
     yield "tokens.window", statement.window, config.tokens.window
     is_told = statement.release is None or not may_declare
     yield "the ownership of records", statement.ownership, "assigned" if is_told else _UNKNOWN
-    yield "model.dtype and model.autocast", statement.precision, _precision(config.model)
+    told = _precision(config.model)
+    is_coarser = told == "float32" and statement.precision == "bfloat16"  # of rounds before the settings were changed
+    yield "model.dtype and model.autocast", statement.precision, _UNKNOWN if is_coarser else told
     yield "records.fresh", statement.fresh_records, _is_fresh(config)
     yield "what is not private", statement.not_private, NOT_PRIVATE
     public = [taken_as_public(config, keep_places=kept) for kept in _kept_places(statement, config, may_declare)]
@@ -196,9 +198,8 @@ def _foreign_problems(statement: PrivacyStatement, config: DictConfig) -> list[s
     configured = named_foreign(config)
     wrong = [f"{name} is configured and not stated as foreign" for name in configured if name not in statement.foreign]
     spare = [name for name in statement.foreign if name not in configured]
-    if not configured or not all(re.fullmatch(r"[\w.<>]+", name) for name in spare):
-        wrong += [f"{name} is stated as foreign and not configured" for name in spare]
-    return wrong
+    wrong += [f"{name!r} is stated as foreign and is no name" for name in spare if not re.fullmatch(r"[\w.<>]+", name)]
+    return wrong  # others may have been configured before a run went on under changed settings
 
 
 def _differ(stated: object, told: object) -> bool:

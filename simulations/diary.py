@@ -63,6 +63,7 @@ class Diary:
         self.rounds: list[RoundRecord] = []
         self.train_tokens = 0
         self._scored = -1  # the last round that was
+        self.circumstances = task.circumstances  # those of the rounds before a resume with them
         self._progress = progress
         self._spent = guarantee.spent_by_round(rounds)
         self._start = time.perf_counter()
@@ -153,7 +154,7 @@ class Diary:
     def _statement(self, row: ResultRow) -> PrivacyStatement:
         """What the run promises."""
         promise = self.guarantee
-        target, facts = self.task.budget.epsilon, self.task.circumstances
+        target, facts = self.task.budget.epsilon, self.circumstances
         return PrivacyStatement(
             level=promise.level,
             release=promise.release,

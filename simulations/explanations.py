@@ -10,7 +10,7 @@ import yaml
 
 from fedsim_userdp import conf
 
-ROOT = Path(str(conf.__file__)).parent
+ROOT = Path(str(conf.__file__)).resolve().parent
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where there is one
 
 

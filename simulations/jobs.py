@@ -1,8 +1,10 @@
 """A job of `fedsim run` or `fedsim compare`: alone, or one of a sweep (`--multirun`)."""
 
 import json
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedsim_userdp.simulations.arguments import RUN_FILE, beginning, check_types, override_key, settings_changed
 from fedsim_userdp.simulations.errors import ConfigError
-from fedsim_userdp.simulations.occupied import folder_of_job, mark_of_a_run
+from fedsim_userdp.simulations.occupied import MARKS, folder_of_job, mark_of_a_run, run_above
 from fedsim_userdp.simulations.process import without_garbage_collection
 from fedsim_userdp.simulations.refusals import REFUSALS, sentence
 from fedsim_userdp.simulations.run_files import plain_content
@@ -53,6 +55,10 @@ def run_job(
             config.resume = str(folder)
         if config.resume is not None and _has_ended(folder):
             beginning(config, command)
+            from fedsim_userdp.simulations.sweep import sweep_of_this_job, update_sweep
+
+            if (sweep := sweep_of_this_job()) is not None:
+                update_sweep(sweep)  # it may have been killed between its statement and the sweep's
             print(f"{name}: it has run before, and is left as it is: {folder}", flush=True)
             return
         _run(config, command, configs_fn, planned)
@@ -92,12 +98,25 @@ def _check_hydra() -> None:
     settings = HydraConfig.get()
     if settings.get("callbacks"):
         raise ConfigError("hydra.callbacks names code that no statement would name: leave it out")
-    for name, handler in (settings.job_logging.get("handlers") or {}).items():
-        made_by = [str(handler[key]) for key in ("class", "()", "_target_") if key in handler]
-        if any(not one.startswith("logging.") for one in made_by):
-            raise ConfigError(
-                f"hydra.job_logging.handlers.{name} names code that no statement would name: leave it out"
-            )
+    for group in ("job_logging", "hydra_logging"):
+        found = next(_code_named(OmegaConf.to_container(settings[group], resolve=True)), None)
+        if found is not None:
+            raise ConfigError(f"hydra.{group} names code that no statement would name ({found}): leave it out")
+
+
+def _code_named(node: object, key: object = "") -> Iterator[str]:
+    """Yields what settings of logging would have imported, but for the standard library's own."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _code_named(value, name)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _code_named(value, key)
+    elif isinstance(node, str):
+        is_class = key in ("class", "()", "_target_", "factory") and not node.startswith("logging.")
+        is_fetched = node.startswith(("ext://", "cfg://")) and node not in ("ext://sys.stdout", "ext://sys.stderr")
+        if is_class or is_fetched:
+            yield node
 
 
 def _has_ended(folder: Path) -> bool:
@@ -127,7 +146,9 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
         single = [one for one in given if not parser.parse_override(one).is_sweep_override()]
         whole = compose(command, overrides=single, return_hydra_config=True)
         HydraConfig.instance().set_config(whole)
+        _check_one_folder(whole)
         sweep = Path(str(whole.hydra.sweep.dir))
+        _check_own_folder(sweep)
         if not sweep.is_dir():
             return
         params: dict[str, Any] = dict(whole.hydra.sweeper.get("params") or {})
@@ -138,6 +159,38 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
             problems += [problem] if problem else []
     if problems:
         raise ConfigError(f"{len(problems)} jobs cannot be run, and none was started: {'; '.join(problems)}")
+
+
+def _check_one_folder(config: DictConfig) -> None:
+    """Raises ConfigError where the folder of a sweep depends on the job."""
+    written = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(written, dict)
+    for key, text in (("output_dir", written["output_dir"]), ("hydra.sweep.dir", written["hydra"]["sweep"]["dir"])):
+        left = re.sub(r"\$\{(now:[^}]*|oc\.env:[^}]*|output_dir|hydra:job\.name)\}", "", str(text))
+        if "${" in left:
+            raise ConfigError(
+                f"{key}={text}: the jobs of a sweep lie in one folder, where what they promise together is stated, and "
+                "that cannot follow from their settings"
+            )
+
+
+def _check_own_folder(sweep: Path) -> None:
+    """Raises ConfigError where a sweep's folder is a run's, or lies in one of a run or of another sweep."""
+    of_sweeps = {_STATED, "PRIVACY.md", "multirun.yaml"} if _states_a_sweep(sweep) else {"multirun.yaml"}
+    if mark := next((name for name in MARKS if name not in of_sweeps and os.path.lexists(sweep / name)), ""):
+        raise ConfigError(f"{sweep} holds {mark}, which is of a run: a sweep needs a folder of its own")
+    if (above := run_above(sweep, sweeps=True)) is not None:
+        raise ConfigError(
+            f"{sweep} lies in {above}, which is of a run or sweep that would not count it: choose another folder"
+        )
+
+
+def _states_a_sweep(folder: Path) -> bool:
+    """Whether the statement of a folder is a sweep's."""
+    try:
+        return "jobs" in json.loads(plain_content(folder / _STATED))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _problem(config: DictConfig, number: int, sweep: Path) -> str:

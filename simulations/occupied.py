@@ -43,6 +43,11 @@ def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
                     f"output_dir={folder} holds a run already ({mark}): go on with it by resume={folder}, or choose "
                     "another folder"
                 )
+            if not is_resumed and (above := run_above(folder)) is not None:
+                raise ConfigError(
+                    f"output_dir={folder} lies in {above}, which holds a run that would not count it: choose another "
+                    "folder"
+                )
             check_plain(folder)
             with kept_inside(folder):
                 yield folder
@@ -62,6 +67,18 @@ def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
 def mark_of_a_run(folder: Path) -> str:
     """Returns the name of something in a folder that only a run writes; empty where there is none."""
     return next((name for name in MARKS if os.path.lexists(folder / name)), "")
+
+
+def run_above(folder: Path, *, sweeps: bool = False) -> Path | None:
+    """Returns the folder of a run that a folder lies in; None where it lies in none.
+
+    Args:
+        folder: the folder.
+        sweeps: whether the folder of a sweep counts, which counts the runs in it, but no sweep.
+    """
+    marks = [("run.json", "config.yaml"), *([("multirun.yaml",)] if sweeps else [])]
+    above = (*Path(os.path.abspath(folder)).parents, *folder.resolve().parents)
+    return next((one for one in above if any(all((one / name).is_file() for name in kind) for kind in marks)), None)
 
 
 @contextmanager

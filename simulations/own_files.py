@@ -58,6 +58,8 @@ class _FilesFirst(FileFinder):
 
     def find_spec(self, fullname: str, target: object = None) -> ModuleSpec | None:
         """Returns what is found under a name."""
+        if fullname.partition(".")[0] == "hydra_plugins":  # code that Hydra loads unasked, and no statement names
+            return None
         spec = super().find_spec(fullname)
         is_named = any(f"{fullname}." in one for one in self._arguments)
         return spec if spec is None or spec.loader is not None or is_named else None

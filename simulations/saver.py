@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,10 +17,12 @@ from fedsim_userdp.privacy.entries import NoiseSource
 from fedsim_userdp.privacy.errors import ReleasedOtherwise
 from fedsim_userdp.privacy.ledger import Ledger, check_ledger
 from fedsim_userdp.privacy.serialization import to_json
+from fedsim_userdp.report.privacy_files import PrivacyFile, PrivacyFileError, read_privacy
 from fedsim_userdp.simulations.diary import Diary
 from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.guarantee import Guarantee
 from fedsim_userdp.simulations.keys import FILE, mark_of_draw, remove_keys
+from fedsim_userdp.simulations.sweep import draws_in, update_sweep
 from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
 from fedsim_userdp.training.errors import naming
@@ -49,6 +52,9 @@ class Saver:
         self._folder, self._every = task.checkpoints, task.checkpoint_every if task.noise.is_seeded else 1
         self._journal, self._num_saved = Journal(self._folder.path / JOURNAL), 0
         self._cohorts: Cohorts | None = None
+        self._is_told = False
+        if start is not None:
+            diary.circumstances = diary.circumstances.after(start.notes.get("circumstances"))
 
     @property
     def clip_norm(self) -> float | None:
@@ -136,6 +142,7 @@ class Saver:
             "promise": promise_in_json(self.diary.task, self.diary.guarantee),
             "clip_norm": clip_norm,
             "cohorts": self._mark_of_cohorts(),
+            "circumstances": self.diary.circumstances.to_notes(),
         }
         self._folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
 
@@ -159,6 +166,9 @@ class Saver:
         except ReleasedOtherwise:
             self.diary.note_lost(round)
             raise
+        if not self._is_told and self.diary.task.sweep is not None:
+            update_sweep(self.diary.task.sweep)  # a job that is stopped has released all the same
+        self._is_told = True
 
     def _mark_of_cohorts(self) -> str | None:
         """A mark of the users of every round so far; None where they do not count."""
@@ -215,6 +225,23 @@ def check_saved(task: Task, guarantee: Guarantee) -> None:
     path = task.folder / "ledger" / f"{task.run_name}.jsonl"
     if guarantee.release is not None and path.exists():
         check_ledger(path, _head(start))
+    _check_stated(task, path)
+
+
+def _check_stated(task: Task, ledger: Path) -> None:
+    """Raises ConfigError where the folder states a release of the run that its ledger does not hold: made anew, it
+    would be in its place, and the first one in no joint figure."""
+    try:
+        content = read_privacy(task.folder)
+    except (OSError, PrivacyFileError):
+        return
+    for run in content.runs if isinstance(content, PrivacyFile) else ():
+        is_this = (run.statement.mechanism, run.seed) == (task.name, task.seed)
+        if is_this and run.statement.release is not None and not set(run.draws) <= set(draws_in(ledger)):
+            raise ConfigError(
+                f"{task.folder} states a release of {run.name} that {ledger} does not hold: made anew, it would not be "
+                "counted any more; run it in another folder"
+            )
 
 
 def promise_in_json(task: Task, guarantee: Guarantee) -> dict[str, object]:

@@ -41,18 +41,22 @@ def sweep_of_this_job() -> Path | None:
     if settings.mode == RunMode.MULTIRUN:
         check_subdir(str(settings.sweep.subdir))
         return Path(os.path.abspath(Path(settings.runtime.cwd, settings.sweep.dir)))  # as Hydra itself, links kept
-    return next((parent for parent in folder.parents[:_DEPTH] if (parent / _SWEEP_FILE).exists()), None)
+    above = (*folder.parents[:_DEPTH], *folder.resolve().parents[:_DEPTH])  # the folder may be named by a link to it
+    return next((parent for parent in above if (parent / _SWEEP_FILE).exists()), None)
 
 
 def path_to(sweep: Path, folder: Path) -> str:
     """Returns the path from a job's folder up to its sweep's, such as `..`."""
-    return "/".join([".."] * len(folder.relative_to(sweep).parts))
+    inner = folder if folder.is_relative_to(sweep) else folder.resolve()
+    return "/".join([".."] * len(inner.relative_to(sweep).parts))
 
 
 def update_sweep(sweep: Path) -> None:
-    """Writes the joint statement of all jobs of a sweep that have one; one process at a time."""
+    """Writes the joint statement of all jobs of a sweep that have one, once there are any; one process at a time."""
     with FileLock(sweep / _LOCK_FILE):
         jobs, runs = jobs_of(sweep)
+        if not runs:
+            return
         now = traces_of(sweep, runs)
         ever = together(_traces_before(sweep), now)
         write_sweep_privacy(sweep, jobs, runs, not_counted(sweep, jobs, runs, now, ever), ever)

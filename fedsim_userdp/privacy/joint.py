@@ -306,12 +306,12 @@ def _incomparable(runs: Sequence[StatedRun]) -> list[list[StatedRun]]:
     for run in runs:
         if run.draws and run.statement.noise_source == "seeded":
             groups.setdefault(run.seed, []).append(run)
-    return [group for group in groups.values() if len(group) > 1 and len(set(map(_secrets, group))) > 1]
+    return [group for group in groups.values() if len(group) > 1 and len(_secrets(group)) > 1]
 
 
-def _secrets(run: StatedRun) -> tuple[str, ...]:
-    """What the marks of a run's keys were made with: only marks of one secret compare."""
-    return tuple(sorted({draw.partition(":")[0] for draw in run.draws}))
+def _secrets(runs: Sequence[StatedRun]) -> set[str]:
+    """What the marks of runs' keys were made with: only marks of one secret compare."""
+    return {draw.partition(":")[0] for run in runs for draw in run.draws}
 
 
 def _distinct(runs: Sequence[StatedRun]) -> list[StatedRun]:

@@ -191,3 +191,11 @@ def test_relations_that_differ_have_a_common_one_in_words() -> None:
     assert joint(stated(SCHEDULE), stated(FIXED, 1)).adjacency == kept
     declared = stated(RECORDS, 1, ownership="declared")
     assert joint(stated(USERS), declared).adjacency == "one user's records are emptied"
+
+
+def test_runs_of_which_each_has_marks_of_two_secrets_cannot_be_compared() -> None:
+    """The first key of one may be the second of the other, marked with another secret."""
+    draws = (("s:1", "t:2"), ("s:2", "t:1"))
+    runs = [replace(stated(USERS), job=str(at), draws=one, adapter=str(at)) for at, one in enumerate(draws)]
+    assert joint(*runs).together.epsilon is None
+    assert joint(runs[0]).together.epsilon is not None

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from fedsim_userdp.simulations import jobs, names
 from fedsim_userdp.simulations.arguments import complete_arguments
@@ -111,13 +112,22 @@ class HydraNode(dict[str, object]):
     """Hydra's own settings, as far as they are looked at."""
 
     def __init__(self, handlers: dict[str, object], **others: object) -> None:
-        super().__init__(others)
-        self.job_logging = {"handlers": handlers}
+        whole = {"callbacks": {}, "job_logging": {"handlers": handlers}, "hydra_logging": {}, **others}
+        super().__init__({key: OmegaConf.create(value) for key, value in whole.items()})
 
 
 @pytest.mark.parametrize(
     "node",
-    [HydraNode({"x": {"class": "mine.H"}}), HydraNode({"x": {"()": "mine.H"}}), HydraNode({}, callbacks={"q": {}})],
+    [
+        HydraNode({"x": {"class": "mine.H"}}),
+        HydraNode({"x": {"()": "mine.H"}}),
+        HydraNode({"x": {"class": "logging.StreamHandler", "stream": "ext://mine.stream"}}),
+        HydraNode({"x": {"class": "logging.StreamHandler", "formatter": "cfg://mine"}}),
+        HydraNode({}, callbacks={"q": {}}),
+        HydraNode({}, job_logging={"formatters": {"x": {"class": "mine.F"}}}),
+        HydraNode({}, job_logging={"filters": {"x": {"()": "mine.F"}}}),
+        HydraNode({}, hydra_logging={"handlers": {"x": {"class": "mine.H"}}}),
+    ],
 )
 def test_code_below_hydras_own_settings_is_refused_wherever_they_come_from(
     node: HydraNode, monkeypatch: pytest.MonkeyPatch
@@ -125,3 +135,9 @@ def test_code_below_hydras_own_settings_is_refused_wherever_they_come_from(
     monkeypatch.setattr(jobs.HydraConfig, "get", lambda: node)
     with pytest.raises(ConfigError, match="names code that no statement would"):
         jobs._check_hydra()
+
+
+def test_logging_by_the_standard_library_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "simple"}
+    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: HydraNode({"console": handler}))
+    jobs._check_hydra()

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from fedsim_userdp.privacy.errors import BudgetExceeded, LedgerError, ReleasedOt
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.simulations.circumstances import Circumstances
 from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training.errors import CheckpointError
 from tests.simulations.small_runs import (
@@ -418,3 +420,18 @@ def test_what_is_expected_to_fit_needs_no_accounting_of_its_own_and_no_more_than
                 ledger.record(round, release)
         with pytest.raises(BudgetExceeded):
             ledger.record(6, release)
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_what_a_run_began_with_stays_in_its_statement(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, has_ended: bool
+) -> None:
+    """Changed settings change the rounds to come, not whose code and which numbers made those that are done."""
+    task = replace(small_task(tmp_path, store), circumstances=Circumstances(foreign=("my.Own",), precision="bfloat16"))
+    if has_ended:
+        run_small(task)
+    else:
+        dies_after_checkpoint(task, 2, monkeypatch)
+    changed = resumed(task, settings="others", allow_changes=True, circumstances=Circumstances(foreign=("my.Other",)))
+    statement = run_small(changed, key=OTHER_KEY).statement
+    assert (statement.foreign, statement.precision) == (("my.Own", "my.Other"), "bfloat16")

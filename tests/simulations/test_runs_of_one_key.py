@@ -12,10 +12,12 @@ from rich.console import Console
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.folder import RunFolder
 from fedsim_userdp.simulations.keys import RunKeys, mark_of_draw
+from fedsim_userdp.simulations.saver import check_saved
 from fedsim_userdp.simulations.task import Task
-from tests.simulations.small_runs import dies_after_release, os_noise, resumed, run_small, small_task
+from tests.simulations.small_runs import MECHANISMS, dies_after_release, os_noise, resumed, run_small, small_task
 from tests.simulations.test_rounds_done_again import OTHER_KEY, FailsOnce
 
 pytestmark = pytest.mark.usefixtures("quick_accounting")
@@ -166,3 +168,29 @@ def test_a_job_that_ends_or_is_stated_again_is_no_other_one(tmp_path: Path, stor
     for name, again in (("0", task), ("1", task), ("0", resumed(task))):
         add_job(tmp_path, name, again)
     assert json.loads((tmp_path / "privacy.json").read_text())["unfinished"] == []
+
+
+def test_a_job_that_was_stopped_is_named_at_once(
+    tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_job(tmp_path, "0", small_task(tmp_path / "0", store))
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "run.json").write_text("{}")
+    dies_after_release(os_noise(replace(small_task(tmp_path / "1", store), sweep=tmp_path)), 2, monkeypatch)
+    assert json.loads((tmp_path / "privacy.json").read_text())["unfinished"] == ["1"]
+
+
+@pytest.mark.parametrize("with_checkpoints", [False, True])
+def test_a_run_whose_release_is_stated_and_whose_ledger_is_gone_is_not_made_anew(
+    tmp_path: Path, store: TokenStore, with_checkpoints: bool
+) -> None:
+    """It would take the first one's place in the joint statement."""
+    task = os_noise(small_task(tmp_path, store, name="user_wise"))
+    run_small(task)
+    promise = MECHANISMS["user_wise"](rounds=3, records_per_user=2).promise(task)
+    check_saved(resumed(task), promise)
+    shutil.rmtree(tmp_path / "ledger")
+    if not with_checkpoints:
+        shutil.rmtree(tmp_path / "not_private")
+    with pytest.raises(ConfigError, match=r"states a release of user_wise, seed 0 that .* does not hold"):
+        check_saved(resumed(task), promise)

@@ -87,10 +87,61 @@ def test_what_is_no_sweep_of_the_command_is_not_resumed_as_one(
     assert ("holds a sweep of `fedsim run`" if command == "compare" else "holds no sweep") in ended.stderr
 
 
-@pytest.mark.parametrize("changes", [["output_dir=x,y"], ["output_dir=x", "hydra.sweep.dir=y,z"]])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["output_dir=x,y"],
+        ["output_dir=x", "hydra.sweep.dir=y,z"],
+        ["output_dir=x-${seed}", "seed=0,1"],
+        ["output_dir=x", "hydra.sweep.dir=y/${hydra.job.num}", "seed=0,1"],
+    ],
+)
 def test_the_jobs_of_a_sweep_lie_in_one_folder(
     processes: Zygote, settings: list[str], tmp_path: Path, changes: list[str]
 ) -> None:
     ended = processes.run("run", "--multirun", *settings, *changes)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert "jobs of a sweep lie in one folder" in ended.stderr
+
+
+def test_a_sweep_has_a_folder_that_is_no_runs(processes: Zygote, settings: list[str], tmp_path: Path) -> None:
+    """Its statement would take the place of the run's, and the run's next one that of the sweep's."""
+    run = tmp_path / "run"
+    assert processes.run("run", *settings, f"output_dir={run}").returncode == 0
+    before = content(run)
+    for folder, said in ((run, "which is of a run"), (run / "more", "that would not count it")):
+        ended = processes.run("run", "--multirun", *settings, "seed=1,2", f"output_dir={folder}")
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+        assert said in ended.stderr
+    ended = processes.run("run", *settings, f"output_dir={run / 'second'}")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "holds a run that would not count it" in ended.stderr
+    assert content(run) == before
+
+
+def test_a_sweep_is_not_put_into_another_one(processes: Zygote, settings: list[str], swept: Path) -> None:
+    before = content(swept)
+    ended = processes.run("run", "--multirun", *settings, "seed=1,2", f"output_dir={swept / 'more'}")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "lies in" in ended.stderr
+    assert content(swept) == before
+
+
+def test_the_statement_of_a_sweep_is_made_again_where_a_job_was_stopped_before_it(
+    processes: Zygote, settings: list[str], tmp_path: Path
+) -> None:
+    folder, stale = tmp_path / "sweep", '{"jobs": {}}'
+    assert again(processes, settings, folder, "seed=0,1").returncode == 0
+    whole = (folder / "privacy.json").read_text()
+    (folder / "privacy.json").write_text(stale)
+    assert again(processes, settings, folder, "seed=0,1").returncode == 0
+    assert (folder / "privacy.json").read_text() == whole
+    (folder / "privacy.json").write_text(stale)
+    (tmp_path / "link").symlink_to(folder / "1")
+    assert processes.run("run", f"resume={tmp_path / 'link'}").returncode == 0
+    assert (folder / "privacy.json").read_text() == whole, "a job that is named by a link is one of the sweep"
+
+
+def test_a_sweep_is_asked_for_by_its_flag(processes: Zygote, settings: list[str]) -> None:
+    ended = processes.run("run", *settings, "hydra.mode=MULTIRUN", "seed=0,1")
+    assert (ended.returncode, ended.stderr) == (2, "fedsim: hydra.mode=MULTIRUN: use --multirun for a sweep\n")
