@@ -166,7 +166,7 @@ def assert_equal_adapters(one: Path, other: Path) -> None:
     assert all(torch.equal(tensor, trained(other)[name]) for name, tensor in trained(one).items())
 
 
-class NodesAreGone(Exception):
+class NodesAreGone(BaseException):
     """The runtime broke down."""
 
 
