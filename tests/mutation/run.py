@@ -99,9 +99,9 @@ def copy_repository(root: Path, target: Path) -> None:
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True).stdout.decode().split("\0")
     for name in filter(None, listed):
-        if (root / name).is_file():
+        if (root / name).is_file() or (root / name).is_symlink():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, target / name)
+            shutil.copy2(root / name, target / name, follow_symlinks=False)
 
 
 @contextmanager
