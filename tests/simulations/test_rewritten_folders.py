@@ -103,7 +103,7 @@ def test_what_is_written_anew_without_a_change_agrees(run: Path) -> None:
         ("user_wise", {"num_lost": 1}),
         ("user_wise", {"num_users": 50_000}),
         ("zero_shot", {"num_users": 50_000}),
-        ("user_wise", {"precision": "bfloat16"}),
+        ("user_wise", {"precision": "float16"}),
         ("user_wise", {"public": ("the settings of the run",)}),
         ("user_wise", {"foreign": ("my.Selector, which is proven right",)}),
         ("user_wise", {"evaluated_on": "validation"}),
