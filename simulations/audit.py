@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedsim_userdp.simulations.audit_session import AuditSession
 
 REFUTED = 1  # exit code
+_INFINITE = {".inf": "inf", "+.inf": "inf"}  # as YAML spells it, which Hydra reads as a text
 
 
 @hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="audit")
@@ -75,7 +76,7 @@ def claims_of(config: DictConfig) -> tuple[float, ...]:
     if not isinstance(listed, ListConfig):
         raise ConfigError(f"audit.epsilons={listed} must be a list of numbers, such as [1,8,inf], or null")
     try:
-        return tuple(float(epsilon) for epsilon in listed)
+        return tuple(float(_INFINITE.get(epsilon, epsilon)) for epsilon in listed)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"audit.epsilons={list(listed)} must be a list of numbers, such as [1,8,inf]") from error
 

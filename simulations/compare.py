@@ -31,12 +31,17 @@ def compared_runs(config: DictConfig) -> list[dict[str, str | int]]:
     """Returns what differs from run to run of a comparison: mechanism and seed.
 
     Raises:
-        ConfigError: when there is no mechanism to compare.
+        ConfigError: when there is no mechanism to compare, or no seed, or one of either twice.
     """
     names = list(config.compare.mechanisms or [])
     if not names:
         raise ConfigError("compare.mechanisms is empty: name at least one mechanism")
     seeds = [config.seed] if config.compare.seeds is None else list(config.compare.seeds)
+    if not seeds:
+        raise ConfigError("compare.seeds is empty: name at least one seed, or set it to null for `seed` alone")
+    for key, values in (("mechanisms", names), ("seeds", seeds)):
+        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+            raise ConfigError(f"compare.{key}={values} names {twice[0]} twice: leave out one of the two")
     return [{"mechanism": name, "seed": seed} for seed in seeds for name in names]
 
 

@@ -12,6 +12,7 @@ from fedsim_userdp.report.records import ResultRow, people_of
 
 TABLE_WIDTH = 100
 HEADINGS = ("eps", "tight", "delta", "noise", "clip", "k", "perplexity", "seconds")
+_DROPPED_FIRST = ("seconds", "unit", "k", "clip", "tight", "noise")
 _FOOTNOTE = """\
 eps: user-level epsilon; "none" where there is no user-level guarantee.  tight: user-level epsilon of the
 same run by the tight ELS accountant.  noise: noise multiplier.  clip: clip norm, the first where it
@@ -35,15 +36,23 @@ def footnote(rows: Sequence[ResultRow]) -> str:
     return "\n".join(lines)
 
 
-def results_table(rows: Sequence[ResultRow]) -> Table:
-    """Returns the rows as a table; a dash stands for "does not apply"."""
+def results_table(rows: Sequence[ResultRow], width: int = TABLE_WIDTH) -> Table:
+    """Returns the rows as a table at most `width` characters wide; a dash stands for "does not apply".
+
+    Where it would be wider, columns are left out, never digits: all but mechanism, eps, delta and perplexity may be.
+    """
+    headings, lines = ["mechanism", "unit", *HEADINGS], [_cells(row) for row in rows]
+    widths = [max(len(line[at]) for line in [headings, *lines]) for at in range(len(headings))]
+    shown = list(range(len(headings)))
+    for heading in _DROPPED_FIRST:
+        if sum(widths[at] + 3 for at in shown) + 1 <= width:  # a column's padding and border; the last border
+            break
+        shown.remove(headings.index(heading))
     table = Table()
-    table.add_column("mechanism", no_wrap=True)
-    table.add_column("unit", no_wrap=True)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row))
+    for at in shown:
+        table.add_column(headings[at], justify="left" if at < 2 else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*(line[at] for at in shown))
     return table
 
 

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import math
 from dataclasses import replace
@@ -40,6 +41,16 @@ def test_table_fits_and_says_where_there_is_no_user_level_guarantee() -> None:
     assert "7.99" in next(line for line in lines if "user_wise" in line)
     assert "none" in next(line for line in lines if "record_level" in line)
     assert "…" not in console.export_text()
+
+
+def test_a_narrow_table_leaves_out_columns_and_no_digits() -> None:
+    for width in (80, 60):
+        console = Console(width=width, file=io.StringIO(), record=True)
+        console.print(results_table([row("example_level_tight", 7.994)], width))
+        text = console.export_text()
+        assert "…" not in text
+        assert "example_level_tight" in text
+        assert "perplexity" in text
 
 
 def test_results_can_be_read_back(tmp_path: Path) -> None:
