@@ -144,6 +144,7 @@ class CyclicSelector(_CohortOfOneSize):
         return acc.Unamplified(noise_multiplier=noise_multiplier, max_participations=most)
 
 
+_MOST_BITS = 128  # of a whole number that is shown
 OWN = (PoissonSelector, FixedSizeSelector, CyclicSelector)
 
 
@@ -246,12 +247,19 @@ def _as_array(answer: object) -> NDArray[np.integer] | None:
 
 def _is_number(value: object) -> bool:
     """Whether a value is a real, finite number; True and False are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and math.isfinite(value)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond double precision
+        return False
 
 
 def _shown(value: object) -> str:
     """A value in a sentence: numbers as they are, of others the kind."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} of shape {value.shape}"
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"a number of {value.bit_length()} bits"  # which Python does not always write out
     is_plain = value is None or isinstance(value, numbers.Number)
     return str(value)[:80] if is_plain else f"a {type(value).__name__}"

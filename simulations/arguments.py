@@ -94,6 +94,8 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     for argument in quoted:
         if override_key(argument).startswith("hydra.callbacks"):
             raise ConfigError(f"{argument}: a callback is code that no statement would name: leave it out")
+        if override_key(argument) == "output_dir" and argument.partition("=")[2].strip(" \"'") in ("", "null", "~"):
+            raise ConfigError(f"{argument} names no folder: name one, or leave output_dir out for one in runs/")
         if override_key(argument) == "hydra.mode":
             raise ConfigError(f"{argument}: use --multirun for a sweep")
         if override_key(argument) == "hydra.sweep.subdir" and "=" in argument:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from fedsim_userdp.models.adapters import ADAPTER, trainable_state
 from fedsim_userdp.plain_files import read_file
+from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy import ledger
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.files import replacing, write_results, write_rounds, write_text
@@ -129,7 +130,7 @@ class RunFolder:
             plot_comparison(temporary, self.rows, self.rounds)
         self.console.print(results_table(self.rows, self.console.width))
         self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
-        self.console.print(f"run folder: {self.path}", highlight=False, soft_wrap=True)
+        self.console.print(f"run folder: {printable(str(self.path))}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _without_place(base_model: str) -> str:

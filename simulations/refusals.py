@@ -7,6 +7,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.federation.errors import RoundError
+from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy.errors import LedgerError
 from fedsim_userdp.simulations import names
 from fedsim_userdp.simulations.errors import ConfigError
@@ -20,7 +21,7 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 def sentence(error: BaseException) -> str:
     """Returns the error as one line that a terminal can show: escaped where need be, cut where it is long."""
-    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in _said(error))
+    line = printable(_said(error))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST * 2 // 3]} [...] {line[-_LONGEST // 3 :]}"
 
 

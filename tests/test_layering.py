@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "fedsim_userdp.privacy": 0,
     "fedsim_userdp.plugins": 0,
+    "fedsim_userdp.printable": 0,
     "fedsim_userdp.selection": 1,
     "fedsim_userdp.data": 1,
     "fedsim_userdp.models": 1,

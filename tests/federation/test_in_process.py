@@ -1,3 +1,6 @@
+import time
+from typing import NoReturn
+
 import flwr
 import pytest
 import torch
@@ -5,6 +8,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedsim_userdp.federation.client_app import make_client_app
 from fedsim_userdp.federation.errors import NodeRefusal
 from fedsim_userdp.federation.hosting import Hosts, wait_for_nodes
 from fedsim_userdp.federation.identity import ensure_identity
@@ -52,6 +56,17 @@ def test_the_grid_is_a_flower_grid_and_answers_each_message_once() -> None:
     assert [reply.metadata.src_node_id for reply in replies] == [1, 2, 3]
     assert [reply.metadata.reply_to_message_id for reply in replies] == ids
     assert list(grid.pull_messages(ids)) == []
+
+
+def test_a_message_is_never_late_however_the_clock_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(request: object) -> NoReturn:
+        raise AssertionError("not reached: the request is empty")
+
+    grid, now = InProcessGrid(make_client_app(train), 1), time.time()
+    message = Message(RecordDict(), 1, "train", ttl=60.0)
+    monkeypatch.setattr(time, "time", lambda: now + 1e7)
+    (reply,) = grid.send_and_receive([message])
+    assert not reply.has_error() or "too old" not in reply.error.reason
 
 
 def test_an_app_that_raises_becomes_an_error_reply() -> None:
