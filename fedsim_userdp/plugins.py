@@ -31,7 +31,7 @@ def calling(setting: str, plugin: object, what: str, when: str = "") -> Iterator
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         if is_own(plugin) or isinstance(error, PluginError):
             raise
         where = f" {when}" if when else ""
@@ -51,5 +51,8 @@ def class_name(plugin: object) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Returns an exception's class and the first line of what it says."""
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - anybody's class can fail at this too
+        lines = []
     return f"{type(error).__name__}: {lines[0][:_LONGEST]}" if lines else type(error).__name__

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from fedsim_userdp.simulations.arguments import override_key
 from fedsim_userdp.simulations.errors import ConfigError
@@ -36,7 +36,10 @@ def compared_runs(config: DictConfig) -> list[dict[str, str | int]]:
     names = list(config.compare.mechanisms or [])
     if not names:
         raise ConfigError("compare.mechanisms is empty: name at least one mechanism")
-    seeds = [config.seed] if config.compare.seeds is None else list(config.compare.seeds)
+    chosen = config.compare.seeds
+    seeds = [config.seed] if chosen is None else list(chosen) if isinstance(chosen, ListConfig) else [chosen]
+    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise ConfigError(f"compare.seeds={chosen} must be a list of whole numbers, such as [0,1,2], or null")
     if not seeds:
         raise ConfigError("compare.seeds is empty: name at least one seed, or set it to null for `seed` alone")
     for key, values in (("mechanisms", names), ("seeds", seeds)):

@@ -10,6 +10,7 @@ from fedsim_userdp.data.ingestion import corpus_fingerprint
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.plugins import calling
 from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.names import without_unused_path
 
@@ -24,7 +25,9 @@ def configured_corpus(config: DictConfig) -> Corpus:
         DataError: when one of its settings is wrong.
     """
     corpus: Corpus = instantiate(without_unused_path(config.data))
-    if lacking := [name for name in _CORPUS_MEMBERS if not hasattr(corpus, name)]:
+    with calling("data", corpus, "what a corpus has"):
+        lacking = [name for name in _CORPUS_MEMBERS if not hasattr(corpus, name)]
+    if lacking:
         raise ConfigError(f"data={config.data._target_} has no `{lacking[0]}`: see fedsim_userdp.data.corpus.Corpus")
     for name, kind in (("name", str), ("license", str), ("source", str), ("dropped", DropCounts)):
         if not isinstance(found := getattr(corpus, name), kind):

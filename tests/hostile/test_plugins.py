@@ -42,9 +42,10 @@ class Optimizer(torch.optim.SGD):
         if not self.left: raise ZeroDivisionError(SECRET)
 
 class Corpus:
-    name = "mine"
-    def __init__(self, record, print_="'mine'"): self.record, self.print_ = record, print_
-    @property
+    name = license = source = "mine"
+    def __init__(self, record, print_="'mine'"):
+        from fedsim_userdp.data.corpus import DropCounts
+        self.record, self.print_, self.dropped = record, print_, DropCounts()
     def fingerprint(self): return eval(self.print_)
     def records(self):
         from fedsim_userdp.data.corpus import Record
@@ -161,13 +162,17 @@ def test_a_later_failure_names_class_round_and_way_on_and_no_file_holds_the_reas
 
 
 @pytest.mark.parametrize(
-    "record", ["('u', 'text')", "Record(i, 'a b')", "Record('u', 3)", "None", "fails()", "exits()"]
+    ("record", "said"),
+    [
+        *(("('u', 'text')", ".Corpus"), ("None", ".Corpus"), ("fails()", ".Corpus"), ("exits()", ".Corpus")),
+        *(("Record(i, 'a b')", "mine, record 1: user_id"), ("Record('u', 3)", "mine, record 1: text")),
+    ],
 )
 def test_a_corpus_that_yields_what_is_no_record_is_refused_unwritten(
-    record: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+    record: str, said: str, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = [one for one in settings if not one.startswith(("data=", "data.path="))]
-    refused_unwritten(capsys, named(kept, "data", "Corpus", record=record), ".Corpus")
+    refused_unwritten(capsys, named(kept, "data", "Corpus", record=record), said)
 
 
 @pytest.mark.parametrize("fingerprint", ["None", "3", "b'x'", "fails()", "exits()"])
