@@ -72,7 +72,7 @@ def licence_of(config: DictConfig) -> str:
     if (stated := config.data.get("license")) is not None:
         return str(stated)
     target = str(config.data.get("_target_"))
-    return str(getattr(get_class(target), "license", "unknown")) if target.split(".")[0] in _OWN_CODE else "unknown"
+    return str(getattr(get_class(target), "license", "unknown")) if target.split(".")[0] == _OWN_CODE else "unknown"
 
 
 def is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConfig) -> bool:

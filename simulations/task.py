@@ -260,6 +260,8 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     lora = LoraSettings(**plain(config.lora))
     store = configured_store(config, model)
     selector = _client_selector(config)
+    if _asks_for_owners(config.data) and not store.declares_owners:
+        _log.warning("the records name no owner besides their user: the promise is to these users only")
     keep_places = store.declares_owners or not is_add_or_remove(selector, store.num_users, config)
     split = _split(config, store, keep_places=keep_places)
     settings = settings_digest(config)
@@ -358,6 +360,11 @@ def _seed(value: int) -> int:
     if value < 0:
         raise ConfigError(f"seed={value} must be at least 0")
     return value
+
+
+def _asks_for_owners(data: DictConfig) -> bool:
+    """Whether records are to belong to everybody whom they name."""
+    return data.get("owners_column") is not None or data.get("owners", "sender") != "sender"
 
 
 def _num_protected(store: TokenStore, split: UserSplit) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from email import errors, message_from_bytes
 from email.message import Message
 from email.parser import BytesHeaderParser
@@ -22,6 +23,7 @@ FAULTS = (errors.MessageError, LookupError, ValueError, TypeError, AttributeErro
 LONGEST_HEADER = 10_000  # beyond it the standard library takes the square of the length for its parameters
 MOST_BOUNDARIES = 64
 LONGEST_CHARSET = 40
+_BLANK_LINE, _STRAY_RETURN = re.compile(rb"\n\r?\n"), re.compile(rb"\r(?!\n)")
 # Codecs of Python's own that are no charset of mail; some take the square of a text's length.
 NO_CHARSETS = frozenset({"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"})
 
@@ -53,8 +55,16 @@ class _Part(Message):
 
 
 def parse_head(raw: bytes) -> Message:
-    """Returns the headers of a message; its text is not looked at, and cannot change how they are read."""
-    return BytesHeaderParser().parsebytes(raw)
+    """Returns the headers of a message; its text is not looked at, and cannot change how they are read.
+
+    A carriage return that ends no line would end the head early for the standard library, and hide who is named below:
+    such a head has a defect.
+    """
+    message = BytesHeaderParser().parsebytes(raw)
+    blank = _BLANK_LINE.search(raw)
+    if _STRAY_RETURN.search(raw if blank is None else raw[: blank.start() + 1]):
+        message.defects.append(errors.MalformedHeaderDefect("a carriage return within the head"))
+    return message
 
 
 def body_of(raw: bytes, dropped: DropCounts, at: str) -> str | None:

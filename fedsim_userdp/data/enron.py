@@ -92,7 +92,7 @@ class EnronCorpus:
     def fingerprint(self) -> str:
         """Returns a digest of the CSV file, or of the names, sizes and times of the sent messages."""
         root = self._root()
-        settings: dict[str, object] = {"sent_folders": sorted(self.sent_folders), "owners": self.owners, "form": 3}
+        settings: dict[str, object] = {"sent_folders": sorted(self.sent_folders), "owners": self.owners, "form": 4}
         if root.is_file():
             return fingerprint_files([root], settings)
         messages = (file for _, file in self._sent_files(root) if not file.is_symlink())

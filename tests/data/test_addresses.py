@@ -117,6 +117,26 @@ def test_the_text_of_a_message_changes_nothing_about_its_people():
     assert (people[0].found, people[0].is_complete) == (("me@x.com", "a@x.com"), True)
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"From: me@x.com\nSubject: hi\r\r\nTo: boss@x.com\n\nhello",
+        b"From: me@x.com\nSubject: hi\r\rTo: boss@x.com\n\nhello",
+        b"From: me@x.com\rTo: boss@x.com\r\rhello",
+        b"From: me@x.com\r\r\nTo: boss@x.com\r\r\n\r\r\nhello",
+    ],
+)
+def test_a_carriage_return_within_the_head_hides_nobody(raw):
+    assert not people_of(parse_head(raw)).is_complete
+
+
+@pytest.mark.parametrize("text", [b"a\r\rTo: eve@x.com", b"a\r\nb\r\n", b"\r"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_carriage_returns_that_end_lines_or_stand_in_the_text_do_no_harm(text, end):
+    people = people_of(parse_head(end.join([b"From: me@x.com", b"To: a@x.com", b"", text])))
+    assert (people.found, people.is_complete) == (("me@x.com", "a@x.com"), True)
+
+
 @pytest.mark.parametrize("filler", ['"', "<", "(", "a@x.com ", "/O=", ",", "=?", '\\"', "'", "@", "a ", ">", "_/="])
 def test_reading_a_header_takes_time_in_proportion_to_its_length(filler):
     start = time.process_time()

@@ -17,7 +17,7 @@ from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import draw_cohort
 from fedsim_userdp.simulations.arguments import complete_arguments
-from fedsim_userdp.simulations.circumstances import named_foreign
+from fedsim_userdp.simulations.circumstances import licence_of, named_foreign
 from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.identity import settings_digest
 from fedsim_userdp.simulations.task import Task, build_task
@@ -208,3 +208,10 @@ def test_what_the_packages_own_functions_fetch_from_elsewhere_is_named(tmp_path:
     )
     with pytest.raises(ConfigError, match="a callback is code"):
         complete_arguments("run", ["+hydra.callbacks.x._target_=mine.X"])
+
+
+def test_a_module_whose_name_is_part_of_the_packages_is_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fedsim verify` asks for the licence, and runs no code that a folder names."""
+    monkeypatch.setattr("fedsim_userdp.simulations.circumstances.get_class", lambda name: pytest.fail(name))
+    for name in ("user.C", "fed.C", "dp.C", "fedsim.C", "fedsim_userdp2.C"):
+        assert licence_of(OmegaConf.create({"data": {"_target_": name}})) == "unknown"
