@@ -33,7 +33,8 @@ def compared_runs(config: DictConfig) -> list[dict[str, str | int]]:
     Raises:
         ConfigError: when there is no mechanism to compare, or no seed, or one of either twice.
     """
-    names = list(config.compare.mechanisms or [])
+    named = config.compare.mechanisms or []
+    names = [named] if isinstance(named, str) else list(named)  # a text is refused where types are checked
     if not names:
         raise ConfigError("compare.mechanisms is empty: name at least one mechanism")
     chosen = config.compare.seeds
