@@ -79,12 +79,15 @@ def _run(
         with without_garbage_collection():
             from fedsim_userdp.simulations.folder import RunFolder  # here, so that --help need not load torch
             from fedsim_userdp.simulations.session import Session
-            from fedsim_userdp.simulations.sweep import sweep_of_this_job
+            from fedsim_userdp.simulations.sweep import jobs_of, sweep_of_this_job
 
+        sweep = sweep_of_this_job()
+        if sweep is not None:
+            jobs_of(sweep)  # a statement that cannot be read is said before anything is released
         configs = list(configs_fn())
         for one in configs:
             one.resume = config.resume
-        session = Session(configs, path, begin, sweep_of_this_job())
+        session = Session(configs, path, begin, sweep)
         folder = RunFolder.of_this_job(planned)
         with folder.progress() as progress:
             for outcome in session.outcomes(progress):

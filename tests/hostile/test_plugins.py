@@ -7,6 +7,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from fedsim_userdp.simulations.cli import run_command
+from tests.hostile.test_code import fedsim_run
 from tests.simulations.corpora import small_settings, write_jsonl
 
 PLUGINS = """
@@ -78,16 +79,6 @@ RECORDS = {
 }  # fmt: skip
 
 
-def fedsim(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Runs `fedsim run` in this process; returns the exit code and what stderr says."""
-    GlobalHydra.instance().clear()
-    try:
-        code = run_command("run", list(arguments))
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    return code, capsys.readouterr().err
-
-
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Settings of a small run, in a folder with the module of the plug-ins."""
@@ -110,7 +101,7 @@ def named(settings: list[str], group: str, kind: str, **values: object) -> list[
 
 
 def refused_unwritten(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
-    code, heard = fedsim(capsys, *arguments)
+    code, heard = fedsim_run(capsys, *arguments)
     assert (code, heard.count("\n")) == (2, 1), heard
     assert said in heard
     assert not os.path.lexists("run")
@@ -153,7 +144,7 @@ def test_a_later_failure_names_class_round_and_way_on_and_no_file_holds_the_reas
     group: str, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: dict[str, object] = {"fails_in": 3} if group == "optimizer" else {"late": 2, "chosen": "fails()"}
-    code, said = fedsim(capsys, *named(settings, group, group.replace("ion", "or").capitalize()[:9], **given))
+    code, said = fedsim_run(capsys, *named(settings, group, group.replace("ion", "or").capitalize()[:9], **given))
     assert (code, said.count("\n")) == (2, 1), said
     assert "in round 3" in said
     assert "government people" in said
@@ -189,7 +180,7 @@ def test_a_folder_without_a_name_is_refused(
     output_dir: str, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(os.listdir())
-    code, said = fedsim(capsys, *settings[:-1], f"output_dir={output_dir}")
+    code, said = fedsim_run(capsys, *settings[:-1], f"output_dir={output_dir}")
     assert code == 2
     assert "names no folder" in said
     assert sorted(os.listdir()) == before

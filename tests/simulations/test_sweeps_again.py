@@ -145,3 +145,15 @@ def test_the_statement_of_a_sweep_is_made_again_where_a_job_was_stopped_before_i
 def test_a_sweep_is_asked_for_by_its_flag(processes: Zygote, settings: list[str]) -> None:
     ended = processes.run("run", *settings, "hydra.mode=MULTIRUN", "seed=0,1")
     assert (ended.returncode, ended.stderr) == (2, "fedsim: hydra.mode=MULTIRUN: use --multirun for a sweep\n")
+
+
+def test_a_statement_of_another_job_that_cannot_be_read_is_said_before_anything_is_released(
+    processes: Zygote, settings: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    assert again(processes, settings, folder, "seed=0").returncode == 0
+    (folder / "0" / "privacy.json").write_text('{"format": 3}')
+    ended = again(processes, settings, folder, "seed=1", "hydra.sweep.subdir=second")
+    assert ended.returncode == 2, ended.stderr
+    assert "is not of this version's format" in ended.stderr
+    assert not (folder / "second" / "ledger").exists()
