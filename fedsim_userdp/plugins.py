@@ -3,15 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fedsim_userdp.errors import PluginError
+
 _OWN = "fedsim_userdp"
 _LONGEST = 300  # characters of a reason
-
-
-class PluginError(ValueError):
-    """A class of the user's own that raised, or answered what is no answer: in one sentence that names it.
-
-    The sentence keeps the reason, which may hold text of users: it is for the terminal, not for files.
-    """
 
 
 @contextmanager

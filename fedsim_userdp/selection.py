@@ -12,7 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_userdp.plugins import PluginError, calling
+from fedsim_userdp.errors import PluginError
+from fedsim_userdp.plugins import calling
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
 from fedsim_userdp.selection import expected_cohort_size
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.guarantee import Guarantee, default_count_stddev
 from fedsim_userdp.simulations.mechanisms import UserWise
 from fedsim_userdp.simulations.saver import Saver

@@ -20,9 +20,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim_userdp import __version__, conf
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.report.files import write_text
 from fedsim_userdp.simulations import names
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.run_files import CONFIG_FILE, plain_content
 
 # What may differ between a run and its continuation, since it cannot change a result.

@@ -8,8 +8,8 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations.arguments import check_types
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.occupied import folder_of_job
 from fedsim_userdp.simulations.run_files import CONFIG_FILE
 

@@ -21,6 +21,7 @@ from fedsim_userdp.audit.one_shot import Estimate
 from fedsim_userdp.audit.training import GradientsWithCanaries, UsersWithCanaries
 from fedsim_userdp.audit.verdict import Claim, Findings, check_delta, judge, significance_of_each
 from fedsim_userdp.data.records import RandomRecords
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.worker import Worker
@@ -33,7 +34,6 @@ from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, AuditRow, verdict_on
 from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.simulations.audited_run import AuditedRun
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.guarantee import Guarantee, calibrated
 from fedsim_userdp.simulations.keys import RunKeys
 from fedsim_userdp.simulations.mechanisms import UserWise

@@ -10,7 +10,7 @@ from fedsim_userdp.audit.directions import Floats
 from fedsim_userdp.audit.training import flatten
 from fedsim_userdp.audit.verdict import Trace
 from fedsim_userdp.federation.client_app import TrainFn, make_client_app
-from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds

@@ -10,9 +10,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fedsim_userdp.report.benchmark import PARTS, Value
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations.arguments import check_types
-from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.measurements.results import PARTS, Value
 from fedsim_userdp.simulations.occupied import folder_of_job
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ def measure(config: DictConfig, folder: Path) -> None:
     check_types(config, "benchmark")
     parts = parts_of(config)
     check_settings(config)
-    from fedsim_userdp.report import benchmark as report  # here, so that --help and refusals need not load torch
-    from fedsim_userdp.report.benchmark_plot import plot_cost_curves
     from fedsim_userdp.report.files import write_text
     from fedsim_userdp.report.table import result_console
+    from fedsim_userdp.simulations.measurements import (
+        results as report,  # here, so that --help and refusals need not load torch
+    )
     from fedsim_userdp.simulations.measurements.parts import MEASURE
+    from fedsim_userdp.simulations.measurements.plot import plot_cost_curves
 
     console = result_console()
     bench = open_workbench(config, folder)

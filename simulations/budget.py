@@ -8,9 +8,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fedsim_userdp.privacy.planning import AXES, COUNTS, BudgetSetting, ClipNorms, plan, sweep
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.privacy.budget import AXES, COUNTS, BudgetSetting, ClipNorms, plan, sweep
 from fedsim_userdp.simulations.arguments import check_types, override_key
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.occupied import folder_of_job
 
 

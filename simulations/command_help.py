@@ -9,9 +9,9 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations import names
 from fedsim_userdp.simulations.arguments import GROUPS, complete_arguments
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.explanations import Explanations, choices, is_setting, read_choice
 
 FLAGS = frozenset({"-h", "--help"})

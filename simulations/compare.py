@@ -6,8 +6,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations.arguments import override_key
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.jobs import run_job
 
 

@@ -14,12 +14,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.simulations.arguments import RUN_FILE, override_problem
 from fedsim_userdp.simulations.checks import Check, difference
 from fedsim_userdp.simulations.compare import compared_runs, composed
 from fedsim_userdp.simulations.configured_claims import differences
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.run_files import CONFIG_FILE
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -9,9 +9,9 @@ from fedsim_userdp.data.corpus import Corpus, DropCounts
 from fedsim_userdp.data.ingestion import corpus_fingerprint
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.plugins import calling
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.names import without_unused_path
 
 _CORPUS_MEMBERS = ("name", "license", "source", "dropped", "records", "fingerprint")

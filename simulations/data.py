@@ -7,13 +7,12 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.errors import ConfigError, DataError
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.simulations.arguments import check_types
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.occupied import folder_of_job
 
 

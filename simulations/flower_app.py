@@ -12,9 +12,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from fedsim_userdp.errors import NodeRefusal
 from fedsim_userdp.federation.client_app import TrainFn, make_configured_client_app
-from fedsim_userdp.federation.deployment import make_server_app
-from fedsim_userdp.federation.errors import NodeRefusal
+from fedsim_userdp.federation.engines.deployment import make_server_app
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.worker import LastWorker, Worker
 from fedsim_userdp.privacy.streams import RunKey

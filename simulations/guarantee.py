@@ -5,11 +5,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fedsim_userdp.errors import AccountingError, ConfigError
 from fedsim_userdp.participation import UserLevel
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.errors import AccountingError
 from fedsim_userdp.privacy.ownership import BLANK_RECORDS, Ownership, check_ownership
-from fedsim_userdp.simulations.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedsim_userdp.simulations.task import Budget

@@ -13,9 +13,9 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.simulations.arguments import FREE, foreign_targets
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.keys import RunKeys, stored_keys
 
 _WITHOUT_EFFECT = FREE | {

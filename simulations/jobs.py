@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations.arguments import RUN_FILE, beginning, check_types, override_key, settings_changed
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.occupied import MARKS, folder_of_job, mark_of_a_run, run_above
 from fedsim_userdp.simulations.process import without_garbage_collection
 from fedsim_userdp.simulations.refusals import REFUSALS, sentence

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedsim_userdp.data.layout import sync_folder
+from fedsim_userdp.errors import CheckpointError
+from fedsim_userdp.naming import naming
 from fedsim_userdp.plain_files import make_folder, move, open_file, read_file, remove
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.files import NOT_PRIVATE
-from fedsim_userdp.training.errors import CheckpointError, naming
 
 FILE, DRAWS_FILE = "secret.json", "draws.json"
 

@@ -4,13 +4,13 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedsim_userdp.errors import LedgerError
 from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy import entries
+from fedsim_userdp.privacy.accounting.descriptions import Description, NoAmplification
 from fedsim_userdp.privacy.assumptions import single_run
-from fedsim_userdp.privacy.descriptions import Description, NoAmplification
-from fedsim_userdp.privacy.errors import LedgerError
 from fedsim_userdp.privacy.joint import StatedRun
+from fedsim_userdp.privacy.ledger import entries
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.simulations.adapter_checks import weights_problem

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from peft import PeftModel
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.engines import has_node_per_user
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds
@@ -23,7 +24,6 @@ from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.simulations.diary import Diary, Outcome
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.guarantee import NO_GUARANTEE, UNNOISED, UNTRAINED, Guarantee, calibrated, level_of
 from fedsim_userdp.simulations.saver import Saver, open_saver
 from fedsim_userdp.simulations.task import Task

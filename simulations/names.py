@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from fedsim_userdp import conf
-from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.errors import ConfigError
 
 # What people write for a setting that has another name here.
 _ALSO_CALLED = {

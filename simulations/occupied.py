@@ -10,9 +10,8 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
+from fedsim_userdp.errors import ConfigError, PluginError
 from fedsim_userdp.plain_files import kept_inside
-from fedsim_userdp.plugins import PluginError
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.streams import ReaderGone
 
 # What only a run, comparison or audit writes to its folder.

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 
-from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.errors import ConfigError
 
 # By which a folder of settings, which may name such classes, is added to this program's own.
 _FOLDERS = (

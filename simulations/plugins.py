@@ -5,13 +5,12 @@ from collections.abc import Callable
 
 import torch
 
+from fedsim_userdp.errors import ConfigError, PluginError, RecordChoiceError
 from fedsim_userdp.participation import Cohorts
-from fedsim_userdp.plugins import PluginError, calling, class_name, is_own
+from fedsim_userdp.plugins import calling, class_name, is_own
 from fedsim_userdp.selection import expected_cohort_size, foreign_name
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.guarantee import Guarantee
 from fedsim_userdp.simulations.task import Task
-from fedsim_userdp.training.users import RecordChoiceError
 
 _USERS = 4  # whose choice of records is tried out
 

@@ -6,11 +6,9 @@ import re
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim_userdp.federation.errors import RoundError
+from fedsim_userdp.errors import ConfigError, LedgerError, RoundError
 from fedsim_userdp.printable import printable
-from fedsim_userdp.privacy.errors import LedgerError
 from fedsim_userdp.simulations import names
-from fedsim_userdp.simulations.errors import ConfigError
 
 REFUSALS = (ConfigError, LedgerError, RoundError, HydraException, OmegaConfBaseException, ValueError, OSError)
 

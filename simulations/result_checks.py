@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedsim_userdp.privacy.descriptions import RecordLevel
+from fedsim_userdp.privacy.accounting.descriptions import RecordLevel
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import csv_text

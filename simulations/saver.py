@@ -9,23 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedsim_userdp.errors import ConfigError, PrivacyFileError, ReleasedOtherwise
 from fedsim_userdp.models.adapters import load_trainable_state
+from fedsim_userdp.naming import naming
 from fedsim_userdp.participation import Cohorts
 from fedsim_userdp.plain_files import make_folder
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.entries import NoiseSource
-from fedsim_userdp.privacy.errors import ReleasedOtherwise
+from fedsim_userdp.privacy.accounting.serialization import to_json
 from fedsim_userdp.privacy.ledger import Ledger, check_ledger
-from fedsim_userdp.privacy.serialization import to_json
-from fedsim_userdp.report.privacy_files import PrivacyFile, PrivacyFileError, read_privacy
+from fedsim_userdp.privacy.ledger.entries import NoiseSource
+from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy
 from fedsim_userdp.simulations.diary import Diary
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.guarantee import Guarantee
 from fedsim_userdp.simulations.keys import FILE, mark_of_draw, remove_keys
 from fedsim_userdp.simulations.sweep import draws_in, update_sweep
 from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
-from fedsim_userdp.training.errors import naming
 from fedsim_userdp.training.journal import Journal, JournalEnd
 
 JOURNAL = "rounds.jsonl"

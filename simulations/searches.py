@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.errors import ConfigError
 
 
 def searched_runs(config: DictConfig, corpus_name: str) -> int:

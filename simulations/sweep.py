@@ -8,13 +8,12 @@ from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from fedsim_userdp.privacy import entries
-from fedsim_userdp.privacy.errors import LedgerError
+from fedsim_userdp.errors import LedgerError, PrivacyFileError
 from fedsim_userdp.privacy.joint import StatedRun
+from fedsim_userdp.privacy.ledger import entries
 from fedsim_userdp.report.privacy_files import (
     JSON_FILE,
     PrivacyFile,
-    PrivacyFileError,
     SweepFile,
     digest_of,
     read_privacy,

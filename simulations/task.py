@@ -13,18 +13,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 
+from fedsim_userdp.cache import default_cache_dir, path_of
 from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
 from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
 from fedsim_userdp.data.records import RandomChunks, RandomRecords, RecordSelector
 from fedsim_userdp.data.split import UserSplit, split_users
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.errors import ConfigError, RecordChoiceError
 from fedsim_userdp.federation.engines import Engine
 from fedsim_userdp.federation.messages import RunDescription
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe, fingerprint_of
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
-from fedsim_userdp.privacy.cache import default_cache_dir, path_of
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.ownership import Ownership
 from fedsim_userdp.privacy.streams import RunKey
@@ -38,7 +39,6 @@ from fedsim_userdp.simulations.circumstances import (
     taken_as_public,
 )
 from fedsim_userdp.simulations.corpora import configured_corpus, configured_store
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.identity import NEVER_CHANGED, identity_of, keys_of_run, plain, settings_digest
 from fedsim_userdp.simulations.keys import RunKeys
 from fedsim_userdp.simulations.micro_batches import local_training
@@ -51,13 +51,7 @@ from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.evaluation import perplexity
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
 from fedsim_userdp.training.scoring import BaseModelScorer
-from fedsim_userdp.training.users import (
-    RecordChoiceError,
-    TrainingUsers,
-    TrainingUsersRecipe,
-    check_lengths,
-    in_order_of_ids,
-)
+from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe, check_lengths, in_order_of_ids
 
 _log = logging.getLogger(__name__)
 

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedsim_userdp.privacy import cache
+from fedsim_userdp import cache
+from fedsim_userdp.errors import ConfigError, PrivacyFileError
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.report.privacy_files import (
     JSON_FILE,
     PAGE_FILE,
     PrivacyFile,
-    PrivacyFileError,
     SweepFile,
     digest_of,
     read_privacy,
@@ -22,7 +22,6 @@ from fedsim_userdp.report.statement_page import page, sweep_page
 from fedsim_userdp.simulations.arguments import RUN_FILE
 from fedsim_userdp.simulations.checks import Check, difference
 from fedsim_userdp.simulations.configured_runs import configuration_checks, configured
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.occupied import check_plain
 from fedsim_userdp.simulations.result_checks import results_checks
 from fedsim_userdp.simulations.run_checks import run_checks, spare_files

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedsim_userdp.errors import ReleasedOtherwise
 from fedsim_userdp.federation.exchange import Exchange
 from fedsim_userdp.federation.hosting import Hosts, SizesFn
 from fedsim_userdp.federation.messages import RunDescription, to_arrays
@@ -19,7 +20,6 @@ from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import RetryingStrategy
 from fedsim_userdp.participation import Cohorts, Population, UserLevel
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation, next_clip_norm, unclipped_share
-from fedsim_userdp.privacy.errors import ReleasedOtherwise
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, expected_cohort_size

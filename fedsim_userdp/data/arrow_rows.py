@@ -9,9 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedsim_userdp.data.corpus import DataError, DropCounts
+from fedsim_userdp.data.corpus import DropCounts
 from fedsim_userdp.data.rows import Row, decode_text, note_without_rows
 from fedsim_userdp.data.source import short
+from fedsim_userdp.errors import DataError
 
 # Text is taken as bytes, as a file may say UTF-8 of what is none.
 BYTES_OF = {"string": "binary", "large_string": "large_binary", "string_view": "binary_view"}

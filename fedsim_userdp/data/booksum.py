@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.corpus import DropCounts, Record
 from fedsim_userdp.data.csv_rows import read_csv
 from fedsim_userdp.data.rows import Row, RowReader, read_jsonl
 from fedsim_userdp.data.source import files_in, fingerprint_files, require_path
 from fedsim_userdp.data.table import column, text_of, user_of
+from fedsim_userdp.errors import DataError
 
 GET_IT = (
     "download the chapter-level CSV files of kmfoda/booksum from huggingface.co, or make the JSONL files with "

@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.corpus import DropCounts, Record
 from fedsim_userdp.data.ids import REWRITTEN, plain_id
 from fedsim_userdp.data.source import fingerprint_files, require_path
+from fedsim_userdp.errors import DataError
 
 GET_IT = "install it with `pip install chitchat-dataset`, or take dataset.json from that package"
 

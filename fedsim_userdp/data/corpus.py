@@ -7,10 +7,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 
-class DataError(ValueError):
-    """A fault of the data or its configuration, told in one sentence that names the file and line."""
-
-
 @dataclass(frozen=True)
 class Record:
     """One piece of text.

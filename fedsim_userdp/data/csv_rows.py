@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from fedsim_userdp.data.corpus import DataError, DropCounts
+from fedsim_userdp.data.corpus import DropCounts
 from fedsim_userdp.data.rows import BYTE_ORDER_MARK, Row, decode_text, note_without_rows, refuse_other_kinds
+from fedsim_userdp.errors import DataError
 
 LONGEST_FIELD = 2**31 - 1
 DELIMITERS = ",;\t|"

@@ -11,12 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from fedsim_userdp.data.addresses import Addresses, addresses_of, people_of
-from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.corpus import DropCounts, Record
 from fedsim_userdp.data.csv_rows import read_csv
 from fedsim_userdp.data.email_text import body_of, parse_head
 from fedsim_userdp.data.quotes import own_text
 from fedsim_userdp.data.source import fingerprint_files, require_path
 from fedsim_userdp.data.table import column
+from fedsim_userdp.errors import DataError
 
 GET_IT = (
     "download enron_mail_20150507.tar.gz from www.cs.cmu.edu/~enron and unpack it (its maildir folder), or take "

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from decimal import Decimal
 
-from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.errors import DataError
 
 RULE = 3  # to be raised whenever an id comes out otherwise: token stores are then built anew
 REWRITTEN = "user id in another form than the one it is read as (spaces around it, unseen signs, accents apart)"

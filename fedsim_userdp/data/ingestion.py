@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_userdp.data.corpus import Corpus, DataError, Record
+from fedsim_userdp.data.corpus import Corpus, Record
 from fedsim_userdp.data.ids import REWRITTEN, RULE, check_seen, count_alike, plain_id
 from fedsim_userdp.data.layout import FORMAT
 from fedsim_userdp.data.tokens import (
@@ -29,7 +29,8 @@ from fedsim_userdp.data.tokens import (
 )
 from fedsim_userdp.data.typed_text import TypedText
 from fedsim_userdp.data.writer import StoreWriter
-from fedsim_userdp.plugins import PluginError, calling, class_name
+from fedsim_userdp.errors import DataError, PluginError
+from fedsim_userdp.plugins import calling, class_name
 
 BATCH_RECORDS = 512
 BATCH_CHARS = 1 << 20

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.errors import DataError
 from fedsim_userdp.naming import naming
 
 FORMAT = 3

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.ids import AS_FRACTION, check_seen, plain_id, whole_number
+from fedsim_userdp.errors import DataError
 
 OTHER_SEPARATORS = ",;|"
 QUOTE = "['\u2018\u2019\u201c\u201d\u00ab\u00bb]"  # within a name, as in O'Brien, an apostrophe is no quote

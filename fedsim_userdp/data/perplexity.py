@@ -13,9 +13,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_userdp.data.cache import require_writable
-from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.cache import require_writable
 from fedsim_userdp.data.records import Tokens, check_bound, smallest
+from fedsim_userdp.errors import DataError
 
 POOL = 2000  # a few seconds of the bundled model
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedsim_userdp.data.corpus import DataError, DropCounts
+from fedsim_userdp.data.corpus import DropCounts
+from fedsim_userdp.errors import DataError
 
 Row = dict[str, object]
 RowReader = Callable[[Path, DropCounts], Iterator[tuple[str, Row]]]

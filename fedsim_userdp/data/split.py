@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from fedsim_userdp.data.cache import require_writable
-from fedsim_userdp.data.corpus import Corpus, DataError
+from fedsim_userdp.cache import default_cache_dir, require_writable
+from fedsim_userdp.data.corpus import Corpus
 from fedsim_userdp.data.ingestion import build_store, store_fingerprint
 from fedsim_userdp.data.layout import (
     META,
@@ -25,7 +25,7 @@ from fedsim_userdp.data.layout import (
     sync_folder,
 )
 from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, bos_of, eos_of
-from fedsim_userdp.privacy.cache import default_cache_dir
+from fedsim_userdp.errors import DataError
 
 CHECKED_IN_FULL_BYTES = 64 << 20
 

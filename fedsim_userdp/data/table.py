@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from fedsim_userdp.data.arrow_rows import datasets_files, read_datasets_folder, read_parquet
-from fedsim_userdp.data.corpus import DataError, DropCounts, Record
+from fedsim_userdp.data.corpus import DropCounts, Record
 from fedsim_userdp.data.csv_rows import read_csv
 from fedsim_userdp.data.ids import REWRITTEN, id_of
 from fedsim_userdp.data.owner_cells import check_owner, owners_of
 from fedsim_userdp.data.rows import Row, RowReader, decode_text, read_jsonl
 from fedsim_userdp.data.source import files_in, fingerprint_files, of_one_split, require_path, short
+from fedsim_userdp.errors import DataError
 
 Form = Literal["jsonl", "csv", "parquet", "datasets"]
 SHOWN_COLUMNS = 12

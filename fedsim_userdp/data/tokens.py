@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.errors import DataError
 
 PIECE_CHARS = 100_000
 WORD = re.compile(r"\S+")

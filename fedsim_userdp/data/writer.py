@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedsim_userdp.data.corpus import DataError, DropCounts
+from fedsim_userdp.data.corpus import DropCounts
 from fedsim_userdp.data.layout import (
     INDEX_DTYPES,
     META,
@@ -25,6 +25,7 @@ from fedsim_userdp.data.layout import (
     write_array,
     write_meta,
 )
+from fedsim_userdp.errors import DataError
 from fedsim_userdp.naming import naming
 
 GATHER_TOKENS = 1 << 22

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsim_userdp.federation.errors import NodeRefusal
+from fedsim_userdp.errors import NodeRefusal
 from fedsim_userdp.federation.messages import GRACE_SECONDS, TrainRequest, read_request, write_refusal, write_reply
 from fedsim_userdp.training.cohort import CohortUpdate
 

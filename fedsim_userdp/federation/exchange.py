@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsim_userdp.federation.errors import RoundError
+from fedsim_userdp.errors import RoundError
 from fedsim_userdp.federation.hosting import Hosts, SizesFn, deal_by_size, wait_for_nodes
 from fedsim_userdp.federation.messages import RunDescription, write_request
 from fedsim_userdp.federation.replies import RoundAnswers, RoundReplies

@@ -10,7 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedsim_userdp.federation.errors import NodeRefusal
+from fedsim_userdp.errors import NodeRefusal
 from fedsim_userdp.privacy.clipping import ClippedSum
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.cohort import CohortUpdate

@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
-from fedsim_userdp.federation.errors import RoundError
+from fedsim_userdp.errors import RoundError
 from fedsim_userdp.federation.messages import RunDescription, read_mark, read_refusal, read_reply
 from fedsim_userdp.training.cohort import CohortUpdate, add, in_float32, zero_update
 

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim_userdp.federation.errors import RoundError
+from fedsim_userdp.errors import RoundError
 from fedsim_userdp.federation.messages import GRACE_SECONDS
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.25  # seconds between two looks for answers

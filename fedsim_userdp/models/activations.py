@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.errors import ModelError
 
 
 def checkpoint_activations(model: nn.Module) -> None:

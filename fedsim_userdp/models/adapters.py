@@ -14,8 +14,8 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.dropout import AddressedDropout
-from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.output_layer import answer_with_losses, stop_answering
 from fedsim_userdp.models.targets import check_targets, refuse_inexact, told, why_not_adapted

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim_userdp.models.errors import FAILURES, ModelError
+from fedsim_userdp.errors import MODEL_FAILURES, ModelError
 from fedsim_userdp.models.precision import is_reduced, without_autocast
 
 _LENGTH = 12  # tokens
@@ -30,7 +30,7 @@ def refuse_looking_ahead(model: nn.Module, location: str, length: int | None) ->
     try:
         with without_autocast():
             looks_ahead = any(_shows_before(model, tokens, min(place, len(tokens) - 1)) for place in _CHANGED)
-    except FAILURES as error:
+    except MODEL_FAILURES as error:
         first = str(error).partition("\n")[0]
         raise ModelError(f"model.path={location}: {name} cannot read {len(tokens)} tokens ({first})") from error
     if looks_ahead:

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from transformers.utils import cached_file
 
-from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.errors import ModelError
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"

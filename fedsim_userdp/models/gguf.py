@@ -14,8 +14,8 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.digest import files_digest
-from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.whole import refuse_incomplete, refuse_pointers
 
 _FORMAT = 2  # to be raised whenever the conversion changes

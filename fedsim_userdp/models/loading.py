@@ -17,10 +17,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from fedsim_userdp.cache import default_cache_dir, path_of
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.causal import refuse_looking_ahead
 from fedsim_userdp.models.digest import check_exists, files_digest, model_files
-from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.gguf import converted, gguf_digest, packaged_gguf
 from fedsim_userdp.models.output_layer import answer_with_losses
@@ -34,7 +35,6 @@ from fedsim_userdp.models.whole import (
     tensor_shapes,
     within_sizes_of,
 )
-from fedsim_userdp.privacy.cache import default_cache_dir, path_of
 
 TINY_MODEL = Path(__file__).parent / "tiny_gpt2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim_userdp.models.errors import FAILURES, ModelError
+from fedsim_userdp.errors import MODEL_FAILURES, ModelError
 from fedsim_userdp.models.frozen_layers import FrozenLinear
 
 _NUMBERS = 2**26  # logits that are held at once, 256 MB in float32, unless that is fewer tokens than
@@ -109,7 +109,7 @@ def _gives_the_logits(layer: nn.Linear, model: nn.Module) -> bool:
         with torch.no_grad():
             tokens = torch.zeros(1, 2, dtype=torch.int64, device=layer.weight.device)
             logits = model(input_ids=tokens, use_cache=False).logits
-    except FAILURES as error:
+    except MODEL_FAILURES as error:
         raise ModelError(f"model.path: {type(model).__name__} cannot read two tokens ({error})") from error
     finally:
         handle.remove()

@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedsim_userdp.models.errors import FAILURES, ModelError
+from fedsim_userdp.errors import MODEL_FAILURES, ModelError
 
 EVERY_LAYER = "all-linear"
 _ADAPTED = (nn.Linear, Conv1D, nn.Embedding)
@@ -111,7 +111,7 @@ def _first_bypassed(model: nn.Module, layers: Mapping[str, LoraLayer]) -> str:
             weight.data = torch.full_like(data, torch.nan)
             if not torch.equal(_logits(model), expected):
                 return name
-        except FAILURES:  # what reads it cannot do with NaN
+        except MODEL_FAILURES:  # what reads it cannot do with NaN
             return name
         finally:
             weight.data = data

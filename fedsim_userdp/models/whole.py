@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.errors import ModelError
 
 # Settings that a model's code turns into so many layers, each with tensors of its own.
 _LAYERS = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from fedsim_userdp.privacy.descriptions import (
+from fedsim_userdp.privacy.accounting.descriptions import (
     AdaptiveClipping,
     Composed,
     Description,
@@ -10,7 +10,7 @@ from fedsim_userdp.privacy.descriptions import (
     NoAmplification,
     RecordLevel,
 )
-from fedsim_userdp.privacy.entries import NoiseSource
+from fedsim_userdp.privacy.ledger.entries import NoiseSource
 from fedsim_userdp.privacy.ownership import ASSUMED, Ownership
 
 _OF_EVERY_CLAIM = (

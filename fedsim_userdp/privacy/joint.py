@@ -27,9 +27,9 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
-from fedsim_userdp.privacy import accountants
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.descriptions import (
+from fedsim_userdp.privacy.accounting import accountants
+from fedsim_userdp.privacy.accounting.descriptions import (
     AdaptiveClipping,
     Adjacency,
     Composed,
@@ -39,8 +39,8 @@ from fedsim_userdp.privacy.descriptions import (
     Run,
     UserWise,
 )
+from fedsim_userdp.privacy.accounting.serialization import Json
 from fedsim_userdp.privacy.figures import rounded_up
-from fedsim_userdp.privacy.serialization import Json
 from fedsim_userdp.privacy.statement import PrivacyStatement
 
 _TIGHTEST_FIRST = ("tight", "pld", "rdp", "group")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from fedsim_userdp.privacy.descriptions import Description, RecordLevel
+from fedsim_userdp.privacy.accounting.descriptions import Description, RecordLevel
 
 Ownership = Literal["assigned", "declared"]
 

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from fedsim_userdp.privacy import accountants
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.assumptions import assumptions_of, single_run
-from fedsim_userdp.privacy.delta import large_delta_in_words
-from fedsim_userdp.privacy.descriptions import (
+from fedsim_userdp.privacy.accounting import accountants
+from fedsim_userdp.privacy.accounting.descriptions import (
     AdaptiveClipping,
     Composed,
     Description,
@@ -20,10 +18,12 @@ from fedsim_userdp.privacy.descriptions import (
     RecordLevel,
     UserWise,
 )
-from fedsim_userdp.privacy.entries import NoiseSource
+from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
+from fedsim_userdp.privacy.assumptions import assumptions_of, single_run
+from fedsim_userdp.privacy.delta import large_delta_in_words
 from fedsim_userdp.privacy.figures import rounded_up
+from fedsim_userdp.privacy.ledger.entries import NoiseSource
 from fedsim_userdp.privacy.ownership import BLANK_RECORDS, COVERED, Ownership, check_ownership
-from fedsim_userdp.privacy.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.validation import check_count, check_delta, check_epsilon, check_real
 
 NOT_PRIVATE = (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedsim_userdp.privacy.budget import BudgetRow, BudgetSetting
 from fedsim_userdp.privacy.delta import large_delta_in_words
 from fedsim_userdp.privacy.figures import in_column, rounded_up
-from fedsim_userdp.privacy.planning import BudgetRow, BudgetSetting
 from fedsim_userdp.privacy.statement import MET
 from fedsim_userdp.report.files import write_csv, write_json
 

@@ -8,8 +8,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from fedsim_userdp.privacy.budget import MECHANISMS, BudgetRow
 from fedsim_userdp.privacy.figures import rounded_up
-from fedsim_userdp.privacy.planning import MECHANISMS, BudgetRow
 from fedsim_userdp.report.budget import axis_value
 from fedsim_userdp.report.files import replacing
 from fedsim_userdp.report.plots import COLOURS  # its import chooses the backend that needs no display

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsim_userdp.errors import PrivacyFileError
 from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
@@ -14,10 +15,6 @@ from fedsim_userdp.report.statement_page import page, sweep_page
 
 FORMAT = 4
 JSON_FILE, PAGE_FILE = "privacy.json", "PRIVACY.md"
-
-
-class PrivacyFileError(ValueError):
-    """A `privacy.json` that is none, with what is wrong with it."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim_userdp.privacy.errors import ReleasedOtherwise
+from fedsim_userdp.errors import ReleasedOtherwise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit
 

@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fedsim_userdp.errors import CheckpointError
+from fedsim_userdp.naming import naming
 from fedsim_userdp.plain_files import make_folder, move, read_file, remove, sync, write_file
-from fedsim_userdp.training.errors import CheckpointError, naming
 
 __all__ = ["Checkpoint", "CheckpointError", "CheckpointFolder", "load_optimizer_tensors", "optimizer_tensors"]
 

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fedsim_userdp.errors import MODEL_FAILURES
 from fedsim_userdp.models.adapters import with_adapter
 from fedsim_userdp.models.dropout import AddressedDropout, dropout_layers, dropping
-from fedsim_userdp.models.errors import FAILURES
 from fedsim_userdp.models.precision import without_autocast
 from fedsim_userdp.models.stacked import StackedAdapters, unsupported_layers
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, collate
@@ -152,7 +152,7 @@ def _why_stacked_differs(model: nn.Module, alone: UnitGradients, probe: Probe) -
             return f"{layer_of(unused[0])} takes no part in reading short records"
         try:
             found, _ = StackedGradients(model)(adapters, batch, PROBE_STEP)
-        except FAILURES as error:
+        except MODEL_FAILURES as error:
             return f"the model's layers do not keep the rows of a batch apart ({error})"
         if reason := why_different(model, first_of(found, len(compared)), expected):
             return reason

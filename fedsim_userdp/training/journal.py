@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fedsim_userdp.errors import CheckpointError
+from fedsim_userdp.naming import naming
 from fedsim_userdp.plain_files import make_folder, open_file, read_file, sync_entry
-from fedsim_userdp.training.errors import CheckpointError, naming
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim_userdp.cache import read_answer, write_answer
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.stacked import stack
-from fedsim_userdp.privacy.cache import read_answer, write_answer
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import StepAddress, Unit, collate
 from fedsim_userdp.training.gradients import UnitGradients

@@ -12,9 +12,9 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from fedsim_userdp.errors import MODEL_FAILURES, ModelError
 from fedsim_userdp.models.activations import is_checkpointed
 from fedsim_userdp.models.dropout import dropout_layers
-from fedsim_userdp.models.errors import FAILURES, ModelError
 from fedsim_userdp.models.precision import is_reduced, without_autocast
 from fedsim_userdp.models.stacked import unsupported_layers
 from fedsim_userdp.privacy.clipping import clip_and_sum, unit_norms
@@ -247,7 +247,7 @@ def _try_out(step: OpacusStep, probe: Probe, expected: Sequence[dict[str, Tensor
             reason = _why_wrong(step, probe, expected)
     except ModelError:
         raise
-    except FAILURES as error:
+    except MODEL_FAILURES as error:
         raise ModelError(f"lora.target_modules: Opacus fails on a layer of this model ({error}): {_FIX}") from error
     if reason:
         raise ModelError(f"central.engine=opacus: {reason}: {_FIX}")

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim_userdp.errors import MODEL_FAILURES, ModelError
 from fedsim_userdp.models.adapters import lora_layers, trainable_state, with_adapter
-from fedsim_userdp.models.errors import FAILURES, ModelError
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
 from fedsim_userdp.training.losses import token_losses
@@ -123,7 +123,7 @@ def why_rows_mix(model: nn.Module, alone: GradientsFn, probe: Probe) -> str | No
         sees_rows, sees_later = _what_is_seen(model, probe)
     except ModelError:
         raise
-    except FAILURES as error:
+    except MODEL_FAILURES as error:
         most = max(*_LENGTHS, longest.input_ids.shape[1] + 1)
         raise ModelError(f"{_kind(model)} cannot be trained on records of {most} tokens: {error}") from error
     _check_signal(model, found)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.records import RecordSelector
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.errors import DataError, RecordChoiceError
 from fedsim_userdp.participation import Population
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.privacy.streams import RunKey
@@ -19,10 +19,6 @@ from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
 
 Records = Sequence[NDArray[np.int64]]
-
-
-class RecordChoiceError(Exception):
-    """A choice of records that breaks its rules, in one sentence: to be mended; no user counts as zero for it."""
 
 
 @dataclass(frozen=True)

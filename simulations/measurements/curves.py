@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import attach_lora
-from fedsim_userdp.report.benchmark import CostCurve, Findings
 from fedsim_userdp.selection import FixedSizeSelector
+from fedsim_userdp.simulations.measurements.results import CostCurve, Findings
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
 from fedsim_userdp.simulations.measurements.timing import take_turns
 from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy

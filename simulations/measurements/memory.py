@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from fedsim_userdp.federation.worker import WorkerRecipe
-from fedsim_userdp.report.benchmark import Comparison, Findings
 from fedsim_userdp.selection import FixedSizeSelector
+from fedsim_userdp.simulations.measurements.results import Comparison, Findings
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
 from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
 from fedsim_userdp.simulations.measurements.workbench import Workbench

@@ -15,9 +15,9 @@ from torch import Tensor
 from fedsim_userdp.federation.engines import Engine, InProcessEngine
 from fedsim_userdp.federation.rounds import RetryingStrategy, Rounds
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
-from fedsim_userdp.report.benchmark import Comparison, Findings
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.simulations.measurements.results import Comparison, Findings
 from fedsim_userdp.simulations.measurements.timing import Stopwatch
 from fedsim_userdp.simulations.measurements.workbench import Workbench
 from fedsim_userdp.simulations.task import Task, build_task

@@ -21,9 +21,9 @@ from pfl.model.pytorch import PyTorchModel
 from pfl.privacy import CentrallyAppliedPrivacyMechanism, GaussianMechanism
 from torch import Tensor, nn
 
-from fedsim_userdp.federation.stepwise import Laps
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import trainable_state
+from fedsim_userdp.simulations.measurements.stepwise import Laps
 from fedsim_userdp.simulations.measurements.training import CLIP_NORM, LEARNING_RATE, NOISE_MULTIPLIER
 from fedsim_userdp.training.schedule import OptimizerFn, trainable_parameters
 

@@ -7,8 +7,8 @@ from functools import partial
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.worker import Worker
-from fedsim_userdp.report.benchmark import CohortDraw, Comparison, Findings
 from fedsim_userdp.selection import FixedSizeSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.simulations.measurements.results import CohortDraw, Comparison, Findings
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
 from fedsim_userdp.simulations.measurements.timing import Stopwatch, take_turns
 from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy

@@ -10,17 +10,17 @@ from functools import partial
 import torch
 from torch import nn
 
-from fedsim_userdp.federation.flower_engine import FlowerEngine
+from fedsim_userdp.federation.engines.flower_engine import FlowerEngine
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.rounds import Rounds
-from fedsim_userdp.federation.stepwise import WatchedStrategy
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora, trainable_state
 from fedsim_userdp.models.frozen_layers import restore_layers, speed_up_frozen_layers
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.models.output_layer import stop_answering
-from fedsim_userdp.report.benchmark import Findings, speed
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
+from fedsim_userdp.simulations.measurements.results import Findings, speed
+from fedsim_userdp.simulations.measurements.stepwise import WatchedStrategy
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
 from fedsim_userdp.simulations.measurements.timing import Alternation, BenchmarkError, RoundTimes, affordable
 from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsim_userdp.report.benchmark import Findings, Startup
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.simulations.arguments import override_key
+from fedsim_userdp.simulations.measurements.results import Findings, Startup
 from fedsim_userdp.simulations.measurements.timing import BenchmarkError, Stopwatch
 from fedsim_userdp.simulations.measurements.workbench import Workbench
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from fedsim_userdp.data.cache import require_writable
+from fedsim_userdp.cache import require_writable
 from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.store import TokenStore

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from fedsim_userdp.federation.messages import RunDescription
-from fedsim_userdp.federation.stepwise import GridFn, StepwiseRounds, nodes_in_this_process
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector
+from fedsim_userdp.simulations.measurements.stepwise import GridFn, StepwiseRounds, nodes_in_this_process
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
 from fedsim_userdp.strategies.user_level_dp import UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.schedule import LearningRate, OptimizerFn

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import NoiseSource
-from fedsim_userdp.report.benchmark import Findings, speed
+from fedsim_userdp.simulations.measurements.results import Findings, speed
 from fedsim_userdp.simulations.measurements.timing import affordable, take_turns
 from fedsim_userdp.simulations.measurements.workbench import Workbench, check_agreement, num_tokens, shortened
 from fedsim_userdp.training.batches import Unit, collate, micro_batches

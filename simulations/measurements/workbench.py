@@ -13,11 +13,11 @@ from omegaconf import DictConfig
 from peft import PeftModel
 from torch import Tensor
 
+from fedsim_userdp.cache import default_cache_dir, path_of
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.privacy.cache import default_cache_dir, path_of
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.measurements.timing import BenchmarkError, Stopwatch
 from fedsim_userdp.simulations.mechanisms import UserWise
 from fedsim_userdp.simulations.task import Task, build_task

@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate, stats
 
 from fedsim_userdp.audit.one_shot import Normal, epsilon_between, final_model_estimate
-from fedsim_userdp.privacy import gaussian
+from fedsim_userdp.privacy.accounting import gaussian
 
 
 @pytest.mark.parametrize("mu", [0.3, 1.0, 4.0])

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fedsim_userdp.data.booksum import BooksumCorpus
-from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.errors import DataError
 
 
 @pytest.fixture

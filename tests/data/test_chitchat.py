@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fedsim_userdp.data.chitchat import ChitchatCorpus
-from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.errors import DataError
 
 from .sources import message
 

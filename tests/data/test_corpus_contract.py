@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedsim_userdp.data.corpus import Corpus, DataError
+from fedsim_userdp.data.corpus import Corpus
+from fedsim_userdp.errors import DataError
 
 from .sources import NEED_PYARROW, TEXTS, WRITERS
 

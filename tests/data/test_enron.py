@@ -4,8 +4,8 @@ from collections import defaultdict
 
 import pytest
 
-from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.enron import EnronCorpus
+from fedsim_userdp.errors import DataError
 
 from .sources import TEXTS, email, texts_of_real_authors, write_enron, write_enron_csv
 

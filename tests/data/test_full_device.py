@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.errors import DataError
 
 from .sources import memory_corpus
 

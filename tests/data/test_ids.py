@@ -10,10 +10,11 @@ from decimal import Decimal
 import pytest
 
 from fedsim_userdp.data.chitchat import ChitchatCorpus
-from fedsim_userdp.data.corpus import DataError, Record
+from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.ids import REWRITTEN, UNSEEN, id_of, plain_id, unseen_in
 from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
 from fedsim_userdp.data.table import TableCorpus
+from fedsim_userdp.errors import DataError
 
 from .sources import MemoryCorpus, message
 

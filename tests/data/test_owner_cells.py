@@ -4,9 +4,9 @@ from decimal import Decimal
 
 import pytest
 
-from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.owner_cells import owners_of
 from fedsim_userdp.data.table import TableCorpus
+from fedsim_userdp.errors import DataError
 
 
 @pytest.mark.parametrize(

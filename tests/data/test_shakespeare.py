@@ -2,8 +2,8 @@ import tarfile
 
 import pytest
 
-from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.shakespeare import ShakespeareCorpus, speeches_of
+from fedsim_userdp.errors import DataError
 
 TITLED = """LEAR
 

@@ -5,10 +5,11 @@ import pytest
 
 from fedsim_userdp.data import writer as writer_module
 from fedsim_userdp.data.chitchat import ChitchatCorpus
-from fedsim_userdp.data.corpus import DataError, Record
+from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.writer import StoreWriter
+from fedsim_userdp.errors import DataError
 
 from .sources import MemoryCorpus
 

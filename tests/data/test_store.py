@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim_userdp.data.corpus import DataError, Record
+from fedsim_userdp.cache import default_cache_dir
+from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.data.writer import StoreWriter
-from fedsim_userdp.privacy.cache import default_cache_dir
+from fedsim_userdp.errors import DataError
 
 from .sources import TEXTS, MemoryCorpus, WordTokenizer, memory_corpus
 

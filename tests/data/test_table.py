@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.table import TableCorpus
+from fedsim_userdp.errors import DataError
 
 from .sources import TEXTS, table_rows, write_datasets, write_parquet
 

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim_userdp.data import writer as writer_module
-from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.writer import StoreWriter
+from fedsim_userdp.errors import DataError
 
 records = st.lists(
     st.tuples(st.sampled_from("abcd"), st.lists(st.integers(0, 499), min_size=1, max_size=9)), min_size=1

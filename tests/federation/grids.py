@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.federation.engines.in_process import InProcessGrid
 
 # The replies that should arrive and the number of the attempt (from 1) to the replies that do arrive.
 Meddling = Callable[[list[Message], int], list[Message]]

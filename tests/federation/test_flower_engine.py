@@ -4,10 +4,10 @@ import socket
 
 import pytest
 
-from fedsim_userdp.federation.deployment import DeploymentEngine
 from fedsim_userdp.federation.engines import Engine, InProcessEngine, has_node_per_user
-from fedsim_userdp.federation.flower_engine import FlowerEngine
-from fedsim_userdp.federation.ray_cluster import WorkerResources, connected_to_ray
+from fedsim_userdp.federation.engines.deployment import DeploymentEngine
+from fedsim_userdp.federation.engines.flower_engine import FlowerEngine
+from fedsim_userdp.federation.engines.ray_cluster import WorkerResources, connected_to_ray
 
 WRONG = [
     {"num_nodes": 0}, {"num_nodes": 1.5}, {"num_nodes": "many"}, {"threads": 0}, {"num_cpus": 0}, {"num_cpus": "many"},

@@ -8,11 +8,11 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fedsim_userdp.errors import NodeRefusal
 from fedsim_userdp.federation.client_app import make_client_app
-from fedsim_userdp.federation.errors import NodeRefusal
+from fedsim_userdp.federation.engines.identity import ensure_identity
+from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.hosting import Hosts, wait_for_nodes
-from fedsim_userdp.federation.identity import ensure_identity
-from fedsim_userdp.federation.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import (
     RunDescription,
     from_arrays,

@@ -24,11 +24,11 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file, save_file
 
+from fedsim_userdp.errors import NodeRefusal
 from fedsim_userdp.federation import worker as worker_module
 from fedsim_userdp.federation.client_app import make_client_app, make_configured_client_app
-from fedsim_userdp.federation.deployment import nodes_of
-from fedsim_userdp.federation.errors import NodeRefusal
-from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.federation.engines.deployment import nodes_of
+from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import RunDescription, TrainRequest, read_request, write_reply
 from fedsim_userdp.federation.worker import WorkerRecipe
 from fedsim_userdp.models.adapters import trainable_state

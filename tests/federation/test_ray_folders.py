@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedsim_userdp.federation.ray_folders import PREFIX, remove_leftovers, temporary_folder
+from fedsim_userdp.federation.engines.ray_folders import PREFIX, remove_leftovers, temporary_folder
 from tests.simulations.corpora import small_settings, write_jsonl
 
 
@@ -38,7 +38,7 @@ def process_in(folder: Path, name: str) -> Iterator["subprocess.Popen[bytes]"]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The parent of temporary folders."""
-    monkeypatch.setattr("fedsim_userdp.federation.ray_folders._parent", lambda: tmp_path)
+    monkeypatch.setattr("fedsim_userdp.federation.engines.ray_folders._parent", lambda: tmp_path)
     return tmp_path
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim_userdp.federation.errors import RoundError
-from fedsim_userdp.federation.flower_engine import FlowerEngine
+from fedsim_userdp.errors import RoundError
+from fedsim_userdp.federation.engines.flower_engine import FlowerEngine
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from fedsim_userdp.report.files import write_text
 from fedsim_userdp.simulations.arguments import RUN_FILE, complete_arguments

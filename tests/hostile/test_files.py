@@ -19,8 +19,7 @@ from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy import entries
-from fedsim_userdp.privacy.ledger import Ledger
+from fedsim_userdp.privacy.ledger import Ledger, entries
 from fedsim_userdp.simulations.arguments import RUN_FILE, complete_arguments
 from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training import checkpoints

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim_userdp.data.corpus import DataError
+from fedsim_userdp.errors import DataError
 from tests.hostile import guard
 
 

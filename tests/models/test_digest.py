@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models import digest
 from fedsim_userdp.models.digest import files_digest
-from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from tests.models.test_loading import gguf_file  # noqa: F401 - a fixture
 

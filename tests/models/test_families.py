@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.errors import ModelError
 from tests.models.families import FAMILIES, PARTS, Outcome, outcome
 
 EXPECTED = {

@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig
 
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora
-from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.gguf import packaged_gguf
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource

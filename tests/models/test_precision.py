@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import PeftModel
 
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.adapters import LoraSettings, attach_lora, trainable_state
-from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.models.precision import without_autocast
 from fedsim_userdp.training.batches import Unit, collate

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
-from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from tests.models.families import small_base
 

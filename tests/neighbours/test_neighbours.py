@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from fedsim_userdp import conf
-from fedsim_userdp.federation.errors import RoundError
+from fedsim_userdp.errors import RoundError
 from fedsim_userdp.privacy import accounting as acc
 from tests.neighbours.worlds import (
     CLIP_NORM,

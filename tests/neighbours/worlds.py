@@ -23,7 +23,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import read_request, to_arrays, write_reply
 from fedsim_userdp.federation.rounds import run_rounds
 from fedsim_userdp.models.loading import TINY_MODEL

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy import curves, pld
-from fedsim_userdp.privacy.descriptions import Adjacency
+from fedsim_userdp.privacy import pld
+from fedsim_userdp.privacy.accounting import curves
+from fedsim_userdp.privacy.accounting.descriptions import Adjacency
 
 from .conftest import REFERENCE
 

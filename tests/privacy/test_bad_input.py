@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.descriptions import Adjacency
+from fedsim_userdp.privacy.accounting.descriptions import Adjacency
 from fedsim_userdp.privacy.validation import check_count
 
 NOT_NUMBERS = st.one_of(st.booleans(), st.text(), st.none(), st.lists(st.floats()), st.complex_numbers(), st.binary())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fedsim_userdp import cache
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy import cache
 
 RUN = acc.RecordLevel(1.0, 0.05, 200, 10)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.serialization import from_json, to_json
+from fedsim_userdp.privacy.accounting.serialization import from_json, to_json
 
 ALL = [
     acc.UserWise(1.0, 0.05, 200),

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from fedsim_userdp.errors import BudgetExceeded, LedgerError, ReleasedOtherwise
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy import ledger as module
-from fedsim_userdp.privacy.entries import FIRST_HASH, Release, decode
-from fedsim_userdp.privacy.errors import BudgetExceeded, LedgerError, ReleasedOtherwise
 from fedsim_userdp.privacy.ledger import Ledger, seal
+from fedsim_userdp.privacy.ledger.entries import FIRST_HASH, Release, decode
 
 DELTA = 1e-5
 ROUND = acc.UserWise(1.0, 0.05, 1)

@@ -10,9 +10,10 @@ from dp_accounting.pld import privacy_loss_distribution as library
 from scipy import integrate, stats
 
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy import pld, single
-from fedsim_userdp.privacy.loss import Grid, prepare
-from fedsim_userdp.privacy.mixture import binomial_mixture
+from fedsim_userdp.privacy import pld
+from fedsim_userdp.privacy.accounting import single
+from fedsim_userdp.privacy.pld.loss import Grid, prepare
+from fedsim_userdp.privacy.pld.mixture import binomial_mixture
 
 ONE_STEP = [(2.0, 0.1, 5, 1.0), (1.0, 0.01, 1, 0.5), (0.5, 0.3, 3, 2.0), (5.0, 0.5, 20, 0.1), (0.3, 0.05, 2, 4.0)]
 CELLS = [(1.0, 0.05, 200), (24.0, 0.01, 1000), (0.5, 1e-4, 1000), (3.0, 0.5, 10), (0.3, 0.01, 100)]
@@ -162,7 +163,7 @@ def test_rdp_at_integers_agrees_with_dp_accounting() -> None:
     import dp_accounting as dp
     from dp_accounting import rdp
 
-    from fedsim_userdp.privacy import renyi
+    from fedsim_userdp.privacy.accounting import renyi
 
     for sigma, prob in ((1.0, 0.05), (0.5, 1e-3), (30.0, 0.01), (2.0, 1.0)):
         theirs = rdp.RdpAccountant(renyi._ORDERS.tolist())

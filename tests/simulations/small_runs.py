@@ -27,9 +27,8 @@ from fedsim_userdp.data.writer import StoreWriter
 from fedsim_userdp.federation.engines import InProcessEngine
 from fedsim_userdp.models.adapters import LoraSettings
 from fedsim_userdp.models.loading import TINY_MODEL
-from fedsim_userdp.privacy import accountants
-from fedsim_userdp.privacy.accounting import Description
-from fedsim_userdp.privacy.curve import Curve
+from fedsim_userdp.privacy.accounting import Description, accountants
+from fedsim_userdp.privacy.accounting.curves import Curve
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.noise import OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey

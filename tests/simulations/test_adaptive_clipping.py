@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, FixedSizeSelector, PoissonSelector
 from fedsim_userdp.simulations.adaptive_clipping import UserWiseAdaptive
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.guarantee import calibrated
 from fedsim_userdp.simulations.task import Budget
 from fedsim_userdp.training.checkpoints import CheckpointError

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from fedsim_userdp.conf import __file__ as conf_file
-from fedsim_userdp.report.benchmark import GOALS, PARTS
 from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.simulations.measurements.parts import MEASURE
+from fedsim_userdp.simulations.measurements.results import GOALS, PARTS
 from tests.simulations.benchmark_setup import small_overrides
 
 RATIOS = [

@@ -13,12 +13,12 @@ import pytest
 import torch
 from flwr.app import Message
 
-from fedsim_userdp.federation.stepwise import StepwiseRounds, WatchedStrategy, nodes_in_this_process
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.report.benchmark import Findings
 from fedsim_userdp.selection import CyclicSelector
 from fedsim_userdp.simulations.measurements import curves, memory, overhead, population, runtimes, startup, updates
+from fedsim_userdp.simulations.measurements.results import Findings
+from fedsim_userdp.simulations.measurements.stepwise import StepwiseRounds, WatchedStrategy, nodes_in_this_process
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers, synthetic_store
 from fedsim_userdp.simulations.measurements.timing import (
     Alternation,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedsim_userdp.report.benchmark import (
+from fedsim_userdp.simulations.measurements.plot import plot_cost_curves
+from fedsim_userdp.simulations.measurements.results import (
     GOALS,
     CohortDraw,
     Comparison,
@@ -19,7 +20,6 @@ from fedsim_userdp.report.benchmark import (
     speed,
     write_benchmark,
 )
-from fedsim_userdp.report.benchmark_plot import plot_cost_curves
 
 SLOWER = {"cohort": [2.0, 2.0, 4.0], "plain": [1.0, 2.0, 3.0]}
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fedsim_userdp.privacy.planning import MECHANISMS, BudgetSetting, ClipNorms, plan, sweep
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.privacy.budget import MECHANISMS, BudgetSetting, ClipNorms, plan, sweep
 from fedsim_userdp.report.budget import in_words, sweep_in_words
 from fedsim_userdp.simulations.budget import parse_sweep, quoted_sweep
 from fedsim_userdp.simulations.cli import run_command
-from fedsim_userdp.simulations.errors import ConfigError
 
 SMALL = ["budget.num_users=200", "budget.rounds=10", "budget.cohort=20", "budget.records_per_user=4"]
 FRAMEWORKS = ("torch", "flwr", "transformers", "peft", "opacus", "ray")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from fedsim_userdp.simulations.corpora import configured_store
-from fedsim_userdp.simulations.errors import ConfigError
 from tests.simulations.benchmark_setup import small_overrides
 
 

@@ -5,10 +5,10 @@ import math
 import pytest
 from omegaconf import OmegaConf
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.simulations.audit import claims_of
 from fedsim_userdp.simulations.compare import compared_runs
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.guarantee import Guarantee
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations import explanations, settings_page
 from fedsim_userdp.simulations.cli import COMMANDS, CONFIG_NAMES, PLAIN, run_command
 from fedsim_userdp.simulations.command_help import help_text
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.explanations import ROOT, read_settings
 
 COMMENTED = """# What the file is for,

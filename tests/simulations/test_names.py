@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations import jobs, names
 from fedsim_userdp.simulations.arguments import complete_arguments
 from fedsim_userdp.simulations.cli import run_command
-from fedsim_userdp.simulations.errors import ConfigError
 from tests.simulations.corpora import small_settings, write_jsonl
 
 MEANT = {

@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, observers, summary
 from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector, PoissonSelector
 from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.keys import RunKeys
 from fedsim_userdp.simulations.mechanisms import UserWise
 from fedsim_userdp.simulations.task import Budget

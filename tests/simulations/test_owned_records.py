@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_module
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.store import open_store
 from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations.cli import run_command
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.task import build_task
 from tests.data.sources import MemoryCorpus, WordTokenizer
 from tests.simulations.small_runs import small_store, small_task

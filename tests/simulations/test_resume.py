@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations.arguments import RUN_FILE, complete_arguments, override_key
-from fedsim_userdp.simulations.errors import ConfigError
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.small_runs import what_a_run_left
 from tests.simulations.zygote import Zygote

@@ -10,10 +10,10 @@ import pytest
 
 from fedsim_userdp import __version__
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, PoissonSelector, draw_cohort
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.task import Budget, Task
 from fedsim_userdp.simulations.versions import code_versions
 from fedsim_userdp.training.checkpoints import CheckpointError

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from fedsim_userdp import cache
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy import cache
 from fedsim_userdp.report.files import write_results
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy, write_privacy

@@ -12,18 +12,17 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim_userdp.data.store import TokenStore
-from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.errors import BudgetExceeded, CheckpointError, LedgerError, ReleasedOtherwise
+from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import read_request, to_arrays, write_reply
 from fedsim_userdp.federation.rounds import run_rounds
-from fedsim_userdp.privacy import accountants
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.errors import BudgetExceeded, LedgerError, ReleasedOtherwise
+from fedsim_userdp.privacy.accounting import accountants
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector, draw_cohort
 from fedsim_userdp.simulations.circumstances import Circumstances
 from fedsim_userdp.simulations.task import Task
-from fedsim_userdp.training.errors import CheckpointError
 from tests.simulations.small_runs import (
     dies_after_release,
     os_noise,

@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim_userdp.data.records import RandomRecords
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
@@ -18,7 +19,6 @@ from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import draw_cohort
 from fedsim_userdp.simulations.arguments import complete_arguments
 from fedsim_userdp.simulations.circumstances import licence_of, named_foreign
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.identity import settings_digest
 from fedsim_userdp.simulations.task import Task, build_task
 from fedsim_userdp.strategies import every_other_user

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import PoissonSelector
-from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.folder import RunFolder
 from fedsim_userdp.simulations.keys import RunKeys, mark_of_draw
 from fedsim_userdp.simulations.saver import check_saved

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations.searches import searched_runs
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fedsim_userdp.models.errors import ModelError
+from fedsim_userdp.cache import default_cache_dir, path_of
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.privacy.cache import default_cache_dir, path_of
 from fedsim_userdp.simulations import cli, own_files
 from tests.simulations.corpora import small_settings, write_jsonl
 
@@ -80,7 +80,7 @@ def test_a_working_folder_that_is_gone_is_said_in_one_sentence(tmp_path: Path) -
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs another user id")
 def test_a_user_without_an_entry_or_a_home_is_told_what_to_set() -> None:
-    code = "import sys; from fedsim_userdp.privacy.cache import default_cache_dir as d; print(d())"
+    code = "import sys; from fedsim_userdp.cache import default_cache_dir as d; print(d())"
     environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}
     environment.pop("FEDSIM_CACHE_DIR", None)
     command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", sys.executable, "-c", code]

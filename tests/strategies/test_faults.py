@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from fedsim_userdp.errors import NodeRefusal, RoundError
 from fedsim_userdp.federation.client_app import make_client_app
-from fedsim_userdp.federation.errors import NodeRefusal, RoundError
-from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import (
     GRACE_SECONDS,
     TrainRequest,

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from fedsim_userdp.federation.client_app import make_client_app
-from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import TrainRequest, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds

@@ -7,9 +7,9 @@ import torch
 from peft import PeftModel
 from scipy import stats
 
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.adapters import LoraSettings, load_trainable_state, trainable_state
-from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit, collate

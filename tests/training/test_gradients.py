@@ -5,9 +5,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.adapters import LoraSettings, trainable_state
-from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.models.loading import refuse_batch_statistics
 from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum

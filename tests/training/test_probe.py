@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.adapters import LoraSettings, trainable_state
-from fedsim_userdp.models.errors import ModelError
 from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.gradients import OneByOneGradients, unit_gradients, why_not_stacked
 from fedsim_userdp.training.probe import probe_for

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from scipy import special
 
-from fedsim_userdp.privacy.mixture import Floats
+from fedsim_userdp.privacy.pld.mixture import Floats
 
 _ORDERS = np.array([*range(2, 65), 80, 100, 128, 180, 256, 360, 512, 720, 1024, 1448, 2048, 4096], dtype=np.float64)
 

@@ -17,6 +17,8 @@ from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 
+from fedsim_userdp.errors import DataError
+
 VARIABLE = "FEDSIM_CACHE_DIR"
 _APP = "fedsim_userdp"
 ALGORITHM_VERSION = 6  # to be raised whenever an answer of the accounting may change
@@ -93,6 +95,20 @@ def _home() -> Path:
         raise ValueError(
             f"this user has no home folder: set the environment variable {VARIABLE} to a folder for caches"
         ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Makes `folder` if need be, readable by this user only, and tries it by writing to it.
+
+    Raises:
+        DataError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(f"cache folder {folder} cannot be written ({error}); set {VARIABLE} to one that can") from error
 
 
 @functools.cache

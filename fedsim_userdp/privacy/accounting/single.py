@@ -7,9 +7,9 @@ delta(eps), user added   = Q(x < t) - e^eps P(x < t), L(t) = -eps
 import numpy as np
 from scipy import special
 
-from fedsim_userdp.privacy.gaussian import log_difference
-from fedsim_userdp.privacy.mixture import Mixture
-from fedsim_userdp.privacy.roots import crossing
+from fedsim_userdp.privacy.accounting.gaussian import log_difference
+from fedsim_userdp.privacy.pld.mixture import Mixture
+from fedsim_userdp.privacy.pld.roots import crossing
 
 _FARTHEST = 1e6  # standard deviations: no delta that anyone asks for lies beyond
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fedsim_userdp.privacy.errors import AccountingError
-from fedsim_userdp.privacy.loss import Loss, prepare
-from fedsim_userdp.privacy.mixture import Mixture
-from fedsim_userdp.privacy.plan import LOG_GAIN, DeltaAt, EpsilonAt, Plan, Question, Releases, make_plan, sharpened
-from fedsim_userdp.privacy.tail import compose
+from fedsim_userdp.errors import AccountingError
+from fedsim_userdp.privacy.pld.loss import Loss, prepare
+from fedsim_userdp.privacy.pld.mixture import Mixture
+from fedsim_userdp.privacy.pld.plan import LOG_GAIN, DeltaAt, EpsilonAt, Plan, Question, Releases, make_plan, sharpened
+from fedsim_userdp.privacy.pld.tail import compose
 
 Composition = Sequence[tuple[Mixture, int]]
 

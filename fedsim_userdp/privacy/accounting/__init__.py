@@ -27,10 +27,12 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from fedsim_userdp.privacy import accountants, cache, curves
-from fedsim_userdp.privacy.accountants import methods
-from fedsim_userdp.privacy.calibration import least_noise
-from fedsim_userdp.privacy.descriptions import (
+from fedsim_userdp import cache
+from fedsim_userdp.errors import AccountingError
+from fedsim_userdp.privacy.accounting import accountants, curves
+from fedsim_userdp.privacy.accounting.accountants import methods
+from fedsim_userdp.privacy.accounting.calibration import least_noise
+from fedsim_userdp.privacy.accounting.descriptions import (
     AdaptiveClipping,
     Adjacency,
     Composed,
@@ -42,8 +44,7 @@ from fedsim_userdp.privacy.descriptions import (
     Unamplified,
     UserWise,
 )
-from fedsim_userdp.privacy.errors import AccountingError
-from fedsim_userdp.privacy.group import is_vacuous, log_delta_factor, to_record_level, to_user_level
+from fedsim_userdp.privacy.accounting.group import is_vacuous, log_delta_factor, to_record_level, to_user_level
 from fedsim_userdp.privacy.pld import MIN_LOG_DELTA
 from fedsim_userdp.privacy.validation import MAX_COUNT, check_count, check_delta, check_epsilon
 

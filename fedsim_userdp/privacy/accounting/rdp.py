@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsim_userdp.privacy.curve import Curve
-from fedsim_userdp.privacy.descriptions import (
+from fedsim_userdp.errors import AccountingError
+from fedsim_userdp.privacy.accounting.curves import Curve
+from fedsim_userdp.privacy.accounting.descriptions import (
     AdaptiveClipping,
     Adjacency,
     Composed,
@@ -19,8 +20,7 @@ from fedsim_userdp.privacy.descriptions import (
     HyperparameterSearch,
     NoAmplification,
 )
-from fedsim_userdp.privacy.errors import AccountingError
-from fedsim_userdp.privacy.mixture import Floats
+from fedsim_userdp.privacy.pld.mixture import Floats
 
 if TYPE_CHECKING:
     import dp_accounting

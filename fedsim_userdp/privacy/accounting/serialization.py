@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Callable
 from typing import cast
 
-from fedsim_userdp.privacy.descriptions import (
+from fedsim_userdp.privacy.accounting.descriptions import (
     AdaptiveClipping,
     Adjacency,
     Composed,

@@ -7,7 +7,15 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Self
 
-from fedsim_userdp.privacy.runs import Adjacency, FixedSize, NoAmplification, RecordLevel, Run, Unamplified, UserWise
+from fedsim_userdp.privacy.accounting.one_run import (
+    Adjacency,
+    FixedSize,
+    NoAmplification,
+    RecordLevel,
+    Run,
+    Unamplified,
+    UserWise,
+)
 from fedsim_userdp.privacy.validation import check_real
 
 if TYPE_CHECKING:

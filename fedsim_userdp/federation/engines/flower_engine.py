@@ -95,7 +95,7 @@ class FlowerEngine:
         switch_off_usage_reports()
         from flwr.simulation import run_simulation
 
-        from fedsim_userdp.federation import ray_cluster
+        from fedsim_userdp.federation.engines import ray_cluster
 
         stopped, server_app = threading.Event(), ServerApp()
 
@@ -121,7 +121,7 @@ class FlowerEngine:
 
     def _gpus_of_a_worker(self, worker: Worker) -> float:
         """`num_gpus`, or a share of the connected cluster's where this process's own model runs on a GPU."""
-        from fedsim_userdp.federation import ray_cluster
+        from fedsim_userdp.federation.engines import ray_cluster
 
         if self.num_gpus is not None:
             return self.num_gpus

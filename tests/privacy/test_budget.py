@@ -4,7 +4,7 @@ import math
 import pytest
 
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.planning import AXES, MECHANISMS, BudgetRow, BudgetSetting, ClipNorms, plan, sweep
+from fedsim_userdp.privacy.budget import AXES, MECHANISMS, BudgetRow, BudgetSetting, ClipNorms, plan, sweep
 
 SETTING = BudgetSetting(num_users=1000, records_per_user=10, rounds=200, epsilon=3.0, cohort=50.0)
 

@@ -9,7 +9,7 @@ from flwr.supercore.run import Run
 from torch import Tensor
 
 from fedsim_userdp.federation.client_app import make_client_app
-from fedsim_userdp.federation.in_process import InProcessGrid
+from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import to_arrays
 from fedsim_userdp.federation.rounds import RetryingStrategy, Rounds, run_rounds
 from fedsim_userdp.federation.worker import Worker

@@ -22,10 +22,11 @@ from types import TracebackType
 from typing import Self
 
 from fedsim_userdp import plain_files
-from fedsim_userdp.privacy import accountants, entries
-from fedsim_userdp.privacy.descriptions import Composed
-from fedsim_userdp.privacy.entries import Contents, Entry, NoiseSource, Release, Seal, Torn
-from fedsim_userdp.privacy.errors import AccountingError, BudgetExceeded, LedgerError, ReleasedOtherwise
+from fedsim_userdp.errors import AccountingError, BudgetExceeded, LedgerError, ReleasedOtherwise
+from fedsim_userdp.privacy.accounting import accountants
+from fedsim_userdp.privacy.accounting.descriptions import Composed
+from fedsim_userdp.privacy.ledger import entries
+from fedsim_userdp.privacy.ledger.entries import Contents, Entry, NoiseSource, Release, Seal, Torn
 from fedsim_userdp.privacy.validation import check_count, check_delta, check_epsilon
 
 _PREFERRED = ("pld", "tight", "rdp", "group")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import ray
 from flwr.simulation.ray_transport.ray_actor import pool_size_from_resources
 
-from fedsim_userdp.federation.ray_folders import temporary_folder
+from fedsim_userdp.federation.engines.ray_folders import temporary_folder
 
 # Variables by which workers behave as this process does; none of them is a secret, since Ray shows them.
 _PASSED_ON = (

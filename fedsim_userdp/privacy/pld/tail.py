@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 from scipy import fft
 
-from fedsim_userdp.privacy.convolution import convolve
-from fedsim_userdp.privacy.loss import Grid, Loss
-from fedsim_userdp.privacy.mixture import Floats
+from fedsim_userdp.privacy.pld.convolution import convolve
+from fedsim_userdp.privacy.pld.loss import Grid, Loss
+from fedsim_userdp.privacy.pld.mixture import Floats
 
 _EPS = float(np.finfo(np.float64).eps)
 _RELEASE_ERROR = 1e-10  # relative rounding error of one release's divergence; against 50 digits it is below 1e-11

@@ -6,7 +6,8 @@ import json
 import math
 from typing import Literal
 
-from fedsim_userdp.privacy.descriptions import (
+from fedsim_userdp.errors import LedgerError
+from fedsim_userdp.privacy.accounting.descriptions import (
     AdaptiveClipping,
     Composed,
     FixedSize,
@@ -14,8 +15,7 @@ from fedsim_userdp.privacy.descriptions import (
     RecordLevel,
     UserWise,
 )
-from fedsim_userdp.privacy.errors import LedgerError
-from fedsim_userdp.privacy.serialization import Json, from_json, to_json
+from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.validation import check_count
 
 Release = UserWise | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from fedsim_userdp.privacy.errors import AccountingError
+from fedsim_userdp.errors import AccountingError
 
 _LEAST_RATIO = 0.998  # of the target; the promise is 0.99
 _NARROW = 2e-5

@@ -7,9 +7,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from fedsim_userdp.report.benchmark import CostCurve
 from fedsim_userdp.report.files import replacing
 from fedsim_userdp.report.plots import COLOURS  # its import chooses the backend that needs no display
+from fedsim_userdp.simulations.measurements.results import CostCurve
 
 LABELS = {
     "cohort": "users in the cohort",

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 
-from fedsim_userdp.privacy import curves, rdp
-from fedsim_userdp.privacy.curve import Curve
-from fedsim_userdp.privacy.descriptions import (
+from fedsim_userdp.errors import AccountingError
+from fedsim_userdp.privacy.accounting import curves, rdp
+from fedsim_userdp.privacy.accounting.curves import Curve
+from fedsim_userdp.privacy.accounting.descriptions import (
     AdaptiveClipping,
     Composed,
     Description,
@@ -15,7 +16,6 @@ from fedsim_userdp.privacy.descriptions import (
     RecordLevel,
     UserWise,
 )
-from fedsim_userdp.privacy.errors import AccountingError
 
 _REASONS = {
     "pld": "its privacy loss distribution is not known here (or, for records, say which unit is meant)",
@@ -45,7 +45,9 @@ def methods(description: Description) -> tuple[str, ...]:
             return ("group", "record") if isinstance(description.run, RecordLevel) else ("rdp",)
         case Composed():
             return _methods_of_parts([run for run, _ in description.counted()])
-    raise ValueError(f"description must be an object of fedsim_userdp.privacy.descriptions, got {description!r}")
+    raise ValueError(
+        f"description must be an object of fedsim_userdp.privacy.accounting.descriptions, got {description!r}"
+    )
 
 
 def check_method(description: Description, method: str | None) -> str:

@@ -1,22 +1,36 @@
 """The accountants other than RDP, as privacy curves: closed form, checked PLD, and group privacy on top of either."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from fedsim_userdp.privacy import gaussian, pld, single
-from fedsim_userdp.privacy.curve import Curve
-from fedsim_userdp.privacy.descriptions import RecordLevel, UserWise
-from fedsim_userdp.privacy.errors import AccountingError
-from fedsim_userdp.privacy.group import log_delta_factor
-from fedsim_userdp.privacy.mixture import Floats, binomial_mixture
-from fedsim_userdp.privacy.renyi import epsilon_bound, log_delta_bound, rdp_at_integers
-from fedsim_userdp.privacy.roots import crossing, minimize
+from fedsim_userdp.errors import AccountingError
+from fedsim_userdp.privacy import pld
+from fedsim_userdp.privacy.accounting import gaussian, single
+from fedsim_userdp.privacy.accounting.descriptions import RecordLevel, UserWise
+from fedsim_userdp.privacy.accounting.group import log_delta_factor
+from fedsim_userdp.privacy.accounting.renyi import epsilon_bound, log_delta_bound, rdp_at_integers
+from fedsim_userdp.privacy.pld.mixture import Floats, binomial_mixture
+from fedsim_userdp.privacy.pld.roots import crossing, minimize
 
 _ALARM = 2e-3
 _SMALL_LOG_DELTA = -30.0
 _MAX_EPSILON = 1e9
 _FAR = 4.0  # times the least share that is possible: an answer beyond may have jumped over a smaller one
 _POWERS = (0.0, -0.05, *map(float, range(-1, -7, -1)), -math.inf)  # of two: shares of epsilon that are tried first
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """The two answers of an accountant; both are upper bounds.
+
+    Attributes:
+        epsilon: log delta < 0 -> epsilon in [0, inf).
+        log_delta: epsilon >= 0 -> log delta <= 0.
+    """
+
+    epsilon: Callable[[float], float]
+    log_delta: Callable[[float], float]
 
 
 def sampled_gaussian(releases: Sequence[tuple[UserWise | RecordLevel, int]]) -> Curve:

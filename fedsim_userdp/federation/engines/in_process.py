@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedsim_userdp.federation.identity import RUN_ID, ensure_identity
+from fedsim_userdp.federation.engines.identity import RUN_ID, ensure_identity
 
 CLIENT_APP_RAISED = 2  # Flower's own code for a ClientApp that raised an exception
 

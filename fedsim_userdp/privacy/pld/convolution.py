@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from fedsim_userdp.privacy.mixture import Floats
+from fedsim_userdp.privacy.pld.mixture import Floats
 
 Spectrum = npt.NDArray[np.complexfloating]
 Part = tuple[npt.NDArray[np.int64], Floats, int]

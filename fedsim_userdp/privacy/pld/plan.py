@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from fedsim_userdp.privacy.loss import Grid, Loss, Release
-from fedsim_userdp.privacy.roots import minimize
-from fedsim_userdp.privacy.tail import Tail, shifts
+from fedsim_userdp.privacy.pld.loss import Grid, Loss, Release
+from fedsim_userdp.privacy.pld.roots import minimize
+from fedsim_userdp.privacy.pld.tail import Tail, shifts
 
 Releases = list[tuple[Release, int]]
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from fedsim_userdp.privacy.mixture import Floats, Mixture
+from fedsim_userdp.privacy.pld.mixture import Floats, Mixture
 
 _UNDERFLOW = 1e-290
 
