@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from fedsim_userdp.mechanisms.circumstances import licence_of
+from fedsim_userdp.mechanisms.run_files import ADAPTER_CONFIG, CARD, TOKENIZER, WEIGHTS, tokenizer_digest
+from fedsim_userdp.mechanisms.settings_tree import is_own_code
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
 from fedsim_userdp.report.privacy_files import digest_of
 from fedsim_userdp.simulations.arguments import foreign_targets
 from fedsim_userdp.simulations.checks import difference
-from fedsim_userdp.simulations.circumstances import licence_of
 from fedsim_userdp.simulations.result_checks import result_rows
-from fedsim_userdp.simulations.run_files import ADAPTER_CONFIG, CARD, TOKENIZER, WEIGHTS, tokenizer_digest
 
 _FEW = 20  # layers: PEFT shortens a longer list of their names
 _EVERY_LAYER = "all-linear"  # PEFT writes down their names
@@ -60,7 +62,7 @@ def card_problem(
         text = (adapter / CARD).read_text(encoding="utf-8")
         base = str(_settings(adapter)["base_model_name_or_path"])
         model, data = choices["model"], choices["data"]
-        licence, tokenizer = licence_of(config), tokenizer_digest(adapter)
+        licence, tokenizer = licence_of(config.data, own_class(config.data)), tokenizer_digest(adapter)
         row = next(
             row for row in result_rows(folder) if (row.mechanism, row.seed) == (run.statement.mechanism, run.seed)
         )
@@ -168,3 +170,10 @@ def _is_base(base: str, model: DictConfig) -> bool:
     if not (name := Path(str(path)).name) or name == "..":  # such as `.`, whose name only its machine knows
         return re.fullmatch(r"[\w.@+ -]+", base) is not None
     return base == name or (base == str(path) and re.fullmatch(_HUB_NAME, base) is not None)
+
+
+def own_class(node: DictConfig) -> type | None:
+    """Returns the class that a `_target_` of this package names; None of any other, which is not imported."""
+    target = str(node.get("_target_"))
+    found: type | None = get_class(target) if is_own_code(target) else None
+    return found

@@ -4,10 +4,10 @@ What a run was started with is kept in its `run.json`.  Going on takes settings 
 the program, no settings of Hydra, and no code but what this package's own configuration names.
 """
 
-import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,13 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim_userdp import __version__, conf
+from fedsim_userdp import __version__
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.report.files import write_text
+from fedsim_userdp.mechanisms import settings_tree
+from fedsim_userdp.mechanisms.run_files import plain_content
+from fedsim_userdp.mechanisms.settings_tree import is_own_code, leaves
+from fedsim_userdp.mechanisms.started import FORMAT, RUN_FILE, check_continues, read_started, write_started
 from fedsim_userdp.simulations import names
-from fedsim_userdp.simulations.run_files import CONFIG_FILE, plain_content
-
-# What may differ between a run and its continuation, since it cannot change a result.
-FREE = frozenset({"resume", "output_dir", "threads", "cache_dir", "model.cache_dir", "engine", "checkpoint"})
-# What a ledger's lines and a run's noise rest on: never changed within a run.
-_FIXED = frozenset(
-    {
-        *("seed", "privacy", "noise", "selection", "records", "compare"),
-        *("mechanism.name", "mechanism._target_", "mechanism.records_per_user"),
-    }
-)
-RUN_FILE = "run.json"
-FORMAT = 1
 
 GROUPS = frozenset(
     {"mechanism", "selection", "data", "records", "model", "engine", "optimizer", "experiment"}
@@ -154,16 +144,10 @@ def beginning(config: DictConfig, command: str) -> Callable[[], None]:
         "config": settings,
     }
     if config.resume is not None:
-        changed = _check_continues(settings, folder, may_change=bool(config.checkpoint.allow_changes))
+        changed = check_continues(settings, folder, may_change=bool(config.checkpoint.allow_changes))
         _check_targets(settings, folder)
-        content = content if changed else _run_file(folder)
-
-    def begin() -> None:
-        """Writes both files."""
-        write_text(folder / RUN_FILE, json.dumps(content, indent=1) + "\n")
-        write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(content["config"])))
-
-    return begin
+        content = content if changed else read_started(folder)
+    return partial(write_started, folder, content)
 
 
 def override_key(override: str) -> str:
@@ -190,7 +174,7 @@ def check_types(config: DictConfig, config_name: str) -> None:
     names.check_arguments(config)
     defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=choices), resolve=True)
     settings = OmegaConf.to_container(config, resolve=True)
-    for key, before in _leaves(defaults):
+    for key, before in leaves(defaults):
         now = _at(settings, key)
         if now is _ABSENT or (now == before and type(now) is type(before)) or (now is None and key in _MAY_BE_NULL):
             continue
@@ -256,23 +240,9 @@ def _parsed(override: str) -> Override:
     return OverridesParser.create().parse_override(override)
 
 
-def _run_file(folder: Path) -> dict[str, Any]:
-    """The content of a folder's `run.json`."""
-    file = folder / RUN_FILE
-    try:
-        content = json.loads(plain_content(file))
-    except FileNotFoundError as error:
-        raise ConfigError(f"resume={folder} holds no run: there is no {RUN_FILE}; start it anew") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"resume={folder}: {RUN_FILE} cannot be read ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ConfigError(f"{file} is not of this version's format {FORMAT}")
-    return content
-
-
 def _started_with(folder: Path, command: str) -> list[str]:
     """The overrides that the run in a folder was started with."""
-    content = _run_file(folder)
+    content = read_started(folder)
     if content.get("command") != command:
         raise ConfigError(f"resume={folder} holds a run of `fedsim {content.get('command')}`: resume it with that")
     overrides = content.get("overrides")
@@ -303,7 +273,7 @@ def _check_harmless(override: str, folder: str) -> None:
     if re.match(r"[+~]*(-|hydra\b)", override.strip()):
         raise ConfigError(f"resume={folder}: {RUN_FILE} holds {override!r}, which is no setting of a run")
     parsed = _parsed(override)
-    if parsed.key_or_group.endswith("_target_") and not _is_own_code(str(parsed.value())):
+    if parsed.key_or_group.endswith("_target_") and not is_own_code(str(parsed.value())):
         raise ConfigError(
             f"resume={folder}: the run used {override}, code that does not belong to this program: give it again on "
             "the command line if you trust it"
@@ -314,8 +284,8 @@ def _check_targets(settings: object, folder: Path) -> None:
     """Raises ConfigError when a resumed run would run code that neither this program nor the command line names."""
     overrides = HydraConfig.get().overrides.task
     named = {_parsed(override).value() for override in overrides if override_key(override).endswith("_target_")}
-    for key, value in _leaves(settings):
-        if key.endswith("_target_") and not _is_own_code(str(value)) and value not in named:
+    for key, value in leaves(settings):
+        if key.endswith("_target_") and not is_own_code(str(value)) and value not in named:
             raise ConfigError(f"resume={folder}: {key}={value} is code that does not belong to this program")
 
 
@@ -338,53 +308,8 @@ def override_problem(overrides: Sequence[str], settings: object, choices: Mappin
 
 def foreign_targets(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Returns the `_target_`s of a configuration that neither this program nor the overrides name."""
-    settings = OmegaConf.to_container(config, resolve=True)
     named = {_parsed(override).value() for override in overrides if override_key(override).endswith("_target_")}
-    targets = [str(value) for key, value in _leaves(settings) if key.endswith("_target_")]
-    return [target for target in targets if not _is_own_code(target) and target not in named]
-
-
-def _is_own_code(target: str) -> bool:
-    """Whether a `_target_` is one of the package's own configuration, or an optimizer of torch."""
-    if re.fullmatch(r"torch\.optim\.[A-Z]\w*", target):
-        return True
-    texts = (file.read_text(encoding="utf-8") for file in Path(str(conf.__file__)).parent.rglob("*.yaml"))
-    return any(target in re.findall(r"^\s*_target_:\s*(\S+)", text, re.M) for text in texts)
-
-
-def _check_continues(settings: object, folder: Path, may_change: bool) -> list[str]:
-    """The settings that differ from those that `folder` was run with, said as warnings; ConfigError where none may."""
-    said = settings_changed(settings, folder)
-    refused = [key for key in said if not may_change or _is_part_of(key, _FIXED)]
-    if refused:
-        fix = "these cannot change within a run" if may_change else "checkpoint.allow_changes=true allows some changes"
-        raise ConfigError(
-            f"resume={folder}: the run was configured otherwise: {'; '.join(said[key] for key in refused)} ({fix})"
-        )
-    for sentence in said.values():
-        _log.warning("resume=%s: %s", folder, sentence)
-    return list(said)
-
-
-def settings_changed(settings: object, folder: Path) -> dict[str, str]:
-    """Returns how settings differ from those that a folder was run with, by key; free ones are not looked at.
-
-    Raises:
-        ConfigError: when it holds no run.
-    """
-    before, now = dict(_leaves(_run_file(folder).get("config"))), dict(_leaves(settings))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return {
-        key: f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}"
-        for key in changed
-        if not _is_part_of(key, FREE)
-    }
-
-
-def _is_part_of(key: str, names: frozenset[str]) -> bool:
-    """Whether a dotted key is one of `names` or lies below one."""
-    parts = key.split(".")
-    return any(".".join(parts[:length]) in names for length in range(1, len(parts) + 1))
+    return [target for target in settings_tree.foreign_targets(config) if target not in named]
 
 
 def _at(node: object, key: str) -> object:
@@ -394,15 +319,3 @@ def _at(node: object, key: str) -> object:
             return _ABSENT
         node = node[part]
     return node
-
-
-def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The leaves of nested mappings and lists of mappings, by dotted key."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, list) and any(isinstance(item, dict | list) for item in node):
-        for number, item in enumerate(node):
-            yield from _leaves(item, f"{prefix}.{number}")
-    else:
-        yield prefix, node

@@ -9,9 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.run_files import CONFIG_FILE
 from fedsim_userdp.simulations.arguments import check_types
-from fedsim_userdp.simulations.occupied import folder_of_job
-from fedsim_userdp.simulations.run_files import CONFIG_FILE
+from fedsim_userdp.simulations.job_folder import folder_of_job
 
 if TYPE_CHECKING:
     from fedsim_userdp.report.audit_progress import StepProgress
@@ -89,10 +89,10 @@ def open_session(
     Raises:
         ConfigError, ValueError: one sentence on what is wrong with the configuration.
     """
-    from fedsim_userdp.simulations.adaptive_clipping import UserWiseAdaptive
+    from fedsim_userdp.mechanisms.user_wise import UserWise
+    from fedsim_userdp.mechanisms.user_wise_adaptive import UserWiseAdaptive
     from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
-    from fedsim_userdp.simulations.mechanisms import UserWise
-    from fedsim_userdp.simulations.task import build_task
+    from fedsim_userdp.simulations.configured import configured_run
 
     mechanism = instantiate(config.mechanism)
     if isinstance(mechanism, UserWiseAdaptive):
@@ -111,4 +111,4 @@ def open_session(
         window=config.tokens.window,
         records_per_user=config.evaluation.records_per_user,
     )
-    return AuditSession(build_task(config, folder), mechanism, settings, progress)
+    return AuditSession(configured_run(config, folder), mechanism, settings, progress)

@@ -1,4 +1,4 @@
-"""One audit: canaries planted among the task's users, one run for each claim, its verdict and user inference."""
+"""One audit: canaries planted among the run's users, one run for each claim, its verdict and user inference."""
 
 import copy
 import math
@@ -25,6 +25,11 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.mechanisms.guarantee import Guarantee, calibrated
+from fedsim_userdp.mechanisms.keys import RunKeys
+from fedsim_userdp.mechanisms.persistence import single_release
+from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.user_wise import UserWise
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.plain_files import make_folder
@@ -34,12 +39,7 @@ from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, AuditRow, verdict_on
 from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.simulations.audited_run import AuditedRun
-from fedsim_userdp.simulations.guarantee import Guarantee, calibrated
-from fedsim_userdp.simulations.keys import RunKeys
-from fedsim_userdp.simulations.mechanisms import UserWise
 from fedsim_userdp.simulations.observation import Observer, Watch, published_keys
-from fedsim_userdp.simulations.saver import single_release
-from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelSettings
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.users import TrainingUsers
@@ -87,7 +87,7 @@ class AuditSession:
     """Trains and audits the runs of one audit; they share canaries, data and the base model's scores.
 
     Args:
-        task: data, model, selector, noise and engine.
+        run: data, model, selector, noise and engine.
         mechanism: the run's settings.
         settings: the audit's settings.
         progress: where progress is shown.
@@ -96,19 +96,19 @@ class AuditSession:
         ConfigError, ValueError: when the settings do not allow an audit.
     """
 
-    def __init__(self, task: Task, mechanism: UserWise, settings: AuditSettings, progress: StepProgress) -> None:
-        self._task, self._mechanism, self._settings, self._progress = task, mechanism, settings, progress
-        _check_auditable(task)
+    def __init__(self, run: Run, mechanism: UserWise, settings: AuditSettings, progress: StepProgress) -> None:
+        self._run, self._mechanism, self._settings, self._progress = run, mechanism, settings, progress
+        _check_auditable(run)
         kinds = kinds_of(settings.canaries, canary_kinds(mechanism.records_per_user, settings.window))
-        check_delta(task.budget.delta, len(kinds), settings.significance)
-        self._users = _real_users(task, settings.num_real_users)
-        self._worker = task.worker(mechanism.records_per_user)
+        check_delta(run.study.target.delta, len(kinds), settings.significance)
+        self._users = _real_users(run, settings.num_real_users)
+        self._worker = run.worker(mechanism.records_per_user)
         self._state = trainable_state(self._model)
         size = sum(tensor.numel() for tensor in self._state.values())
-        directions = Directions(size, settings.num_candidates, task.seed)
-        self.canaries = draw_canaries(kinds, len(self._users), directions, task.seed)
-        self._members = _units_of(task, self._users, settings.records_per_user)
-        self._observer = Observer(task.selector, task.noise.is_seeded)
+        directions = Directions(size, settings.num_candidates, run.study.seed)
+        self.canaries = draw_canaries(kinds, len(self._users), directions, run.study.seed)
+        self._members = _units_of(run, self._users, settings.records_per_user)
+        self._observer = Observer(run.study.selector, run.noise.is_seeded)
         self._base: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def audit(self, epsilon: float) -> AuditedClaim:
@@ -116,16 +116,16 @@ class AuditSession:
         start = time.perf_counter()
         guarantee, keys = self._guarantee(epsilon), self._keys(epsilon)
         watch = Watch()
-        run = self._run(guarantee, keys, watch)
-        with _open_ledger(self._task, guarantee, epsilon) as ledger:
-            self._progress.start(f"epsilon {epsilon:g}: training", run.rounds, "rounds")
-            trace, state = run.train(partial(_record, ledger, guarantee), self._note_round)
+        audited = self._audited_run(guarantee, keys, watch)
+        with _open_ledger(self._run, guarantee, epsilon) as ledger:
+            self._progress.start(f"epsilon {epsilon:g}: training", audited.rounds, "rounds")
+            trace, state = audited.train(partial(_record, ledger, guarantee), self._note_round)
             spent = math.inf if ledger is None else ledger.epsilon()
-        claim = Claim(spent, self._task.budget.delta, run.expected_cohort / self.canaries.num_users)
+        claim = Claim(spent, self._run.study.target.delta, audited.expected_cohort / self.canaries.num_users)
         self._progress.start(f"epsilon {epsilon:g}: weighing", len(self.canaries), "canaries")
         findings = judge(trace, self.canaries, claim, self._settings.significance, self._progress.advance)
-        published = published_keys(self._task.seed, (self._identity(epsilon), self._task.identity))
-        observed = self._observer.observe(run, watch, trace.releases, published)
+        published = published_keys(self._run.study.seed, (self._identity(epsilon), self._run.identity))
+        observed = self._observer.observe(audited, watch, trace.releases, published)
         return self._report(epsilon, guarantee, findings, self._infer(state), observed, time.perf_counter() - start)
 
     @property
@@ -138,22 +138,22 @@ class AuditSession:
 
     def _guarantee(self, epsilon: float) -> Guarantee:
         """What the run over everybody, canaries included, promises."""
-        release = declared_release(self._task.selector, 1.0, self.canaries.num_users, self._mechanism.rounds)
-        return calibrated(release, replace(self._task.budget, epsilon=epsilon), None, "user")
+        release = declared_release(self._run.study.selector, 1.0, self.canaries.num_users, self._mechanism.rounds)
+        return calibrated(release, replace(self._run.study.target, epsilon=epsilon), None, "user")
 
     def _identity(self, epsilon: float) -> str:
         """What the releases of an audited run depend on, as text."""
-        return f"{self._task.identity} audited at epsilon {epsilon:g}"
+        return f"{self._run.identity} audited at epsilon {epsilon:g}"
 
     def _keys(self, epsilon: float) -> RunKeys:
         """The keys of an audited run: no two of them share noise or cohorts."""
-        if not self._task.noise.is_seeded:
+        if not self._run.noise.is_seeded:
             return RunKeys.of(RunKey.drawn())
-        return RunKeys.of(RunKey.seeded(self._task.seed, self._identity(epsilon)))
+        return RunKeys.of(RunKey.seeded(self._run.study.seed, self._identity(epsilon)))
 
-    def _run(self, guarantee: Guarantee, keys: RunKeys, watch: Watch) -> AuditedRun:
-        """The run with the canaries among the task's users."""
-        task, mechanism, canaries = self._task, self._mechanism, self.canaries
+    def _audited_run(self, guarantee: Guarantee, keys: RunKeys, watch: Watch) -> AuditedRun:
+        """The run with the canaries among the run's users."""
+        run, mechanism, canaries = self._run, self._mechanism, self.canaries
         users = self._worker.users
         audited_users = UsersWithCanaries(
             users.store,
@@ -165,23 +165,23 @@ class AuditSession:
             canaries,
         )
         gradients = GradientsWithCanaries(self._worker.gradients, canaries, mechanism.clip_norm)
-        audited = Worker(gradients, audited_users, task.local)
-        noise = replace(task.noise, key=keys.run) if isinstance(task.noise, SeededNoise) else task.noise
+        audited = Worker(gradients, audited_users, run.study.local)
+        noise = replace(run.noise, key=keys.run) if isinstance(run.noise, SeededNoise) else run.noise
         settings = UserLevelSettings(
             population=audited_users.population,
             clip_norm=mechanism.clip_norm,
             noise_multiplier=guarantee.noise_multiplier,
             key=keys.run,
-            num_nodes=task.engine.num_nodes_for(canaries.num_users),
+            num_nodes=run.study.engine.num_nodes_for(canaries.num_users),
             declared=guarantee.declared,
         )
         return AuditedRun(
             settings=settings,
-            selector=copy.deepcopy(task.selector),  # what it remembers of another run must not tell in this one
+            selector=copy.deepcopy(run.study.selector),  # what it remembers of another run must not tell in this one
             noise=watch.listening(noise),
             train_fn=watch.watching(audited.train),
             state=self._state,
-            optimizer_fn=task.optimizer_fn,
+            optimizer_fn=run.study.optimizer_fn,
             learning_rate=mechanism.schedule(),
             rounds=mechanism.rounds,
         )
@@ -194,12 +194,12 @@ class AuditSession:
         load_trainable_state(self._model, state)
         tuned = self._likelihoods()
         members, others = (tuned[side] - self._base[side] for side in (0, 1))
-        return infer_users(members, others, RunKey.seeded(self._task.seed).generator("audit", user="bootstrap"))
+        return infer_users(members, others, RunKey.seeded(self._run.study.seed).generator("audit", user="bootstrap"))
 
     def _likelihoods(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The model's mean log-likelihoods of the training and of the held-out users."""
-        tokens = 2 * self._task.local.max_tokens
-        groups = (self._members, self._task.evaluation_units)
+        tokens = 2 * self._run.study.local.max_tokens
+        groups = (self._members, self._run.study.evaluation_units)
         members, others = (mean_log_likelihoods(self._model, units, tokens) for units in groups)
         return members, others
 
@@ -270,51 +270,51 @@ class AuditSession:
         )
 
 
-def _check_auditable(task: Task) -> None:
+def _check_auditable(run: Run) -> None:
     """Raises ConfigError for what an audit cannot do."""
-    if task.is_resumed:
+    if run.place.is_resumed:
         raise ConfigError("resume: an audit cannot be resumed; start it anew")
-    if not isinstance(task.engine, InProcessEngine):
+    if not isinstance(run.study.engine, InProcessEngine):
         raise ConfigError("engine: an audit runs its nodes in this process; use engine=in_process")
-    if not task.evaluation_units:
+    if not run.study.evaluation_units:
         raise ConfigError("split.heldout_users=0: user inference compares training users with held-out ones")
 
 
-def _real_users(task: Task, wanted: int | None) -> NDArray[np.int64]:
+def _real_users(run: Run, wanted: int | None) -> NDArray[np.int64]:
     """The store's numbers of the training users that are kept, ascending.
 
     Raises ConfigError when so many cannot be had.
     """
-    everybody = task.split.train
+    everybody = run.study.split.train
     if wanted is None:
         return everybody
     if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= len(everybody):
         raise ConfigError(f"audit.real_users={wanted} must lie between 1 and the {len(everybody)} training users")
-    generator = RunKey.seeded(task.seed).generator("audit", user="real users")
+    generator = RunKey.seeded(run.study.seed).generator("audit", user="real users")
     return np.sort(generator.choice(everybody, size=wanted, replace=False))
 
 
-def _units_of(task: Task, users: NDArray[np.int64], records_per_user: int) -> list[Unit]:
+def _units_of(run: Run, users: NDArray[np.int64], records_per_user: int) -> list[Unit]:
     """The users with records chosen once, as the held-out ones are."""
-    key = RunKey.seeded(task.split_seed, "evaluation")
-    chosen = TrainingUsers(task.store, users, RandomRecords(fresh=False), records_per_user, task.window, key)
+    key = RunKey.seeded(run.study.split_seed, "evaluation")
+    chosen = TrainingUsers(run.study.store, users, RandomRecords(fresh=False), records_per_user, run.study.window, key)
     return chosen.units(range(len(users)), round=0)
 
 
 @contextmanager
-def _open_ledger(task: Task, guarantee: Guarantee, epsilon: float) -> Iterator[Ledger | None]:
+def _open_ledger(run: Run, guarantee: Guarantee, epsilon: float) -> Iterator[Ledger | None]:
     """The ledger of one audited run for the duration of the block; none where there is no noise."""
     if guarantee.release is None:
         yield None
         return
-    path = task.folder / "ledger" / f"audit-epsilon{epsilon:g}-seed{task.seed}.jsonl"
+    path = run.place.folder / "ledger" / f"audit-epsilon{epsilon:g}-seed{run.study.seed}.jsonl"
     make_folder(path.parent)
     with Ledger.open(
         path,
         delta=guarantee.delta,
         budget_epsilon=epsilon,
-        run=task.keys.marks.mark("run", task.identity),
-        noise_source="seeded" if task.noise.is_seeded else "os",
+        run=run.keys.marks.mark("run", run.identity),
+        noise_source="seeded" if run.noise.is_seeded else "os",
         method=guarantee.method,
     ) as ledger:
         yield ledger

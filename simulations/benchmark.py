@@ -12,8 +12,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.simulations.arguments import check_types
+from fedsim_userdp.simulations.job_folder import folder_of_job
 from fedsim_userdp.simulations.measurements.results import PARTS, Value
-from fedsim_userdp.simulations.occupied import folder_of_job
 
 if TYPE_CHECKING:
     from fedsim_userdp.simulations.measurements.workbench import Workbench

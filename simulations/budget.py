@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.privacy.budget import AXES, COUNTS, BudgetSetting, ClipNorms, plan, sweep
 from fedsim_userdp.simulations.arguments import check_types, override_key
-from fedsim_userdp.simulations.occupied import folder_of_job
+from fedsim_userdp.simulations.job_folder import folder_of_job
 
 
 def main() -> None:

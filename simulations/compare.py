@@ -1,12 +1,14 @@
 """`fedsim compare`: every mechanism at one user-level budget."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.written import as_value
 from fedsim_userdp.simulations.arguments import override_key
 from fedsim_userdp.simulations.jobs import run_job
 
@@ -27,16 +29,18 @@ def mechanism_configs(config: DictConfig) -> list[DictConfig]:
     return [compose_again("compare", changes) for changes in compared_runs(config)]
 
 
-def compared_runs(config: DictConfig) -> list[dict[str, str | int]]:
-    """Returns what differs from run to run of a comparison: mechanism and seed.
+def compared_runs(config: DictConfig) -> list[dict[str, Any]]:
+    """Returns what differs from run to run of a comparison: mechanism, seed, and settings of the mechanism.
 
     Raises:
         ConfigError: when there is no mechanism to compare, or no seed, or one of either twice.
     """
     named = config.compare.mechanisms or []
-    names = [named] if isinstance(named, str) else list(named)  # a text is refused where types are checked
-    if not names:
+    entries = [named] if isinstance(named, str) else list(named)  # a text is refused where types are checked
+    if not entries:
         raise ConfigError("compare.mechanisms is empty: name at least one mechanism")
+    mechanisms = [_changes_of(entry) for entry in entries]
+    names = [one.get("mechanism.name", one["mechanism"]) for one in mechanisms]
     chosen = config.compare.seeds
     seeds = [config.seed] if chosen is None else list(chosen) if isinstance(chosen, ListConfig) else [chosen]
     if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
@@ -46,23 +50,48 @@ def compared_runs(config: DictConfig) -> list[dict[str, str | int]]:
     for key, values in (("mechanisms", names), ("seeds", seeds)):
         if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
             raise ConfigError(f"compare.{key}={values} names {twice[0]} twice: leave out one of the two")
-    return [{"mechanism": name, "seed": seed} for seed in seeds for name in names]
+    return [{**one, "seed": seed} for seed in seeds for one in mechanisms]
 
 
-def compose_again(config_name: str, changes: dict[str, str | int]) -> DictConfig:
+def _changes_of(entry: object) -> dict[str, Any]:
+    """What an entry of `compare.mechanisms` changes: a file of settings, and settings of its own.
+
+    An entry is the name of a file, or a mapping of `mechanism`, which names one, and of settings.  One with a
+    `_target_` is a class of the user's own, which takes the settings that stand there and no other.
+    """
+    if isinstance(entry, str):
+        return {"mechanism": entry}
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"compare.mechanisms holds {entry}: name a mechanism, or give {{mechanism: NAME, ...}}")
+    settings = {str(key): value for key, value in entry.items() if key != "mechanism"}
+    if "_target_" in settings and "name" not in settings:
+        settings["name"] = str(settings["_target_"]).rpartition(".")[2]
+    name = entry.get("mechanism", "user_wise" if "_target_" in settings else None)
+    if not isinstance(name, str):
+        raise ConfigError(f"compare.mechanisms holds {entry}: it lacks `mechanism: NAME`, or a _target_ of your own")
+    return {"mechanism": name, **{f"mechanism.{key}": value for key, value in settings.items()}}
+
+
+def compose_again(config_name: str, changes: Mapping[str, Any]) -> DictConfig:
     """Returns the running job's configuration with `changes`, as `composed` does."""
     return composed(config_name, HydraConfig.get().overrides.task, changes)
 
 
-def composed(config_name: str, overrides: Iterable[str], changes: dict[str, str | int]) -> DictConfig:
-    """Returns the configuration of overrides with `changes`.
+def composed(config_name: str, overrides: Iterable[str], changes: Mapping[str, Any]) -> DictConfig:
+    """Returns the configuration of overrides with `changes`, of which a mechanism's own settings go first.
 
     An override of a setting that the changed mechanism does not have (`mechanism.clip_norm` of the non-private run)
     is left out; that some mechanism has it was checked when the job was composed.
     """
+    of_mechanism = {key.partition(".")[2]: value for key, value in changes.items() if key.startswith("mechanism.")}
+    groups = {key: value for key, value in changes.items() if not key.startswith("mechanism.")}
     own = [override for override in overrides if override_key(override) not in changes]
-    changed = [f"{key}={value}" for key, value in changes.items()]
+    changed = [f"{key}={value}" for key, value in groups.items()]
     general = [override for override in own if not override_key(override).startswith("mechanism.")]
     has = hydra.compose(config_name, overrides=[*general, *changed]).mechanism
-    special = [o for o in own if override_key(o).startswith("mechanism.") and override_key(o).split(".")[1] in has]
+    if "_target_" in of_mechanism:  # a class of one's own takes what stands there
+        special = [f"~mechanism.{key}" for key in has if key not in of_mechanism]
+    else:
+        special = [o for o in own if override_key(o).startswith("mechanism.") and override_key(o).split(".")[1] in has]
+    special += [f"{'' if key in has else '+'}mechanism.{key}={as_value(value)}" for key, value in of_mechanism.items()]
     return hydra.compose(config_name, overrides=[*general, *changed, *special])

@@ -15,6 +15,9 @@ from fedsim_userdp.data.enron import EnronCorpus
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.shakespeare import ShakespeareCorpus
 from fedsim_userdp.data.table import TableCorpus
+from fedsim_userdp.mechanisms.circumstances import is_add_or_remove, named_foreign, taken_as_public
+from fedsim_userdp.mechanisms.guarantee import default_count_stddev, level_of
+from fedsim_userdp.mechanisms.searches import searched_runs
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
@@ -22,19 +25,16 @@ from fedsim_userdp.privacy.statement import NOT_PRIVATE, PrivacyStatement
 from fedsim_userdp.selection import OWN, ClientSelector, PoissonSelector
 from fedsim_userdp.simulations.arguments import foreign_targets
 from fedsim_userdp.simulations.checks import is_same
-from fedsim_userdp.simulations.circumstances import is_add_or_remove, named_foreign, taken_as_public
-from fedsim_userdp.simulations.guarantee import default_count_stddev, level_of
-from fedsim_userdp.simulations.searches import searched_runs
 
 _UNKNOWN = object()
 _UNITS = {
-    "fedsim_userdp.simulations.mechanisms.UserWise": "user",
-    "fedsim_userdp.simulations.adaptive_clipping.UserWiseAdaptive": "user",
-    "fedsim_userdp.simulations.mechanisms.RecordLevelDP": "record",
-    "fedsim_userdp.simulations.mechanisms.NonPrivate": "none",
-    "fedsim_userdp.simulations.mechanisms.ZeroShot": "none",
+    "fedsim_userdp.mechanisms.user_wise.UserWise": "user",
+    "fedsim_userdp.mechanisms.user_wise_adaptive.UserWiseAdaptive": "user",
+    "fedsim_userdp.mechanisms.record_level.RecordLevelDP": "record",
+    "fedsim_userdp.mechanisms.plain.NonPrivate": "none",
+    "fedsim_userdp.mechanisms.plain.ZeroShot": "none",
 }
-_ADAPTIVE = "fedsim_userdp.simulations.adaptive_clipping.UserWiseAdaptive"
+_ADAPTIVE = "fedsim_userdp.mechanisms.user_wise_adaptive.UserWiseAdaptive"
 _MODEL = "fedsim_userdp.models.loading.ModelSource"
 _CORPORA = (BooksumCorpus, ChitchatCorpus, EnronCorpus, ShakespeareCorpus)
 Pair = tuple[str, object, object]  # of a key, what is stated, and what the configuration says
@@ -176,7 +176,10 @@ def _kept_places(statement: PrivacyStatement, config: DictConfig, may_declare: b
     selector = _selector(config.selection)
     if selector is None:
         return (True, False)
-    if not is_add_or_remove(selector, statement.num_users, config) or statement.ownership == "declared":
+    if (
+        not is_add_or_remove(selector, statement.num_users, int(config.mechanism.get("rounds", 1)))
+        or statement.ownership == "declared"
+    ):
         return (True,)
     return (False, True) if may_declare else (False,)
 

@@ -15,12 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.run_files import CONFIG_FILE
+from fedsim_userdp.mechanisms.started import RUN_FILE
 from fedsim_userdp.privacy.joint import StatedRun
-from fedsim_userdp.simulations.arguments import RUN_FILE, override_problem
+from fedsim_userdp.simulations.arguments import override_problem
 from fedsim_userdp.simulations.checks import Check, difference
 from fedsim_userdp.simulations.compare import compared_runs, composed
 from fedsim_userdp.simulations.configured_claims import differences
-from fedsim_userdp.simulations.run_files import CONFIG_FILE
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ABOUT = f"{CONFIG_FILE} and {RUN_FILE}"
@@ -86,15 +87,15 @@ def _configs(command: str, settings: Mapping[str, Any], overrides: Sequence[str]
     config = OmegaConf.create(dict(settings))
     if command != "compare":
         return [config]
-    return [_compared(tuple(overrides), tuple(changes.items())) for changes in compared_runs(config)]
+    return [_compared(tuple(overrides), json.dumps(changes)) for changes in compared_runs(config)]
 
 
 @functools.lru_cache(maxsize=64)
-def _compared(overrides: tuple[str, ...], changes: tuple[tuple[str, str | int], ...]) -> DictConfig:
-    """The configuration of one run of a comparison."""
+def _compared(overrides: tuple[str, ...], changes: str) -> DictConfig:
+    """The configuration of one run of a comparison; what is changed is JSON."""
     GlobalHydra.instance().clear()
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
-        return composed("compare", overrides, dict(changes))
+        return composed("compare", overrides, json.loads(changes))
 
 
 def _other_users(runs: Sequence[StatedRun]) -> str:

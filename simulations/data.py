@@ -13,7 +13,7 @@ from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError, DataError
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.simulations.arguments import check_types
-from fedsim_userdp.simulations.occupied import folder_of_job
+from fedsim_userdp.simulations.job_folder import folder_of_job
 
 
 @hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="describe")
@@ -28,16 +28,20 @@ def describe(config: DictConfig, folder: Path) -> None:
     check_types(config, "describe")
     own, bounds = bounds_of(config)
     from fedsim_userdp.data.statistics import corpus_statistics
+    from fedsim_userdp.mechanisms.study import tokenised
     from fedsim_userdp.report import data as report  # here, so that --help and refusals need not load them
     from fedsim_userdp.report.data_plot import plot_data
     from fedsim_userdp.report.table import result_console
-    from fedsim_userdp.simulations.corpora import configured_corpus, configured_store
+    from fedsim_userdp.settings import Settings
+    from fedsim_userdp.simulations.configured import configured_corpus, plain
 
     console = result_console()
     with console.status("reading"):
-        store = configured_store(config, instantiate(config.model))
+        corpus = configured_corpus(config)
+        settings = Settings.of(plain(config))
+        store = tokenised(corpus, instantiate(config.model), settings.tokens, settings.cache_dir)
     statistics = corpus_statistics(store, bounds, config.seed)
-    name, split = configured_corpus(config).name, split_in_words(store, config)
+    name, split = corpus.name, split_in_words(store, config)
     report.write_data_json(folder, statistics, corpus=name, split=split)
     report.write_data_csv(folder, statistics)
     records, tokens = store.records_per_user[store.has_records], store.tokens_per_user[store.has_records]

@@ -91,7 +91,7 @@ def _build(settings: str, key: RunKey, overrides: str) -> Worker:
     from omegaconf import DictConfig, OmegaConf
 
     from fedsim_userdp.simulations.arguments import foreign_targets
-    from fedsim_userdp.simulations.task import build_task
+    from fedsim_userdp.simulations.configured import configured_run
 
     prepare_process()
     plain = json.loads(settings or "{}")
@@ -104,7 +104,7 @@ def _build(settings: str, key: RunKey, overrides: str) -> Worker:
     if strange := foreign_targets(config, shlex.split(overrides)):
         raise NodeRefusal(f"{strange[0]} is code that the run configuration of this node does not name")
     with tempfile.TemporaryDirectory(prefix="fedsim-node-") as folder:
-        worker = build_task(config, Path(folder)).worker(instantiate(config.mechanism).records_per_user)
+        worker = configured_run(config, Path(folder)).worker(instantiate(config.mechanism).records_per_user)
         return replace(worker, users=replace(worker.users, key=key))
 
 

@@ -16,14 +16,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.simulations.arguments import RUN_FILE, beginning, check_types, override_key, settings_changed
-from fedsim_userdp.simulations.occupied import MARKS, folder_of_job, mark_of_a_run, run_above
+from fedsim_userdp.mechanisms.own_folder import MARKS, mark_of_a_run, run_above
+from fedsim_userdp.mechanisms.run_files import plain_content
+from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
+from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
+from fedsim_userdp.simulations.job_folder import folder_of_job
 from fedsim_userdp.simulations.process import without_garbage_collection
 from fedsim_userdp.simulations.refusals import REFUSALS, sentence
-from fedsim_userdp.simulations.run_files import plain_content
 
 DIVERGED: list[str] = []  # runs of this process whose training diverged
 FAILED: list[str] = []  # jobs of this process's sweep that were refused or stopped, each said when it was
+_SWEEP_FILE = "multirun.yaml"  # Hydra's mark of a sweep's folder
+_DEPTH = 16  # of a job's folder in that of its sweep, at most
 _RESULTS, _STATED = "results.json", "privacy.json"
 
 
@@ -55,7 +59,7 @@ def run_job(
             config.resume = str(folder)
         if config.resume is not None and _has_ended(folder):
             beginning(config, command)
-            from fedsim_userdp.simulations.sweep import sweep_of_this_job, update_sweep
+            from fedsim_userdp.mechanisms.sweep import update_sweep
 
             if (sweep := sweep_of_this_job()) is not None:
                 update_sweep(sweep)  # it may have been killed between its statement and the sweep's
@@ -77,9 +81,11 @@ def _run(
         _check_hydra()
         begin = beginning(config, command)
         with without_garbage_collection():
-            from fedsim_userdp.simulations.folder import RunFolder  # here, so that --help need not load torch
-            from fedsim_userdp.simulations.session import Session
-            from fedsim_userdp.simulations.sweep import jobs_of, sweep_of_this_job
+            from fedsim_userdp.mechanisms.compare import checked, outcomes  # here, so that --help need not load torch
+            from fedsim_userdp.mechanisms.folder import RunFolder
+            from fedsim_userdp.mechanisms.sweep import jobs_of
+            from fedsim_userdp.report.table import result_console
+            from fedsim_userdp.simulations.configured import configured_mechanism, configured_run
 
         sweep = sweep_of_this_job()
         if sweep is not None:
@@ -87,13 +93,30 @@ def _run(
         configs = list(configs_fn())
         for one in configs:
             one.resume = config.resume
-        session = Session(configs, path, begin, sweep)
-        folder = RunFolder.of_this_job(planned)
+        entries = [checked(configured_mechanism(one), configured_run(one, path, sweep=sweep)) for one in configs]
+        folder = RunFolder(path, result_console(), HydraConfig.get().runtime.choices, sweep, planned)
         with folder.progress() as progress:
-            for outcome in session.outcomes(progress):
+            for outcome in outcomes(entries, path, begin, progress):
                 folder.add(outcome)
         folder.finish()
         DIVERGED.extend(folder.diverged)
+
+
+def sweep_of_this_job() -> Path | None:
+    """Returns the folder of the sweep that the running Hydra job belongs to; None outside of one.
+
+    A job that is resumed is no part of a sweep to Hydra: then it is the folder above that Hydra marked as a sweep's.
+
+    Raises:
+        ConfigError: the job does not lie below the sweep's folder.
+    """
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    if settings.mode == RunMode.MULTIRUN:
+        check_subdir(str(settings.sweep.subdir))
+        return Path(os.path.abspath(Path(settings.runtime.cwd, settings.sweep.dir)))  # as Hydra itself, links kept
+    above = (*folder.parents[:_DEPTH], *folder.resolve().parents[:_DEPTH])  # the folder may be named by a link to it
+    return next((parent for parent in above if (parent / _SWEEP_FILE).exists()), None)
 
 
 def _check_hydra() -> None:

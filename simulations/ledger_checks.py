@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedsim_userdp.errors import LedgerError
+from fedsim_userdp.mechanisms.run_files import ledger_file
 from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting.descriptions import Description, NoAmplification
@@ -15,7 +16,6 @@ from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.simulations.adapter_checks import weights_problem
 from fedsim_userdp.simulations.checks import TOLERANCE, Check
-from fedsim_userdp.simulations.run_files import ledger_file
 
 
 def ledger_checks(

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from fedsim_userdp.mechanisms.guarantee import UNNOISED, UNTRAINED, Guarantee
 from fedsim_userdp.privacy.accounting.descriptions import RecordLevel
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
@@ -16,7 +17,6 @@ from fedsim_userdp.report.records import OF_RESULTS, ROW_FIELDS, ResultRow
 from fedsim_userdp.simulations.arguments import foreign_targets
 from fedsim_userdp.simulations.checks import Check, difference
 from fedsim_userdp.simulations.configured_claims import unit_of
-from fedsim_userdp.simulations.guarantee import UNNOISED, UNTRAINED, Guarantee
 
 
 def results_checks(

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fedsim_userdp.mechanisms.run_files import adapter_folder, ledger_file
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.simulations.adapter_checks import card_problem, settings_problem, spare_problem, weights_problem
 from fedsim_userdp.simulations.checks import Check
 from fedsim_userdp.simulations.configured_runs import Configured
 from fedsim_userdp.simulations.ledger_checks import ledger_checks
-from fedsim_userdp.simulations.run_files import adapter_folder, ledger_file
 
 
 def run_checks(folder: Path, runs: Sequence[StatedRun], found: Configured) -> Iterator[Check]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fedsim_userdp import cache
 from fedsim_userdp.errors import ConfigError, PrivacyFileError
+from fedsim_userdp.mechanisms.own_folder import check_plain
+from fedsim_userdp.mechanisms.started import RUN_FILE
+from fedsim_userdp.mechanisms.sweep import jobs_of, not_counted, together, traces_of, unfinished_jobs
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.report.privacy_files import (
     JSON_FILE,
@@ -19,13 +22,10 @@ from fedsim_userdp.report.privacy_files import (
     sweep_content,
 )
 from fedsim_userdp.report.statement_page import page, sweep_page
-from fedsim_userdp.simulations.arguments import RUN_FILE
 from fedsim_userdp.simulations.checks import Check, difference
 from fedsim_userdp.simulations.configured_runs import configuration_checks, configured
-from fedsim_userdp.simulations.occupied import check_plain
 from fedsim_userdp.simulations.result_checks import results_checks
 from fedsim_userdp.simulations.run_checks import run_checks, spare_files
-from fedsim_userdp.simulations.sweep import jobs_of, not_counted, together, traces_of, unfinished_jobs
 
 DISAGREES = 1  # exit code
 

@@ -19,7 +19,8 @@ import torch
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora, factors, lora_layers
+from fedsim_userdp.models.adapters import attach_lora, factors, lora_layers
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import Unit
 from tests.simulations.zygote import Zygote, zygote
 

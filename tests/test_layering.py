@@ -1,4 +1,4 @@
-"""Imports go one way: simulations -> strategies, federation -> training -> models, data, selection -> privacy."""
+"""Imports go one way, as docs/design.md has it: from the commands down to the privacy accounting and the errors."""
 
 import ast
 from pathlib import Path
@@ -23,7 +23,8 @@ LAYERS = {
     "fedsim_userdp.audit": 5,
     "fedsim_userdp.federation": 5,
     "fedsim_userdp.strategies": 6,
-    "fedsim_userdp.simulations": 7,
+    "fedsim_userdp.mechanisms": 7,
+    "fedsim_userdp.simulations": 8,
 }
 ONLY_IN = {
     "flwr": ("fedsim_userdp.federation", "fedsim_userdp.strategies", "fedsim_userdp.simulations.measurements"),

@@ -18,7 +18,6 @@ from fedsim_userdp.data.ids import REWRITTEN, RULE, check_seen, count_alike, pla
 from fedsim_userdp.data.layout import FORMAT
 from fedsim_userdp.data.tokens import (
     Tokenizer,
-    TokenSettings,
     bos_of,
     count_words,
     cut_windows,
@@ -31,6 +30,7 @@ from fedsim_userdp.data.typed_text import TypedText
 from fedsim_userdp.data.writer import StoreWriter
 from fedsim_userdp.errors import DataError, PluginError
 from fedsim_userdp.plugins import calling, class_name
+from fedsim_userdp.settings import TokenSettings
 
 BATCH_RECORDS = 512
 BATCH_CHARS = 1 << 20

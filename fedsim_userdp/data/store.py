@@ -24,8 +24,9 @@ from fedsim_userdp.data.layout import (
     release_pages,
     sync_folder,
 )
-from fedsim_userdp.data.tokens import Tokenizer, TokenSettings, bos_of, eos_of
+from fedsim_userdp.data.tokens import Tokenizer, bos_of, eos_of
 from fedsim_userdp.errors import DataError
+from fedsim_userdp.settings import TokenSettings
 
 CHECKED_IN_FULL_BYTES = 64 << 20
 

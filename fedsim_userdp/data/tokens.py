@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.errors import DataError
+from fedsim_userdp.settings import TokenSettings
 
 PIECE_CHARS = 100_000
 WORD = re.compile(r"\S+")
@@ -30,46 +30,6 @@ class Tokenizer(Protocol):
     def __len__(self) -> int:
         """Returns the number of tokens, added ones included."""
         ...
-
-
-@dataclass(frozen=True)
-class TokenSettings:
-    """How records become tokens.
-
-    Attributes:
-        window: Longest record in tokens, marks of beginning and end included; >= 2.
-        long_records: "split" cuts a longer record into consecutive windows, each a record of its own;
-            "truncate" keeps the first window only.
-        min_tokens: A record or window shorter than this, its beginning mark aside, is left out; in [2, window], as
-            predicting the next token needs two.
-        min_words: Users with fewer words in all their text are left out; >= 0, 0 keeps all. It looks at one
-            user's data only, so no other user can change who stays.
-        append_eos: Whether a record ends with the tokenizer's end-of-text token.
-        prepend_bos: Whether every record, each window of a split one too, begins with the tokenizer's
-            beginning-of-text token; "auto" where the tokenizer itself puts it before a text.
-
-    Raises:
-        DataError: a value outside its range.
-    """
-
-    window: int = 64
-    long_records: Literal["split", "truncate"] = "split"
-    min_tokens: int = 2
-    min_words: int = 64
-    append_eos: bool = True
-    prepend_bos: Literal["auto"] | bool = "auto"
-
-    def __post_init__(self) -> None:
-        if self.window < 2:
-            raise DataError(f"window must be at least 2 tokens, got {self.window}")
-        if not 2 <= self.min_tokens <= self.window:
-            raise DataError(f"min_tokens must be from 2 to window ({self.window}), got {self.min_tokens}")
-        if self.min_words < 0:
-            raise DataError(f"min_words must be at least 0, got {self.min_words}")
-        if self.long_records not in ("split", "truncate"):
-            raise DataError(f"long_records must be 'split' or 'truncate', got {self.long_records!r}")
-        if self.prepend_bos != "auto" and not isinstance(self.prepend_bos, bool):
-            raise DataError(f"prepend_bos must be auto, true or false, got {self.prepend_bos!r}")
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:

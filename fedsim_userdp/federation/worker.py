@@ -15,10 +15,11 @@ from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import DataError, ModelError, NodeRefusal, PluginError, RecordChoiceError
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.time_limit import ending_process_after
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora
+from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
 from fedsim_userdp.plugins import reason_of
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, in_float32, zero_update
 from fedsim_userdp.training.gradients import UnitGradients, unit_gradients
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe

@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -20,46 +19,10 @@ from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.output_layer import answer_with_losses, stop_answering
 from fedsim_userdp.models.targets import check_targets, refuse_inexact, told, why_not_adapted
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.settings import LoraSettings
 
 ADAPTER = "default"
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """How the adapter is built; see `peft.LoraConfig`.
-
-    Attributes:
-        rank: inner dimension of each factor pair, at least 1.
-        alpha: above 0; the product of the factors is scaled by alpha / rank (alpha / sqrt(rank) with `use_rslora`).
-        target_modules: names of the layers to adapt, or "all-linear".
-        dropout: probability with which a feature of a layer's input is hidden from its factors, in [0, 1).
-        use_rslora: rank-stabilised scaling.
-        freeze_a: train only the factor that starts from 0, B of a linear layer (FFA-LoRA, Sun et al. 2024,
-            arXiv 2403.12313), so that averaging is exact.
-
-    Raises:
-        ValueError: when `rank`, `alpha` or `dropout` is out of range, or `target_modules` is neither a name nor a
-            non-empty sequence of names.
-    """
-
-    rank: int = 8
-    alpha: float = 8.0
-    target_modules: str | tuple[str, ...] = "all-linear"
-    dropout: float = 0.0
-    use_rslora: bool = False
-    freeze_a: bool = True
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"lora.rank={self.rank} must be at least 1")
-        if not self.alpha > 0:
-            raise ValueError(f"lora.alpha={self.alpha} must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout={self.dropout} must lie in [0, 1)")
-        names = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
-        if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"lora.target_modules={names} must be names of layers, or all-linear")
 
 
 def attach_lora(base: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import pyplot as plt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.report.audit import GAMES, NOT_PRIVATE, AuditedClaim, AuditRow
 from fedsim_userdp.report.files import replacing
-from fedsim_userdp.report.plots import COLOURS, mark  # its import chooses the backend that needs no display
+from fedsim_userdp.report.plots import COLOURS, mark
 
 _CLAIM, _REFUTED = "#000000", COLOURS["group_privacy"]
 _TESTS = {"which_direction": COLOURS["user_wise"], "in_or_out": COLOURS["non_private"]}
@@ -22,7 +23,8 @@ def plot_audit(path: Path, claims: Sequence[AuditedClaim]) -> None:
         path: PNG file.
         claims: The audited runs, at least one.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     _bounds(left, claims)
     _curves(right, claims)
     for axes in (left, right):
@@ -30,7 +32,6 @@ def plot_audit(path: Path, claims: Sequence[AuditedClaim]) -> None:
     metadata = mark(figure, NOT_PRIVATE)
     with replacing(path) as file:
         figure.savefig(file, dpi=130, metadata=metadata)
-    plt.close(figure)
 
 
 def _bounds(axes: Axes, claims: Sequence[AuditedClaim]) -> None:
@@ -66,7 +67,7 @@ def _bar(axes: Axes, where: float, width: float, row: AuditRow) -> None:
 
 def _curves(axes: Axes, claims: Sequence[AuditedClaim]) -> None:
     """The ROC curve of user inference for each claim."""
-    shades = plt.get_cmap("viridis")
+    shades = colormaps["viridis"]
     for place, claim in enumerate(claims):
         low, high = claim.auc_interval
         name = "no noise" if claim.claimed_epsilon is None else f"epsilon {rounded_up(claim.claimed_epsilon, 3)}"

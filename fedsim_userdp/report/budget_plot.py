@@ -4,15 +4,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from fedsim_userdp.privacy.budget import MECHANISMS, BudgetRow
 from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.report.budget import axis_value
 from fedsim_userdp.report.files import replacing
-from fedsim_userdp.report.plots import COLOURS  # its import chooses the backend that needs no display
+from fedsim_userdp.report.plots import COLOURS
 
 LABELS = {"records_per_user": "k, records of a user", "cohort": "cohort, expected users a round"}
 _NOISE = "stddev of the noise on the mean update"
@@ -26,7 +26,8 @@ def plot_budget(path: Path, plans: Sequence[Sequence[BudgetRow]], axis: str | No
         plans: Rows of `planning.plan`, one list for each value that was swept.
         axis: What was swept; None draws bars of the first plan.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     if axis is None:
         _bars(left, plans[0], {row.mechanism: row.noise_stddev for row in plans[0]}, _NOISE)
         _bars(right, plans[0], {row.mechanism: row.noise_multiplier for row in plans[0]}, "noise multiplier")
@@ -39,7 +40,6 @@ def plot_budget(path: Path, plans: Sequence[Sequence[BudgetRow]], axis: str | No
         axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as file:
         figure.savefig(file, dpi=130)
-    plt.close(figure)
 
 
 def _bars(axes: Axes, rows: Sequence[BudgetRow], values: dict[str, float | None], label: str) -> None:

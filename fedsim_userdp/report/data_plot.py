@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from fedsim_userdp.data.statistics import CorpusStatistics, Distribution
 from fedsim_userdp.report.data import NOTE
 from fedsim_userdp.report.files import replacing
-from fedsim_userdp.report.plots import COLOURS  # its import chooses the backend that needs no display
+from fedsim_userdp.report.plots import COLOURS
 
 MOST_BINS = 30
 RECORDS, TOKENS, PEOPLE = COLOURS["user_wise"], COLOURS["group_privacy"], COLOURS["zero_shot"]
@@ -33,7 +33,8 @@ def plot_data(
         tokens_per_user: [num_users] tokens of each user, >= 1.
         k: The run's own bound, marked where the bounds are drawn; None for no mark.
     """
-    figure, panels = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    panels = figure.subplots(1, 3)
     _spread(panels[0], records_per_user, statistics.records_per_user, "records of a user", RECORDS)
     _spread(panels[1], tokens_per_user, statistics.tokens_per_user, "tokens of a user", TOKENS)
     _bounds(panels[2], statistics, k)
@@ -42,7 +43,6 @@ def plot_data(
     figure.supxlabel(f"All figures are {NOTE}.", fontsize=8, color="#555555")
     with replacing(path) as file:
         figure.savefig(file, dpi=130, metadata={"Description": f"All figures are {NOTE}."})
-    plt.close(figure)
 
 
 def _spread(axes: Axes, amounts: NDArray[np.int64], spread: Distribution, label: str, colour: str) -> None:

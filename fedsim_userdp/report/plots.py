@@ -3,10 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -37,13 +33,19 @@ def mark(figure: Figure, text: str) -> dict[str, str]:
 
 def plot_comparison(path: Path, rows: Sequence[ResultRow], records: Sequence[RoundRecord]) -> None:
     """Writes one figure: final perplexity of each mechanism, and perplexity by round."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = comparison_figure(rows, records)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=130, metadata={"Description": NOT_PRIVATE})
+
+
+def comparison_figure(rows: Sequence[ResultRow], records: Sequence[RoundRecord]) -> Figure:
+    """Returns one figure: final perplexity of each mechanism, and perplexity by round."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     _bars(left, rows)
     _curves(right, rows, records)
-    metadata = mark(figure, NOT_PRIVATE)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=130, metadata=metadata)
-    plt.close(figure)
+    mark(figure, NOT_PRIVATE)
+    return figure
 
 
 def _names(rows: Sequence[ResultRow]) -> list[str]:

@@ -53,6 +53,8 @@ def training_of(bench: Workbench, shape: RoundShape) -> Training:
     """Returns rounds of that shape on one node in this process."""
     recipe = SyntheticUsers(max(_USERS, shape.cohort), _MOST_RECORDS, shape.length).recipe(bench.cache_dir)
     users = replace(recipe, records_per_user=shape.records_per_user).open()
-    lora = replace(bench.task.lora, rank=shape.rank)
-    worker = Worker(unit_gradients(attach_lora(bench.model.load(), lora, 0), shape.length), users, bench.task.local)
+    lora = replace(bench.run.study.lora, rank=shape.rank)
+    worker = Worker(
+        unit_gradients(attach_lora(bench.model.load(), lora, 0), shape.length), users, bench.run.study.local
+    )
     return Training.in_process(worker, benchmark_strategy(worker, FixedSizeSelector(shape.cohort)))

@@ -44,13 +44,13 @@ def memory_512_vs_64(bench: Workbench, cohorts: tuple[int, int] = COHORTS) -> Fi
         bench: the benchmark.
         cohorts: the larger and the smaller number of users.
     """
-    max_tokens = min(_MOST_TOKENS, bench.task.local.max_tokens)
+    max_tokens = min(_MOST_TOKENS, bench.run.study.local.max_tokens)
     recipe = WorkerRecipe(
         settings="benchmark-memory",
         model=bench.model,
-        lora=bench.task.lora,
+        lora=bench.run.study.lora,
         users=SyntheticUsers(2 * cohorts[0], _RECORDS, _LENGTH).recipe(bench.cache_dir),
-        local=replace(bench.task.local, max_tokens=max_tokens),
+        local=replace(bench.run.study.local, max_tokens=max_tokens),
         seed=0,
         threads=torch.get_num_threads(),
     )

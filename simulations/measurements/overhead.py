@@ -3,7 +3,7 @@
 import io
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,14 @@ from torch import Tensor
 from fedsim_userdp.federation.engines import Engine, InProcessEngine
 from fedsim_userdp.federation.rounds import RetryingStrategy, Rounds
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
+from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.simulations.configured import configured_run
 from fedsim_userdp.simulations.measurements.results import Comparison, Findings
 from fedsim_userdp.simulations.measurements.timing import Stopwatch
 from fedsim_userdp.simulations.measurements.workbench import Workbench
-from fedsim_userdp.simulations.task import Task, build_task
 from fedsim_userdp.training.batches import MicroBatch, StepAddress
 from fedsim_userdp.training.gradients import UnitGradients
 
@@ -37,12 +39,12 @@ def overhead_share(bench: Workbench) -> Findings:
     while len(total) < bench.repeats:
         times = _run(bench)
         whole.extend(times)
-        for rounds in times.windows(bench.task.evaluate_every):
+        for rounds in times.windows(bench.run.study.evaluate_every):
             total.append(sum(rounds.total))
             overhead.append(sum(rounds.total) - sum(rounds.computing))
     notes = {
         "share_of_the_whole_run": 1 - sum(whole.computing) / sum(whole.total),
-        "rounds_a_repeat": min(bench.task.evaluate_every, bench.mechanism.rounds),
+        "rounds_a_repeat": min(bench.run.study.evaluate_every, bench.mechanism.rounds),
     }
     values = {"overhead": overhead, "round": total}
     return Findings(Comparison("overhead_share", values, "overhead", "round", notes=notes))
@@ -99,27 +101,28 @@ def _run(bench: Workbench) -> RoundTimes:
     """The times of the rounds of one run, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="overhead-", dir=bench.folder) as folder:
         clock = RoundClock(bench.stopwatch)
-        task = timed_task(build_task(bench.config, Path(folder)), clock)
-        bench.mechanism.run(task, RunProgress(Console(file=io.StringIO())))
+        run = timed(configured_run(bench.config, Path(folder)), clock)
+        bench.mechanism.run(run, RunProgress(Console(file=io.StringIO())))
         return clock.times()
 
 
-def timed_task(task: Task, clock: RoundClock) -> "TimedTask":
-    """Returns the task on one node in this process, telling `clock` what it does."""
-    own = {item.name: getattr(task, item.name) for item in fields(Task)}
-    sampling_prob = task.selector.expected_cohort_size(task.num_users) / task.num_users
+def timed(run: Run, clock: RoundClock) -> Run:
+    """Returns the run on one node in this process, telling `clock` what it does."""
+    study = run.study
+    own = {item.name: getattr(study, item.name) for item in fields(Study)}
+    sampling_prob = study.selector.expected_cohort_size(study.num_users) / study.num_users
     own |= {"engine": _MarkingEngine(InProcessEngine(), clock), "selector": _MarkingSelector(sampling_prob, clock)}
-    return TimedTask(**own, clock=clock)
+    return replace(run, study=TimedStudy(**own, clock=clock))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimedTask(Task):
-    """A task that takes the time of gradients and evaluations."""
+class TimedStudy(Study):
+    """A study that takes the time of gradients and evaluations."""
 
     clock: RoundClock
 
     def gradients(self, model: PeftModel) -> UnitGradients:
-        """Returns the task's gradients, timed."""
+        """Returns the study's gradients, timed."""
         return _TimedGradients(super().gradients(model), self.clock)
 
     def perplexity(self, model: torch.nn.Module) -> float:

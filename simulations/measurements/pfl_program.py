@@ -1,4 +1,4 @@
-"""The same task as a program for Apple's pfl (`pip install pfl`), in one process as its documentation has it.
+"""The same run as a program for Apple's pfl (`pip install pfl`), in one process as its documentation has it.
 
 A user's data are tensors in memory; users come from pfl's default sampler, which takes them in turn; one local SGD
 step on all of a user's records; the Gaussian mechanism applied centrally; Adam at the server; no evaluation.

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from fedsim_userdp.report.files import replacing
-from fedsim_userdp.report.plots import COLOURS  # its import chooses the backend that needs no display
+from fedsim_userdp.report.plots import COLOURS
 from fedsim_userdp.simulations.measurements.results import CostCurve
 
 LABELS = {
@@ -26,15 +26,13 @@ def plot_cost_curves(path: Path, curves: Sequence[CostCurve]) -> None:
         path: PNG file.
         curves: at least one.
     """
-    figure, panels = plt.subplots(
-        1, len(curves), figsize=(3.6 * len(curves), 3.6), layout="constrained", squeeze=False, sharey=True
-    )
+    figure = Figure(figsize=(3.6 * len(curves), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)
     for axes, curve in zip(panels[0], curves, strict=True):
         _draw(axes, curve)
     panels[0][0].set_ylabel("seconds of a round")
     with replacing(path) as file:
         figure.savefig(file, dpi=130)
-    plt.close(figure)
 
 
 def _draw(axes: Axes, curve: CostCurve) -> None:

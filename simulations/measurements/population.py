@@ -34,7 +34,7 @@ def population_1e6_vs_1e3(bench: Workbench, populations: Sequence[int] = POPULAT
     users = {size: SyntheticUsers(size, _RECORDS, _LENGTH).recipe(bench.cache_dir).open() for size in populations}
     gradients = unit_gradients(bench.fresh_model(), _LENGTH)
     rounds = {
-        str(size): _training(Worker(gradients, users[size], bench.task.local), min(COHORT, populations[0] // 2))
+        str(size): _training(Worker(gradients, users[size], bench.run.study.local), min(COHORT, populations[0] // 2))
         for size in (populations[-1], populations[0])
     }
     seconds = take_turns(rounds, bench.repeats, bench.stopwatch)

@@ -1,4 +1,4 @@
-"""One round of the same task on several runtimes: this process, Flower's Simulation Runtime, pfl."""
+"""One round of the same run on several runtimes: this process, Flower's Simulation Runtime, pfl."""
 
 import importlib.util
 import os
@@ -14,11 +14,12 @@ from fedsim_userdp.federation.engines.flower_engine import FlowerEngine
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.rounds import Rounds
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora, trainable_state
+from fedsim_userdp.models.adapters import attach_lora, trainable_state
 from fedsim_userdp.models.frozen_layers import restore_layers, speed_up_frozen_layers
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.models.output_layer import stop_answering
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.simulations.measurements.results import Findings, speed
 from fedsim_userdp.simulations.measurements.stepwise import WatchedStrategy
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
@@ -37,9 +38,9 @@ _FIXED_TOKENS = 4096  # of a micro-batch: the whole cohort
 
 
 def fixed_task(bench: Workbench) -> WorkerRecipe:
-    """Returns the task on which runtimes are compared: 4 records of 64 tokens, the bundled GPT-2, LoRA on c_attn."""
+    """Returns the run on which runtimes are compared: 4 records of 64 tokens, the bundled GPT-2, LoRA on c_attn."""
     return WorkerRecipe(
-        settings="benchmark-fixed-task",
+        settings="benchmark-fixed-run",
         model=ModelSource(device=bench.model.device),
         lora=FIXED_LORA,
         users=FIXED_USERS.recipe(bench.cache_dir),
@@ -138,7 +139,7 @@ def two_workers_vs_one(bench: Workbench) -> Findings:
     """
     if (os.cpu_count() or 1) < 2:
         return Findings(absent="this machine has one CPU core")
-    task, worker = bench.task, bench.task.worker(bench.mechanism.records_per_user)
+    run, worker = bench.run, bench.run.worker(bench.mechanism.records_per_user)
     update = partial(cohort_update, bench, worker.gradients)
     users = affordable(bench.users(), update, bench.seconds_each(2) / 2, bench.stopwatch)
     selector = FixedSizeSelector(len(users))
@@ -147,7 +148,7 @@ def two_workers_vs_one(bench: Workbench) -> Findings:
     turns = Alternation("two_workers", "one_worker", one, bench.stopwatch, NUM_WARM)
     strategy = WatchedStrategy(two, turns)
     engine = FlowerEngine(num_nodes=2, num_cpus=1, threads=1)
-    recipe = task.worker_recipe(bench.mechanism.records_per_user)
+    recipe = run.worker_recipe(bench.mechanism.records_per_user)
     run_flower(engine, strategy, turns, recipe, worker, bench.repeats)
     notes = {"relative_distance": check_agreement("two_workers_vs_one", two.optimizer.state, one.state, bench.model)}
     work = {"users": len(users)}

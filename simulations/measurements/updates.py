@@ -42,7 +42,7 @@ def cohort_vs_plain(bench: Workbench) -> Findings:
     A third side trains without privacy on the same records packed by their own length, as a run without users would;
     it is in the notes.
     """
-    gradients, max_tokens = bench.task.gradients(bench.fresh_model()), bench.task.local.max_tokens
+    gradients, max_tokens = bench.run.study.gradients(bench.fresh_model()), bench.run.study.local.max_tokens
     update = partial(cohort_update, bench, gradients)
     units = affordable(bench.users(), update, bench.seconds_each(3), bench.stopwatch)
     records = [Unit(i, [record]) for i, record in enumerate(record for unit in units for record in unit.records)]
@@ -71,7 +71,7 @@ def cohort_vs_plain(bench: Workbench) -> Findings:
 def cohort_vs_one_by_one(bench: Workbench) -> Findings:
     """Users per second: stacked adapters against a forward and backward for each user, users being small."""
     users = [shortened(unit, most_records=SMALL_RECORDS, most_tokens=SMALL_TOKENS) for unit in bench.users()]
-    gradients, plain = bench.task.gradients(bench.fresh_model()), bench.fresh_model()
+    gradients, plain = bench.run.study.gradients(bench.fresh_model()), bench.fresh_model()
     alone, together = partial(one_by_one_sum, bench, plain), partial(cohort_update, bench, gradients)
     units = affordable(users, alone, bench.seconds_each(2), bench.stopwatch)
     distance = check_agreement("cohort_vs_one_by_one", together(units).clipped.total, alone(units), bench.model)
@@ -102,7 +102,7 @@ def cohort_update(
 ) -> CohortUpdate:
     """Returns the sum of the units' clipped updates, at the mechanism's clip norm unless given."""
     bound = bench.mechanism.clip_norm if clip_norm is None else clip_norm
-    return clipped_update_sum(gradients, trainable_state(gradients.model), units, bench.task.local, bound)
+    return clipped_update_sum(gradients, trainable_state(gradients.model), units, bench.run.study.local, bound)
 
 
 def mean_update(update: CohortUpdate, num_units: int) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def stacked_step(bench: Workbench, model: nn.Module, noise_multiplier: float) ->
 
 def opacus_step(bench: Workbench, model: nn.Module, noise_multiplier: float) -> OpacusStep:
     """Returns the same step through Opacus."""
-    return OpacusStep(model, *_OPTIMIZER, window=bench.task.window, **_step_settings(bench, noise_multiplier))
+    return OpacusStep(model, *_OPTIMIZER, window=bench.run.study.window, **_step_settings(bench, noise_multiplier))
 
 
 def _step_settings(bench: Workbench, noise_multiplier: float) -> StepSettings:
@@ -150,8 +150,8 @@ def _step_settings(bench: Workbench, noise_multiplier: float) -> StepSettings:
         clip_norm=float(bench.config.tuned.group_privacy.clip_norm),
         noise_multiplier=noise_multiplier,
         expected_batch_size=1.0,
-        noise=bench.task.noise,
-        max_tokens=bench.task.local.max_tokens,
+        noise=bench.run.noise,
+        max_tokens=bench.run.study.local.max_tokens,
     )
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from fedsim_userdp.cache import default_cache_dir, path_of
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.user_wise import UserWise
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.simulations.configured import configured_run
 from fedsim_userdp.simulations.measurements.timing import BenchmarkError, Stopwatch
-from fedsim_userdp.simulations.mechanisms import UserWise
-from fedsim_userdp.simulations.task import Task, build_task
 from fedsim_userdp.training.batches import Unit
 
 MOST_USERS = 2048  # that a part looks at
@@ -60,9 +61,9 @@ class Workbench:
         return Stopwatch(self.model.torch_device)
 
     @cached_property
-    def task(self) -> Task:
-        """The configured task."""
-        return build_task(self.config, self.folder)
+    def run(self) -> Run:
+        """The configured run."""
+        return configured_run(self.config, self.folder)
 
     @cached_property
     def mechanism(self) -> UserWise:
@@ -82,13 +83,15 @@ class Workbench:
         return default_cache_dir() if self.config.cache_dir is None else path_of(self.config.cache_dir, "cache_dir")
 
     def fresh_model(self) -> PeftModel:
-        """Returns the task's base model with the task's adapter, newly loaded."""
-        return attach_lora(self.task.model.load(), self.task.lora, self.task.seed)
+        """Returns the run's base model with the run's adapter, newly loaded."""
+        return attach_lora(self.run.study.model.load(), self.run.study.lora, self.run.study.seed)
 
     def users(self) -> list[Unit]:
         """Returns training users of the configured corpus in random order, each with at most k records."""
-        order = RunKey.seeded(self.task.seed).generator("selection").permutation(self.task.num_users)[:MOST_USERS]
-        return self.task.training_users(self.mechanism.records_per_user).units((int(user) for user in order), round=0)
+        order = (
+            RunKey.seeded(self.run.study.seed).generator("selection").permutation(self.run.study.num_users)[:MOST_USERS]
+        )
+        return self.run.training_users(self.mechanism.records_per_user).units((int(user) for user in order), round=0)
 
     def seconds_each(self, num_sides: int) -> float:
         """Returns how long a side may take in a repeat, the warm-up counted as one more."""

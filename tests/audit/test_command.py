@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.simulations import audit_session
 from fedsim_userdp.simulations.cli import run_command
-from fedsim_userdp.simulations.keys import RunKeys
 from tests.audit import bugs
 
 SMALL = [
@@ -107,7 +107,7 @@ def test_a_release_whose_cohorts_follow_from_the_seed_is_refuted_by_the_observer
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def published(session: audit_session.AuditSession, epsilon: float) -> RunKeys:
-        return RunKeys.of(RunKey.seeded(session._task.seed, session._identity(epsilon)))
+        return RunKeys.of(RunKey.seeded(session._run.study.seed, session._identity(epsilon)))
 
     monkeypatch.setattr(audit_session.AuditSession, "_keys", published)
     assert audit(tmp_path / "run", *SMALL, "audit.epsilons=[8]", "noise.source=os") == 1
@@ -123,7 +123,7 @@ def planted(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(audit_session, "Worker", bugs.ClipsEveryRecord)
         return []
     if name == "SameNoise":
-        monkeypatch.setattr("fedsim_userdp.simulations.task.SeededNoise", bugs.SameNoise)
+        monkeypatch.setattr("fedsim_userdp.mechanisms.study.SeededNoise", bugs.SameNoise)
         return []
     return [f"selection._target_=tests.audit.bugs.{name}"]
 

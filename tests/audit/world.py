@@ -16,13 +16,13 @@ from fedsim_userdp.audit.verdict import Claim, Findings, Trace, judge, significa
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.store import TokenStore, open_store
-from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseSource, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, PoissonSelector
+from fedsim_userdp.settings import TokenSettings
 from fedsim_userdp.simulations.audited_run import AuditedRun
 from fedsim_userdp.strategies.user_level_dp import UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.batches import MicroBatch, StepAddress

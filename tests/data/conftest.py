@@ -5,7 +5,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from fedsim_userdp.data.store import open_store
-from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.settings import TokenSettings
 
 from .sources import WordTokenizer
 

@@ -11,7 +11,7 @@ from fedsim_userdp.data.enron import EnronCorpus
 from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.table import TableCorpus
-from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.settings import TokenSettings
 
 from .sources import WordTokenizer, email
 

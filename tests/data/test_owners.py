@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.owners import OwnerBoundedStore, bound_owners, count_owners
-from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.settings import TokenSettings
 
 from .sources import MemoryCorpus, WordTokenizer, memory_corpus
 

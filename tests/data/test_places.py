@@ -7,7 +7,7 @@ import pytest
 
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.table import TableCorpus
-from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.settings import TokenSettings
 
 from .sources import NEED_PYARROW, TEXTS, WRITERS
 

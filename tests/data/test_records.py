@@ -16,7 +16,7 @@ from fedsim_userdp.data.records import (
     ShortestRecords,
 )
 from fedsim_userdp.data.store import open_store
-from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.settings import TokenSettings
 
 from .sources import TEXTS, WordTokenizer, memory_corpus, random_records
 

@@ -5,7 +5,7 @@ import pytest
 
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.statistics import bound_effect, corpus_statistics, distribution
-from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.settings import TokenSettings
 
 from .sources import MemoryCorpus, memory_corpus
 

@@ -15,9 +15,9 @@ from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.data.table import TableCorpus
-from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.data.writer import StoreWriter
 from fedsim_userdp.errors import DataError
+from fedsim_userdp.settings import TokenSettings
 
 from .sources import TEXTS, MemoryCorpus, WordTokenizer, memory_corpus
 

@@ -8,10 +8,11 @@ from transformers import PreTrainedTokenizerFast
 
 from fedsim_userdp.data import tokens
 from fedsim_userdp.data.corpus import Record
-from fedsim_userdp.data.tokens import TokenSettings, bos_of, encode_texts, tokenizer_fingerprint
+from fedsim_userdp.data.tokens import bos_of, encode_texts, tokenizer_fingerprint
 from fedsim_userdp.data.typed_text import TypedText
 from fedsim_userdp.errors import DataError
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.settings import TokenSettings
 
 from .sources import MemoryCorpus, WordTokenizer
 

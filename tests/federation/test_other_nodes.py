@@ -31,12 +31,13 @@ from fedsim_userdp.federation.engines.deployment import nodes_of
 from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import RunDescription, TrainRequest, read_request, write_reply
 from fedsim_userdp.federation.worker import WorkerRecipe
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.loading import TINY_MODEL
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.simulations import flower_app
+from fedsim_userdp.simulations.configured import configured_run
 from fedsim_userdp.simulations.flower_app import run_on_nodes, train_fn_of
-from fedsim_userdp.simulations.task import Task, build_task
 
 Meddle = Callable[[Message], None]
 K = 2
@@ -95,11 +96,11 @@ class World:
             run_on_nodes(text)
         return folder
 
-    def task(self, *settings: str) -> Task:
+    def task(self, *settings: str) -> Run:
         GlobalHydra.instance().clear()
         with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
             config = compose("run", overrides=[*self.settings(*settings), f"output_dir={self.folder / 'task'}"])
-        return build_task(config, self.folder / "task")
+        return configured_run(config, self.folder / "task")
 
 
 class Nodes(InProcessGrid):
@@ -297,7 +298,7 @@ def test_answers_of_a_version_that_knows_no_refusals_are_not_released(
     assert ledger_lines(world.folder / "run") == 0
 
 
-def a_request(task: Task, **changes: object) -> TrainRequest:
+def a_request(task: Run, **changes: object) -> TrainRequest:
     """What the server of a task asks a node, with other settings if need be."""
     settings = json.loads(task.resolved)
     for key, value in changes.items():

@@ -18,13 +18,13 @@ from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds
 from fedsim_userdp.federation.worker import WorkerRecipe
-from fedsim_userdp.models.adapters import LoraSettings
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
 from fedsim_userdp.strategies.user_level_dp import UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining

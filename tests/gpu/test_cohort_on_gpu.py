@@ -7,11 +7,12 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fedsim_userdp.models.adapters import LoraSettings, trainable_state
+from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.output_layer import stop_answering
 from fedsim_userdp.models.precision import autocast_forward
 from fedsim_userdp.privacy.noise import SeededNoise, add_noise
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.simulations.measurements.workbench import relative_distance
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum

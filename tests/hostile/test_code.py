@@ -12,9 +12,10 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
 from fedsim_userdp.errors import ModelError
+from fedsim_userdp.mechanisms.started import RUN_FILE
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from fedsim_userdp.report.files import write_text
-from fedsim_userdp.simulations.arguments import RUN_FILE, complete_arguments
+from fedsim_userdp.simulations.arguments import complete_arguments
 from fedsim_userdp.simulations.cli import run_command
 from tests.hostile.guard import in_time, watched
 from tests.simulations.corpora import small_settings, write_jsonl

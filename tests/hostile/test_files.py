@@ -16,12 +16,13 @@ from safetensors.torch import save
 from fedsim_userdp.data.ingestion import build_store
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.table import TableCorpus
-from fedsim_userdp.data.tokens import TokenSettings
+from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.started import RUN_FILE
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ledger import Ledger, entries
-from fedsim_userdp.simulations.arguments import RUN_FILE, complete_arguments
-from fedsim_userdp.simulations.task import Task
+from fedsim_userdp.settings import TokenSettings
+from fedsim_userdp.simulations.arguments import complete_arguments
 from fedsim_userdp.training import checkpoints
 from fedsim_userdp.training.checkpoints import CheckpointFolder
 from tests.hostile.guard import refusing, watched
@@ -63,7 +64,7 @@ def tokenizer() -> object:
 
 
 @pytest.fixture
-def ran(tmp_path: Path) -> Task:
+def ran(tmp_path: Path) -> Run:
     """A finished run."""
     task = small_task(tmp_path / "run", small_store(tmp_path / "tokens"))
     run_small(task)
@@ -167,8 +168,8 @@ CHECKPOINT_FILES = ("checkpoint.json", "state.safetensors")
 
 
 @inputs(60, 1200)
-def test_a_damaged_checkpoint_is_passed_over(ran: Task, num_inputs: int) -> None:
-    folder = ran.folder / "not_private" / "checkpoints" / "user_wise-seed0"
+def test_a_damaged_checkpoint_is_passed_over(ran: Run, num_inputs: int) -> None:
+    folder = ran.place.folder / "not_private" / "checkpoints" / "user_wise-seed0"
     checkpoint = CheckpointFolder(folder, {}, allow_changes=True)
     files = {name: folder / "round-00000003" / name for name in CHECKPOINT_FILES}
     whole = {name: file.read_bytes() for name, file in files.items()}
@@ -188,8 +189,8 @@ def test_a_damaged_checkpoint_is_passed_over(ran: Task, num_inputs: int) -> None
 
 
 @inputs(10, 400)
-def test_a_forged_checkpoint_is_refused_or_continued(ran: Task, num_inputs: int) -> None:
-    folder = ran.folder / "not_private" / "checkpoints" / "user_wise-seed0"
+def test_a_forged_checkpoint_is_refused_or_continued(ran: Run, num_inputs: int) -> None:
+    folder = ran.place.folder / "not_private" / "checkpoints" / "user_wise-seed0"
     file = folder / "round-00000003" / "checkpoint.json"
     body = json.loads(file.read_text())
     del body["seal"]
@@ -215,8 +216,8 @@ TENSORS: dict[str, dict[str, torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_forged_tensors_are_refused(ran: Task, name: str) -> None:
-    folder = ran.folder / "not_private" / "checkpoints" / "user_wise-seed0" / "round-00000003"
+def test_forged_tensors_are_refused(ran: Run, name: str) -> None:
+    folder = ran.place.folder / "not_private" / "checkpoints" / "user_wise-seed0" / "round-00000003"
     data = save(TENSORS[name])
     (folder / "state.safetensors").write_bytes(data)
     body = json.loads((folder / "checkpoint.json").read_text())

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 from rich.console import Console
 
+from fedsim_userdp.mechanisms.settings_tree import leaves
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.report.progress import RunProgress
-from fedsim_userdp.simulations.arguments import _leaves, check_types, complete_arguments
-from fedsim_userdp.simulations.task import build_task
+from fedsim_userdp.simulations.arguments import check_types, complete_arguments
+from fedsim_userdp.simulations.configured import configured_run
 from tests.hostile.guard import refusing, watched
 from tests.hostile.mutations import TEXTS
 from tests.simulations.corpora import small_settings, write_jsonl
@@ -48,7 +49,7 @@ def composed(mechanism: str) -> dict[str, object]:
     """The leaves of a mechanism's configuration."""
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose("run", overrides=[f"mechanism={mechanism}", "output_dir=x", "data=jsonl"])
-    return dict(_leaves(OmegaConf.to_container(config, resolve=True)))
+    return dict(leaves(OmegaConf.to_container(config, resolve=True)))
 
 
 def odd_overrides() -> st.SearchStrategy[list[str]]:
@@ -98,8 +99,8 @@ def try_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
                 check_types(config, "run")
                 OmegaConf.to_container(config, resolve=True)
                 mechanism = instantiate(config.mechanism)
-                task = build_task(config, folder)
-            values = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
+                task = configured_run(config, folder)
+            values = dict(leaves(OmegaConf.to_container(config, resolve=True)))
             if all(not isinstance(values.get(key), int) or values[key] <= most for key, most in LONGEST_RUN.items()):
                 with RunProgress(Console(file=io.StringIO())) as progress:
                     mechanism.run(task, progress)

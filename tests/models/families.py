@@ -17,9 +17,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from fedsim_userdp.errors import ModelError
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora, factors, lora_layers, trainable_state
+from fedsim_userdp.models.adapters import attach_lora, factors, lora_layers, trainable_state
 from fedsim_userdp.privacy.clipping import clip_and_sum, unit_norms
 from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, why_not_stacked

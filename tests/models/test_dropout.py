@@ -4,9 +4,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fedsim_userdp.models.adapters import LoraSettings, trainable_state
+from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.dropout import AddressedDropout, dropout_layers, dropping
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum, local_updates
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients

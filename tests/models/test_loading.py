@@ -10,10 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig
 
 from fedsim_userdp.errors import ModelError
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora
+from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.frozen_layers import speed_up_frozen_layers
 from fedsim_userdp.models.gguf import packaged_gguf
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
+from fedsim_userdp.settings import LoraSettings
 from tests.conftest import small_llama
 
 TOKENS = ["<unk>", "<s>", "</s>", *(chr(97 + i) for i in range(26)), "ab", *(f"t{i}" for i in range(10))]

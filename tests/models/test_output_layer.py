@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from fedsim_userdp.models import output_layer
-from fedsim_userdp.models.adapters import LoraSettings, trainable_state
+from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.models.output_layer import answer_with_losses, is_prepared, stop_answering
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import IGNORED, MicroBatch, collate
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, StepAddress
 from fedsim_userdp.training.losses import token_losses

@@ -7,9 +7,10 @@ import torch
 from peft import PeftModel
 
 from fedsim_userdp.errors import ModelError
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora, trainable_state
+from fedsim_userdp.models.adapters import attach_lora, trainable_state
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.models.precision import without_autocast
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.evaluation import perplexity

@@ -2,8 +2,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fedsim_userdp.models.adapters import LoraSettings, load_trainable_state, trainable_state
+from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
 from fedsim_userdp.models.stacked import RowsOfUnits, StackedAdapters, stack
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.cohort import LocalTraining, local_updates
 from fedsim_userdp.training.gradients import StackedGradients

@@ -8,8 +8,9 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from fedsim_userdp.errors import ModelError
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora, factors, lora_layers
+from fedsim_userdp.models.adapters import attach_lora, factors, lora_layers
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.settings import LoraSettings
 from tests.conftest import small_gpt2, small_llama
 from tests.models.families import small_base, small_model
 

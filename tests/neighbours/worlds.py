@@ -26,13 +26,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import read_request, to_arrays, write_reply
 from fedsim_userdp.federation.rounds import run_rounds
+from fedsim_userdp.mechanisms.keys import RunKeys
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.loading import TINY_MODEL
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
-from fedsim_userdp.simulations.keys import RunKeys
-from fedsim_userdp.simulations.task import Task, build_task
+from fedsim_userdp.simulations.configured import configured_run
+from tests.simulations.small_runs import with_changes
 
 KEY = RunKey.seeded(7, "two worlds")
 CLIP_NORM, ROUNDS, K = 0.05, 2, 3
@@ -68,7 +69,7 @@ class Person:
 class World:
     """What a run on one data set would release, before noise."""
 
-    task: Task
+    task: Run
     num_users: int
     denominator: float
     sums: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -140,11 +141,11 @@ def seen(overrides: Sequence[str], folder: Path, dead_node: int | None = None) -
         dead_node: id of a node of the engine that never answers; None where all do.
     """
     config = composed([*overrides, f"output_dir={folder}"])
-    task = build_task(config, folder)
-    task = replace(task, keys=RunKeys.of(KEY), noise=SeededNoise(KEY))
+    task = configured_run(config, folder)
+    task = with_changes(task, keys=RunKeys.of(KEY))
     if dead_node is not None:
-        task = replace(task, engine=DeadNode(task.engine.num_nodes_for(task.num_users), dead_node))
-    world = World(task, task.num_users, task.selector.expected_cohort_size(task.num_users))
+        task = with_changes(task, engine=DeadNode(task.study.engine.num_nodes_for(task.study.num_users), dead_node))
+    world = World(task, task.study.num_users, task.study.selector.expected_cohort_size(task.study.num_users))
     with watched(world), RunProgress(Console(file=io.StringIO())) as progress:
         world.release = instantiate(config.mechanism).run(task, progress).statement.release
     return world

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,27 @@ from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.writer import StoreWriter
 from fedsim_userdp.federation.engines import InProcessEngine
-from fedsim_userdp.models.adapters import LoraSettings
+from fedsim_userdp.mechanisms import study as task_module
+from fedsim_userdp.mechanisms.base import Mechanism
+from fedsim_userdp.mechanisms.circumstances import Circumstances, is_add_or_remove
+from fedsim_userdp.mechanisms.folder import RunFolder
+from fedsim_userdp.mechanisms.guarantee import Target
+from fedsim_userdp.mechanisms.history import Outcome
+from fedsim_userdp.mechanisms.keys import RunKeys, stored_keys
+from fedsim_userdp.mechanisms.plain import NonPrivate
+from fedsim_userdp.mechanisms.record_level import RecordLevelDP
+from fedsim_userdp.mechanisms.run import Place, Run
+from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.mechanisms.user_wise import UserWise
+from fedsim_userdp.mechanisms.user_wise_adaptive import UserWiseAdaptive
 from fedsim_userdp.models.loading import TINY_MODEL
 from fedsim_userdp.privacy.accounting import Description, accountants
 from fedsim_userdp.privacy.accounting.curves import Curve
 from fedsim_userdp.privacy.ledger import Ledger
-from fedsim_userdp.privacy.noise import OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector, foreign_name
-from fedsim_userdp.simulations import task as task_module
-from fedsim_userdp.simulations.adaptive_clipping import UserWiseAdaptive
-from fedsim_userdp.simulations.circumstances import Circumstances
-from fedsim_userdp.simulations.diary import Outcome
-from fedsim_userdp.simulations.folder import RunFolder
-from fedsim_userdp.simulations.keys import RunKeys, stored_keys
-from fedsim_userdp.simulations.mechanisms import Mechanism, NonPrivate, RecordLevelDP, UserWise
-from fedsim_userdp.simulations.task import Budget, Task
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from fedsim_userdp.training.cohort import LocalTraining
@@ -83,41 +87,47 @@ def small_store(folder: Path, num_users: int = 12, seed: int = 0) -> TokenStore:
         return TokenStore(writer.finish(fingerprint=f"small {num_users} {seed}"))
 
 
-def small_task(folder: Path, store: TokenStore, **changes: Any) -> Task:
-    """A task on `store` in a run folder."""
+def small_task(folder: Path, store: TokenStore, **changes: Any) -> Run:
+    """A run on `store` in a run folder; `changes` are fields of the run, its study or its place."""
     split = split_users(store, heldout_users=2, validation_users=0, seed=0)
-    settings: dict[str, Any] = {
-        "name": "run",
-        "settings": "the settings",
-        "seed": SEED,
-        "keys": RunKeys.of(SMALL_KEY),
-        "budget": Budget(8.0, 0.05),
-        "store": store,
-        "split": replace(split, train=in_order_of_ids(store, split.train)),
-        "split_seed": 0,
-        "keep_places": False,
-        "model": SmallModel(),
-        "lora": LoraSettings(rank=2),
-        "window": 12,
-        "records": RandomRecords(),
-        "selector": PoissonSelector(0.4),
-        "optimizer_fn": torch.optim.Adam,
-        "noise": SeededNoise(SMALL_KEY),
-        "engine": InProcessEngine(),
-        "local": LocalTraining(max_tokens=256),
-        "central_engine": "opacus",
-        "evaluation_units": [Unit(0, store.records(int(split.heldout[0])))],
-        "evaluate_every": 100,
-        "folder": folder,
-        "checkpoint_every": 1,
-        "checkpoint_keep": 2,
-        "is_resumed": False,
-        "allow_changes": False,
-        "num_searched": 1,
-    }
-    name = foreign_name(changes.get("selector", settings["selector"]))
-    settings["circumstances"] = Circumstances(foreign=(name,) if name else ())
-    return Task(**(settings | changes))
+    selector = changes.get("selector", PoissonSelector(0.4))
+    name = foreign_name(selector)
+    study = Study(
+        seed=SEED,
+        noise_source="seeded",
+        target=Target(8.0, 0.05),
+        store=store,
+        split=replace(split, train=in_order_of_ids(store, split.train)),
+        split_seed=0,
+        keep_places=not is_add_or_remove(selector, store.num_users, ROUNDS),
+        model=SmallModel(),
+        lora=LoraSettings(rank=2),
+        window=12,
+        records=RandomRecords(),
+        selector=selector,
+        optimizer_fn=torch.optim.Adam,
+        engine=InProcessEngine(),
+        local=LocalTraining(max_tokens=256),
+        central_engine="opacus",
+        evaluation_units=[Unit(0, store.records(int(split.heldout[0])))],
+        evaluate_every=100,
+        num_searched=1,
+        circumstances=Circumstances(foreign=(name,) if name else ()),
+        corpus_name="small",
+        licence="unknown",
+        tree={},
+    )
+    run = Run("run", study, Place(folder, every=1), "the settings", {}, RunKeys.of(SMALL_KEY), "")
+    return with_changes(run, **changes)
+
+
+def with_changes(run: Run, **changes: Any) -> Run:
+    """The run with other fields, of its own, its study or its place."""
+    own: dict[str, Any] = {}
+    for name, kind in (("study", Study), ("place", Place)):
+        of_part = {field.name for field in fields(kind)} & changes.keys()
+        own[name] = replace(getattr(run, name), **{key: changes.pop(key) for key in of_part})
+    return replace(run, **own, **changes)
 
 
 MECHANISMS: dict[str, Callable[..., Mechanism]] = {
@@ -131,22 +141,22 @@ MECHANISMS: dict[str, Callable[..., Mechanism]] = {
 
 
 def run_small(
-    task: Task,
+    task: Run,
     mechanism: str = "user_wise",
     rounds: int = ROUNDS,
     write_results: bool = True,
     key: RunKey = SMALL_KEY,
 ) -> Outcome:
     """Runs a mechanism and writes its results, all but the plot, into the task's folder; `key` is a seeded run's."""
-    task = replace(task, name=mechanism)
-    if task.is_resumed:
+    task = with_changes(task, name=mechanism)
+    if task.place.is_resumed:
         stored = stored_keys(task.checkpoints.path, key if task.noise.is_seeded else None)
-        task = replace(task, keys=stored or task.keys)
+        task = with_changes(task, keys=stored or task.keys)
     console = Console(file=io.StringIO(), width=100)
     with RunProgress(console) as progress:
         outcome = MECHANISMS[mechanism](rounds=rounds, records_per_user=2).run(task, progress)
     if write_results:
-        RunFolder(task.folder, console, {"model": "small", "data": "small"}).add(outcome)
+        RunFolder(task.place.folder, console, {"model": "small", "data": "small"}).add(outcome)
     return outcome
 
 
@@ -217,15 +227,15 @@ def dying_at_write(
         yield seen
 
 
-def resumed(task: Task, **changes: Any) -> Task:
-    """The task as another process would have it, to be gone on with."""
+def resumed(task: Run, **changes: Any) -> Run:
+    """The run as another process would have it, to be gone on with."""
     keys = RunKeys.of(SMALL_KEY if task.noise.is_seeded else RunKey.drawn())
-    return replace(task, is_resumed=True, **({"keys": keys} | changes))
+    return with_changes(task, is_resumed=True, **({"keys": keys} | changes))
 
 
-def os_noise(task: Task) -> Task:
+def os_noise(task: Run) -> Run:
     """The task with a secret run key and noise of the operating system."""
-    return replace(task, keys=RunKeys.of(RunKey.drawn()), noise=OperatingSystemNoise())
+    return with_changes(task, keys=RunKeys.of(RunKey.drawn()))
 
 
 def remember_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +268,7 @@ def remember_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja2.Environment, "compile", cache(jinja2.Environment.compile))
 
 
-def dies_after_release(task: Task, round: int, monkeypatch: pytest.MonkeyPatch, mechanism: str = "user_wise") -> None:
+def dies_after_release(task: Run, round: int, monkeypatch: pytest.MonkeyPatch, mechanism: str = "user_wise") -> None:
     """Runs until `round` was released, and dies before its checkpoint."""
     real = CheckpointFolder.write
 
@@ -273,13 +283,13 @@ def dies_after_release(task: Task, round: int, monkeypatch: pytest.MonkeyPatch, 
             run_small(task, mechanism)
 
 
-def releases_of(task: Task, mechanism: str = "user_wise") -> tuple[tuple[int, ...], float]:
+def releases_of(task: Run, mechanism: str = "user_wise") -> tuple[tuple[int, ...], float]:
     """The rounds in a run's ledger, and their epsilon."""
     with Ledger.open(
-        task.folder / "ledger" / f"{mechanism}-seed0.jsonl", delta=0.05, run="any", noise_source="os"
+        task.place.folder / "ledger" / f"{mechanism}-seed0.jsonl", delta=0.05, run="any", noise_source="os"
     ) as ledger:
         return ledger.rounds, ledger.epsilon()
 
 
-def result_of(task: Task) -> dict[str, float]:
-    return dict(json.loads((task.folder / "results.json").read_text())[0])
+def result_of(task: Run) -> dict[str, float]:
+    return dict(json.loads((task.place.folder / "results.json").read_text())[0])

@@ -11,12 +11,11 @@ import pytest
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.guarantee import Target, calibrated
+from fedsim_userdp.mechanisms.user_wise_adaptive import UserWiseAdaptive
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, FixedSizeSelector, PoissonSelector
-from fedsim_userdp.simulations.adaptive_clipping import UserWiseAdaptive
-from fedsim_userdp.simulations.guarantee import calibrated
-from fedsim_userdp.simulations.task import Budget
 from fedsim_userdp.training.checkpoints import CheckpointError
 from tests.simulations.small_runs import (
     MECHANISMS,
@@ -26,6 +25,7 @@ from tests.simulations.small_runs import (
     run_small,
     small_task,
     what_a_run_left,
+    with_changes,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_accounting")
@@ -44,7 +44,7 @@ def test_update_and_count_together_cost_what_the_budget_allows(
 ) -> None:
     task = small_task(tmp_path, store, selector=selector)
     outcome = run_small(task, NAME)
-    plain = calibrated(selector.release(1.0, task.num_users, ROUNDS), task.budget, None, "user")
+    plain = calibrated(selector.release(1.0, task.study.num_users, ROUNDS), task.study.target, None, "user")
     release = outcome.statement.release
     assert isinstance(release, acc.AdaptiveClipping)
     assert release.run == plain.release
@@ -69,13 +69,13 @@ def test_the_clip_norm_of_every_round_is_written_down_and_changes(tmp_path: Path
 
 
 def test_without_a_budget_the_count_is_exact(tmp_path: Path, store: TokenStore) -> None:
-    task = small_task(tmp_path, store, budget=Budget(math.inf, 0.05), selector=PoissonSelector(1.0))
+    task = small_task(tmp_path, store, target=Target(math.inf, 0.05), selector=PoissonSelector(1.0))
     outcome = run_small(task, NAME)
     assert (outcome.row.epsilon, outcome.row.noise_multiplier) == (None, 0.0)
     with (tmp_path / "not_private" / "rounds.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["round"] != "0"]
     for row, after in itertools.pairwise(rows):
-        unclipped = 1 - int(row["num_clipped"]) / task.num_users
+        unclipped = 1 - int(row["num_clipped"]) / task.study.num_users
         expected = float(row["clip_norm"]) * math.exp(0.5 - unclipped)
         assert float(after["clip_norm"]) == pytest.approx(expected)
 
@@ -112,13 +112,15 @@ def test_more_noise_on_the_count_than_the_budget_asks_for_is_a_choice_and_less_i
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = small_task(tmp_path, store)
-    needed = calibrated(task.selector.release(1.0, task.num_users, ROUNDS), task.budget, None, "user").noise_multiplier
+    needed = calibrated(
+        task.study.selector.release(1.0, task.study.num_users, ROUNDS), task.study.target, None, "user"
+    ).noise_multiplier
 
     def run(count_stddev: float, folder: str) -> float:
         made = MECHANISMS[NAME]
         monkeypatch.setitem(MECHANISMS, NAME, lambda **settings: made(**settings, count_stddev=count_stddev))
         try:
-            return run_small(dataclasses.replace(task, folder=tmp_path / folder), NAME).row.noise_multiplier
+            return run_small(with_changes(task, folder=tmp_path / folder), NAME).row.noise_multiplier
         finally:
             monkeypatch.setitem(MECHANISMS, NAME, made)
 

@@ -162,7 +162,7 @@ def test_the_loop_over_users_clips_each_of_them(bench: Workbench) -> None:
     units = bench.users()[:4]
     model = bench.fresh_model()
     found = updates.one_by_one_sum(bench, model, units)
-    expected = updates.cohort_update(bench, bench.task.gradients(bench.fresh_model()), units).clipped.total
+    expected = updates.cohort_update(bench, bench.run.study.gradients(bench.fresh_model()), units).clipped.total
     assert relative_distance(found, expected) <= 1e-5
     assert math.sqrt(sum(float(t.square().sum()) for t in found.values())) <= 4 * bench.mechanism.clip_norm
 

@@ -16,8 +16,9 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.loading import TINY_MODEL
-from fedsim_userdp.simulations.task import Task, build_task
+from fedsim_userdp.simulations.configured import configured_run
 from tests.simulations.zygote import Zygote
 
 SMALL = [
@@ -104,14 +105,16 @@ def test_every_run_states_what_it_guarantees(compared: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def task(compared: Path) -> Task:
+def task(compared: Path) -> Run:
     """What the comparison was scored on."""
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
-        return build_task(compose("compare", overrides=[*SMALL, "mechanism=zero_shot", "output_dir=none"]), compared)
+        return configured_run(
+            compose("compare", overrides=[*SMALL, "mechanism=zero_shot", "output_dir=none"]), compared
+        )
 
 
 @pytest.mark.parametrize("name", MECHANISMS[1:])
-def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: Path, task: Task, name: str) -> None:
+def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: Path, task: Run, name: str) -> None:
     folder = compared / "adapters" / name
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY_MODEL), folder)
     ids = torch.arange(10, 30).unsqueeze(0)
@@ -119,7 +122,7 @@ def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: P
         plain = loaded(input_ids=ids).logits
     assert not torch.allclose(loaded(input_ids=ids).logits, plain, atol=1e-4)
     rows = {row["mechanism"]: row for row in json.loads((compared / "results.json").read_text())}
-    assert task.perplexity(loaded) == pytest.approx(rows[name]["perplexity"], rel=1e-6)
+    assert task.study.perplexity(loaded) == pytest.approx(rows[name]["perplexity"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", MECHANISMS[1:])

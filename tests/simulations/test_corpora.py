@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 
+from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.study import tokenised
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
-from fedsim_userdp.simulations.corpora import configured_store
+from fedsim_userdp.settings import Settings
+from fedsim_userdp.simulations.configured import configured_corpus, plain
 from tests.simulations.benchmark_setup import small_overrides
 
 
@@ -21,11 +25,16 @@ def model_that_knows(num_tokens: int, folder: Path) -> ModelSource:
     return ModelSource(path=str(folder), device="cpu")
 
 
+def store_of(config: DictConfig, model: ModelSource) -> TokenStore:
+    settings = Settings.of(plain(config))
+    return tokenised(configured_corpus(config), model, settings.tokens, settings.cache_dir)
+
+
 def test_a_tokenizer_with_more_tokens_than_its_model_knows_is_refused(tmp_path: Path) -> None:
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         config = compose("benchmark", overrides=[*small_overrides(tmp_path), f"output_dir={tmp_path}"])
     own = len(ModelSource().load_tokenizer())
     for num_tokens in (own, own + 1):
-        assert configured_store(config, model_that_knows(num_tokens, tmp_path / str(num_tokens))).num_users > 0
+        assert store_of(config, model_that_knows(num_tokens, tmp_path / str(num_tokens))).num_users > 0
     with pytest.raises(ConfigError, match=f"its tokenizer has {own} tokens and the model knows {own - 1}"):
-        configured_store(config, model_that_knows(own - 1, tmp_path / "small"))
+        store_of(config, model_that_knows(own - 1, tmp_path / "small"))

@@ -6,10 +6,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.simulations.audit import claims_of
 from fedsim_userdp.simulations.compare import compared_runs
-from fedsim_userdp.simulations.guarantee import Guarantee
 
 
 def test_noise_too_little_for_an_accountant_leaves_its_column_empty_and_the_promise_as_it_is() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim_userdp.simulations.occupied import MARKS
+from fedsim_userdp.mechanisms.own_folder import MARKS
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.zygote import Zygote, zygote
 

@@ -44,7 +44,7 @@ def test_a_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
         if len(writes) < number:
             break
         run_small(resumed(task), "user_wise", ROUNDS)
-        assert what_a_run_left(task.folder) == expected
+        assert what_a_run_left(task.place.folder) == expected
     assert said
     assert all("No space left on device; make room and start again" in one for one in said)
 
@@ -72,8 +72,8 @@ def test_a_really_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is
                 failed_at.add(Path(said.split(":")[0]).name if "No space left on device" in said else said)
             filler.unlink()
             run_small(resumed(task), "user_wise", ROUNDS)
-            assert what_a_run_left(task.folder) == expected
-            shutil.rmtree(task.folder)
+            assert what_a_run_left(task.place.folder) == expected
+            shutil.rmtree(task.place.folder)
         assert len(failed_at) > 3, "the disk should have been full at several places"
         assert all(" " not in place for place in failed_at), "something else was said than which file found no room"
     finally:

@@ -20,7 +20,7 @@ def test_the_command_works_in_a_folder_that_has_the_names_of_its_parts(tmp_path:
     command = [sys.executable, "-m", "fedsim_userdp.simulations.cli", "run", "--cfg", "job"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert "_target_: fedsim_userdp.simulations.mechanisms.UserWise" in done.stdout
+    assert "_target_: fedsim_userdp.mechanisms.user_wise.UserWise" in done.stdout
 
 
 @pytest.mark.slow

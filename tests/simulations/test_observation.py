@@ -11,14 +11,14 @@ from rich.console import Console
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.guarantee import Target
+from fedsim_userdp.mechanisms.keys import RunKeys
+from fedsim_userdp.mechanisms.user_wise import UserWise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, observers, summary
 from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector, PoissonSelector
 from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
-from fedsim_userdp.simulations.keys import RunKeys
-from fedsim_userdp.simulations.mechanisms import UserWise
-from fedsim_userdp.simulations.task import Budget
 from fedsim_userdp.strategies.every_other_user import EveryOtherUser
 from tests.simulations.small_runs import os_noise, small_task
 
@@ -36,7 +36,7 @@ def settings_of(epsilons: tuple[float, ...]) -> AuditSettings:
 def audited(
     folder: Path, store: TokenStore, source: str, epsilons: tuple[float, ...] = CLAIMS, **changes: Any
 ) -> list[AuditedClaim]:
-    task = small_task(folder, store, budget=Budget(8.0, 1e-6), **changes)
+    task = small_task(folder, store, target=Target(8.0, 1e-6), **changes)
     mechanism = UserWise(name="user_wise", learning_rate=0.05, clip_norm=0.3, rounds=6, records_per_user=2)
     session = AuditSession(
         os_noise(task) if source == "os" else task, mechanism, settings_of(epsilons),

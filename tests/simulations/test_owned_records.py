@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,12 @@ from hydra import compose, initialize_config_module
 
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.store import open_store
-from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.settings import TokenSettings
 from fedsim_userdp.simulations.cli import run_command
-from fedsim_userdp.simulations.task import build_task
+from fedsim_userdp.simulations.configured import configured_run
 from tests.data.sources import MemoryCorpus, WordTokenizer
-from tests.simulations.small_runs import small_store, small_task
+from tests.simulations.small_runs import small_store, small_task, with_changes
 
 K = 3
 NUM_SENDERS, NUM_PEOPLE = 20, 30
@@ -49,7 +48,7 @@ def settings(tmp_path: Path) -> list[str]:
 
 def task_of(settings: list[str], folder: Path):
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
-        return build_task(compose("run", overrides=settings), folder)
+        return configured_run(compose("run", overrides=settings), folder)
 
 
 def numbers_of(records: list[np.ndarray], tokenizer) -> list[int]:
@@ -60,11 +59,11 @@ def numbers_of(records: list[np.ndarray], tokenizer) -> list[int]:
 def test_nobody_owns_more_than_k_records_of_the_pool_of_a_centralized_run(settings: list[str], tmp_path: Path) -> None:
     task = task_of([*settings, "mechanism=group_privacy"], tmp_path)
     rows = write_messages(tmp_path / "mail.jsonl")
-    pool = numbers_of([unit.records[0] for unit in task.pool(K).units], task.model.load_tokenizer())
+    pool = numbers_of([unit.records[0] for unit in task.pool(K).units], task.study.model.load_tokenizer())
     owned = Counter(person for number in pool for person in {rows[number]["user_id"], *rows[number]["to"]})
     assert max(owned.values()) == K
     assert len(pool) == len(set(pool)) >= K
-    training = {task.store.user_id(int(user)) for user in task.split.train}
+    training = {task.study.store.user_id(int(user)) for user in task.study.split.train}
     assert {rows[number]["user_id"] for number in pool} <= training
     # Nothing was left out for nothing: any other record of a training user has an owner who has k already.
     for number, row in enumerate(rows):
@@ -75,7 +74,7 @@ def test_nobody_owns_more_than_k_records_of_the_pool_of_a_centralized_run(settin
 def test_capping_each_user_alone_would_break_the_bound(settings: list[str], tmp_path: Path) -> None:
     task = task_of([o for o in settings if not o.startswith("data.owners")], tmp_path)
     rows = write_messages(tmp_path / "mail.jsonl")
-    pool = numbers_of([unit.records[0] for unit in task.pool(K).units], task.model.load_tokenizer())
+    pool = numbers_of([unit.records[0] for unit in task.pool(K).units], task.study.model.load_tokenizer())
     owned = Counter(person for number in pool for person in {rows[number]["user_id"], *rows[number]["to"]})
     assert max(owned.values()) > 2 * K
 
@@ -87,7 +86,7 @@ def test_another_persons_text_never_changes_which_records_are_used(settings: lis
         if row["user_id"] == "p1" or "p1" in row["to"]:
             row["text"] = "" if row["user_id"] == "p1" else "x " + str(row["text"])
     (tmp_path / "mail.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    after = replace(task_of(settings, tmp_path), keys=before.keys)
+    after = with_changes(task_of(settings, tmp_path), keys=before.keys)
     pools = [task.pool(K) for task in (before, after)]
     assert pools[0].places.tolist() == pools[1].places.tolist()
     for place, *units in zip(pools[0].places, *(pool.units for pool in pools), strict=True):
@@ -98,9 +97,9 @@ def test_another_persons_text_never_changes_which_records_are_used(settings: lis
 
 def test_delta_counts_everybody_who_is_protected(settings: list[str], tmp_path: Path) -> None:
     task = task_of(settings, tmp_path)
-    assert task.num_users == NUM_SENDERS - 4
-    assert task.num_protected == NUM_PEOPLE
-    assert task.budget.delta == pytest.approx(NUM_PEOPLE**-1.1)
+    assert task.study.num_users == NUM_SENDERS - 4
+    assert task.study.num_protected == NUM_PEOPLE
+    assert task.study.target.delta == pytest.approx(NUM_PEOPLE**-1.1)
 
 
 @pytest.mark.parametrize("mechanism", ["group_privacy", "example_level_tight"])
@@ -161,6 +160,6 @@ def test_no_pool_has_a_record_longer_than_the_window_whoever_owns_it(tmp_path: P
     with_owners = open_store(owned, WordTokenizer(), TokenSettings(window=16, min_words=0), tmp_path)
     for store, origin in ((plain, "records=RandomRecords"), (with_owners, "the store of records with several owners")):
         task = small_task(tmp_path / "run", plain)
-        assert len(replace(task, store=store, window=12).pool(3))
+        assert len(with_changes(task, store=store, window=12).pool(3))
         with pytest.raises(ConfigError, match=rf"^{origin} returned a record of more than tokens\.window = 5 tokens$"):
-            replace(task, store=store, window=5).pool(3)
+            with_changes(task, store=store, window=5).pool(3)

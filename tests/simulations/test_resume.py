@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.simulations.arguments import RUN_FILE, complete_arguments, override_key
+from fedsim_userdp.mechanisms.started import RUN_FILE
+from fedsim_userdp.simulations.arguments import complete_arguments, override_key
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.small_runs import what_a_run_left
 from tests.simulations.zygote import Zygote

@@ -11,11 +11,12 @@ import pytest
 from fedsim_userdp import __version__
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.guarantee import Target
+from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.versions import code_versions
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, PoissonSelector, draw_cohort
-from fedsim_userdp.simulations.task import Budget, Task
-from fedsim_userdp.simulations.versions import code_versions
 from fedsim_userdp.training.checkpoints import CheckpointError
 from fedsim_userdp.training.journal import Journal
 from tests.simulations.small_runs import (
@@ -57,11 +58,11 @@ def dies_everywhere(
             with dying_at_write(number, torn=torn, monkeypatch=monkeypatch), pytest.raises(Killed):
                 run_small(task, mechanism, ROUNDS)
             run_small(resumed(task), mechanism, ROUNDS)
-            left = what_a_run_left(task.folder)
+            left = what_a_run_left(task.place.folder)
             different = [name for name in expected if left.get(name) != expected[name]]
             assert not different, f"died at write {number} ({writes[number - 1]}, torn: {torn}): {different}"
             assert left.keys() == expected.keys()
-            assert not list(task.folder.rglob(".*")), "something temporary was left behind"
+            assert not list(task.place.folder.rglob(".*")), "something temporary was left behind"
 
 
 def test_a_run_that_dies_at_any_write_ends_as_if_it_had_not(
@@ -92,7 +93,7 @@ def test_a_checkpoint_of_other_settings_data_or_code_is_refused_with_the_differe
             run_small(changed)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "fedsim_userdp.simulations.task.code_versions", lambda: {**code_versions(), "fedsim_userdp": "9.9"}
+            "fedsim_userdp.mechanisms.study.code_versions", lambda: {**code_versions(), "fedsim_userdp": "9.9"}
         )
         with pytest.raises(CheckpointError, match=rf"fedsim_userdp was {__version__} and is 9.9"):
             run_small(resumed(task))
@@ -107,7 +108,7 @@ def test_changes_can_be_allowed_but_not_of_the_promise(
         with pytest.raises(Killed):
             run_small(task)
     changed = resumed(task, settings="others", allow_changes=True)
-    for wrong in ({"budget": Budget(4.0, 0.05)}, {"noise": OperatingSystemNoise()}, {"selector": PoissonSelector(0.5)}):
+    for wrong in ({"target": Target(4.0, 0.05)}, {"noise": OperatingSystemNoise()}, {"selector": PoissonSelector(0.5)}):
         with pytest.raises(CheckpointError, match=r"its ledger would be wrong|another noise.source"):
             run_small(dataclasses.replace(changed, **wrong))
     run_small(changed)
@@ -117,8 +118,8 @@ def test_changes_can_be_allowed_but_not_of_the_promise(
     assert [row["round"] for row in rounds_of(task)] == ["0", "1", "2"], "the third was released with other settings"
 
 
-def rounds_of(task: Task) -> list[dict[str, str]]:
-    with (task.folder / "not_private" / "rounds.csv").open() as file:
+def rounds_of(task: Run) -> list[dict[str, str]]:
+    with (task.place.folder / "not_private" / "rounds.csv").open() as file:
         return list(csv.DictReader(file))
 
 

@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedsim_userdp import cache
+from fedsim_userdp.mechanisms.run_files import tokenizer_digest
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.report.files import write_results
@@ -23,7 +24,6 @@ from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.simulations.configured_claims import differences
 from fedsim_userdp.simulations.configured_runs import configured
 from fedsim_userdp.simulations.result_checks import result_rows
-from fedsim_userdp.simulations.run_files import tokenizer_digest
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.verified import change_json, change_text, configure, problems
 
@@ -185,7 +185,7 @@ def test_a_configuration_that_statement_or_adapter_contradict_is_found(run: Path
         ("mechanism.accountant", "tight"),
         ("mechanism.accountant", "record"),
         ("mechanism.rounds", 3),
-        ("mechanism._target_", "fedsim_userdp.simulations.mechanisms.UserWise"),
+        ("mechanism._target_", "fedsim_userdp.mechanisms.user_wise.UserWise"),
         ("selection._target_", "fedsim_userdp.selection.FixedSizeSelector"),
         ("privacy.epsilon", math.inf),
     ],

@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,13 @@ from fedsim_userdp.errors import BudgetExceeded, CheckpointError, LedgerError, R
 from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import read_request, to_arrays, write_reply
 from fedsim_userdp.federation.rounds import run_rounds
+from fedsim_userdp.mechanisms.circumstances import Circumstances
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting import accountants
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector, draw_cohort
-from fedsim_userdp.simulations.circumstances import Circumstances
-from fedsim_userdp.simulations.task import Task
 from tests.simulations.small_runs import (
     dies_after_release,
     os_noise,
@@ -32,6 +31,7 @@ from tests.simulations.small_runs import (
     run_small,
     small_task,
     what_a_run_left,
+    with_changes,
 )
 from tests.simulations.test_foreign_selectors import SaysPoisson
 from tests.test_selection import Shuffled
@@ -55,7 +55,7 @@ def test_a_lost_round_of_a_release_is_paid_for_and_the_run_goes_on_with_the_next
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, mechanism: str
 ) -> None:
     """Done again, the same cohort would be in two releases: two rounds of it cost more than two of Poisson sampling."""
-    task = os_noise(small_task(tmp_path, store, checkpoint_every=3))
+    task = os_noise(small_task(tmp_path, store, every=3))
     dies_after_release(task, 2, monkeypatch, mechanism)
     before, spent_before = releases_of(task, mechanism)
     outcome = run_small(resumed(task), mechanism)
@@ -82,14 +82,14 @@ def test_where_the_last_round_is_lost_the_adapter_that_is_kept_is_the_one_that_i
     assert releases_of(task, mechanism)[0] == (1, 2, 3)
     assert outcome.statement.rounds == result_of(task)["rounds"] == 3
     assert [record.round for record in outcome.rounds] == [0, 1, 2]
-    assert result_of(task)["perplexity"] == pytest.approx(task.perplexity(outcome.model))
+    assert result_of(task)["perplexity"] == pytest.approx(task.study.perplexity(outcome.model))
     assert result_of(task)["perplexity"] != outcome.rounds[0].perplexity
 
 
 def test_with_the_operating_systems_noise_every_round_has_a_checkpoint(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = os_noise(small_task(tmp_path, store, checkpoint_every=100))
+    task = os_noise(small_task(tmp_path, store, every=100))
     dies_after_release(task, 3, monkeypatch)
     kept = sorted(path.name for path in (tmp_path / "not_private").glob("checkpoints/*/round-*"))
     assert kept == ["round-00000001", "round-00000002"]
@@ -160,14 +160,18 @@ def test_two_releases_of_one_seed_have_unrelated_cohorts_and_their_ledgers_tell_
 ) -> None:
     tasks = [os_noise(small_task(tmp_path / name, store)) for name in ("a", "b")]
     cohorts = [
-        [tuple(draw_cohort(task.selector, task.population.id_hashes, round, task.keys.run)) for round in range(1, 9)]
+        [
+            tuple(draw_cohort(task.study.selector, task.study.population.id_hashes, round, task.keys.run))
+            for round in range(1, 9)
+        ]
         for task in tasks
     ]
     assert cohorts[0] != cohorts[1]
     for task in tasks:
         run_small(task)
     lines = [
-        json.loads((task.folder / "ledger" / "user_wise-seed0.jsonl").read_text().splitlines()[0]) for task in tasks
+        json.loads((task.place.folder / "ledger" / "user_wise-seed0.jsonl").read_text().splitlines()[0])
+        for task in tasks
     ]
     assert lines[0]["run"] != lines[1]["run"], "the same data and settings: a guess cannot be tested against the digest"
 
@@ -214,7 +218,7 @@ def test_a_seeded_round_done_again_with_other_users_answers_is_lost_and_not_rele
 def test_a_selector_with_a_memory_is_resumed_where_it_was(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, died_after: int
 ) -> None:
-    def shuffled(name: str) -> Task:
+    def shuffled(name: str) -> Run:
         return small_task(tmp_path / name, store, selector=Shuffled(declared=2))
 
     whole = shuffled("whole")
@@ -222,13 +226,13 @@ def test_a_selector_with_a_memory_is_resumed_where_it_was(
     dies_after_release(shuffled("broken"), died_after, monkeypatch)
     broken = resumed(shuffled("broken"))
     run_small(broken)
-    assert what_a_run_left(broken.folder) == what_a_run_left(whole.folder)
+    assert what_a_run_left(broken.place.folder) == what_a_run_left(whole.place.folder)
 
 
-def dies_after_checkpoint(task: Task, round: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def dies_after_checkpoint(task: Run, round: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs until the checkpoint of `round` is there, and dies before the next release."""
     dies_after_release(task, round + 1, monkeypatch)
-    ledger = task.folder / "ledger" / "user_wise-seed0.jsonl"
+    ledger = task.place.folder / "ledger" / "user_wise-seed0.jsonl"
     ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:round]))
 
 
@@ -368,7 +372,7 @@ def test_the_operating_systems_noise_is_no_seeds(
         for repetition in ("a", "b"):
             task = os_noise(small_task(tmp_path / mechanism / repetition, store))
             run_small(task, mechanism)
-            left.append(what_a_run_left(task.folder))
+            left.append(what_a_run_left(task.place.folder))
         weights = [name for name in left[0] if name.startswith(mechanism) and "lora_B" in name]
         assert weights
         assert all(left[0][name] != left[1][name] for name in weights)
@@ -426,7 +430,9 @@ def test_what_a_run_began_with_stays_in_its_statement(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, has_ended: bool
 ) -> None:
     """Changed settings change the rounds to come, not whose code and which numbers made those that are done."""
-    task = replace(small_task(tmp_path, store), circumstances=Circumstances(foreign=("my.Own",), precision="bfloat16"))
+    task = with_changes(
+        small_task(tmp_path, store), circumstances=Circumstances(foreign=("my.Own",), precision="bfloat16")
+    )
     if has_ended:
         run_small(task)
     else:

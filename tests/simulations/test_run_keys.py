@@ -13,14 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.mechanisms.circumstances import licence_of, named_foreign
+from fedsim_userdp.mechanisms.identity import settings_digest
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import draw_cohort
+from fedsim_userdp.simulations.adapter_checks import own_class
 from fedsim_userdp.simulations.arguments import complete_arguments
-from fedsim_userdp.simulations.circumstances import licence_of, named_foreign
-from fedsim_userdp.simulations.identity import settings_digest
-from fedsim_userdp.simulations.task import Task, build_task
+from fedsim_userdp.simulations.configured import configured_run
 from fedsim_userdp.strategies import every_other_user
 from tests.simulations.corpora import small_settings, write_jsonl
 
@@ -31,17 +33,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return small_settings(write_jsonl(folder / "texts.jsonl", num_users=40), folder / "cache")
 
 
-def task_of(folder: Path, settings: Sequence[str], *changes: str) -> Task:
+def task_of(folder: Path, settings: Sequence[str], *changes: str) -> Run:
     GlobalHydra.instance().clear()
     names = {change.split("=")[0] for change in changes}
     kept = [one for one in settings if one.split("=")[0] not in names]
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
-        return build_task(compose("run", overrides=[*kept, f"output_dir={folder}", *changes]), folder)
+        return configured_run(compose("run", overrides=[*kept, f"output_dir={folder}", *changes]), folder)
 
 
-def cohorts(task: Task) -> list[tuple[int, ...]]:
-    hashes = task.population.id_hashes
-    return [tuple(draw_cohort(task.selector, hashes, round, task.keys.run).tolist()) for round in range(1, 9)]
+def cohorts(task: Run) -> list[tuple[int, ...]]:
+    hashes = task.study.population.id_hashes
+    return [tuple(draw_cohort(task.study.selector, hashes, round, task.keys.run).tolist()) for round in range(1, 9)]
 
 
 OTHER_RUNS = [
@@ -160,8 +162,8 @@ def test_nothing_of_a_release_follows_from_what_it_publishes(tmp_path: Path, set
     assert all(isinstance(task.noise, OperatingSystemNoise) and not task.keys.run.is_seeded for task in released)
     assert len({task.keys.run.secret for task in released} | {guessed.secret}) == 3
     drawn = [cohorts(task) for task in released]
-    hashes = released[0].population.id_hashes
-    guess = [tuple(draw_cohort(released[0].selector, hashes, round, guessed).tolist()) for round in range(1, 9)]
+    hashes = released[0].study.population.id_hashes
+    guess = [tuple(draw_cohort(released[0].study.selector, hashes, round, guessed).tolist()) for round in range(1, 9)]
     assert len({tuple(found) for found in (*drawn, guess)}) == 3
     seeded = task_of(tmp_path / "c", settings)
     assert cohorts(seeded) == guess, "what the statement of a seeded run says"
@@ -197,21 +199,21 @@ def test_whatever_class_is_not_the_packages_is_named_as_an_assumption(
     tmp_path: Path, settings: list[str], key: str, kind: type
 ) -> None:
     name = f"{kind.__module__}.{kind.__qualname__}"
-    assert task_of(tmp_path, settings, f"{key}._target_={name}").circumstances.foreign == (name,)
-    assert task_of(tmp_path, settings).circumstances.foreign == ()
+    assert task_of(tmp_path, settings, f"{key}._target_={name}").study.circumstances.foreign == (name,)
+    assert task_of(tmp_path, settings).study.circumstances.foreign == ()
 
 
 def test_what_the_packages_own_functions_fetch_from_elsewhere_is_named(tmp_path: Path, settings: list[str]) -> None:
-    fetched = {"data": {"_target_": "fedsim_userdp.simulations.identity.get_object", "path": "x.y"}}
-    assert named_foreign(OmegaConf.merge(composed(settings), fetched)) == (
-        "fedsim_userdp.simulations.identity.get_object",
-    )
+    fetched = {"data": {"_target_": "fedsim_userdp.mechanisms.identity.locate", "path": "x.y"}}
+    assert named_foreign(OmegaConf.merge(composed(settings), fetched)) == ("fedsim_userdp.mechanisms.identity.locate",)
     with pytest.raises(ConfigError, match="a callback is code"):
         complete_arguments("run", ["+hydra.callbacks.x._target_=mine.X"])
 
 
 def test_a_module_whose_name_is_part_of_the_packages_is_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fedsim verify` asks for the licence, and runs no code that a folder names."""
-    monkeypatch.setattr("fedsim_userdp.simulations.circumstances.get_class", lambda name: pytest.fail(name))
+    monkeypatch.setattr("fedsim_userdp.simulations.adapter_checks.get_class", lambda name: pytest.fail(name))
     for name in ("user.C", "fed.C", "dp.C", "fedsim.C", "fedsim_userdp2.C"):
-        assert licence_of(OmegaConf.create({"data": {"_target_": name}})) == "unknown"
+        data = OmegaConf.create({"_target_": name})
+        assert own_class(data) is None
+        assert licence_of(data, own_class(data)) == "unknown"

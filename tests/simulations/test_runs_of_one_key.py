@@ -11,13 +11,21 @@ from rich.console import Console
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.folder import RunFolder
+from fedsim_userdp.mechanisms.keys import RunKeys, mark_of_draw
+from fedsim_userdp.mechanisms.persistence import check_saved
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import PoissonSelector
-from fedsim_userdp.simulations.folder import RunFolder
-from fedsim_userdp.simulations.keys import RunKeys, mark_of_draw
-from fedsim_userdp.simulations.saver import check_saved
-from fedsim_userdp.simulations.task import Task
-from tests.simulations.small_runs import MECHANISMS, dies_after_release, os_noise, resumed, run_small, small_task
+from tests.simulations.small_runs import (
+    MECHANISMS,
+    dies_after_release,
+    os_noise,
+    resumed,
+    run_small,
+    small_task,
+    with_changes,
+)
 from tests.simulations.test_rounds_done_again import OTHER_KEY, FailsOnce
 
 pytestmark = pytest.mark.usefixtures("quick_accounting")
@@ -28,8 +36,10 @@ def test_two_jobs_of_one_seed_of_which_one_lost_a_node_promise_nothing_together(
 ) -> None:
     def job(name: str, failing: int) -> float | None:
         task = small_task(tmp_path / name, store, selector=PoissonSelector(1.0), engine=FailsOnce(failing))
-        outcome = run_small(replace(task, sweep=tmp_path), write_results=False)
-        folder = RunFolder(task.folder, Console(file=io.StringIO()), {"model": "small", "data": "small"}, tmp_path)
+        outcome = run_small(with_changes(task, sweep=tmp_path), write_results=False)
+        folder = RunFolder(
+            task.place.folder, Console(file=io.StringIO()), {"model": "small", "data": "small"}, tmp_path
+        )
         folder.add(outcome)
         return json.loads((tmp_path / "privacy.json").read_text())["joint"]["epsilon"]
 
@@ -67,10 +77,10 @@ def test_a_comparison_that_is_stopped_names_what_it_has_not_counted(tmp_path: Pa
     assert "NOT counted, since they had not ended: b; c." in (tmp_path / "PRIVACY.md").read_text()
 
 
-def add_job(sweep: Path, name: str, task: Task) -> dict[str, object]:
+def add_job(sweep: Path, name: str, task: Run) -> dict[str, object]:
     """Adds a finished run to a sweep; returns the sweep's joint statement."""
     folder = RunFolder(sweep / name, Console(file=io.StringIO()), {"model": "small", "data": "small"}, sweep)
-    folder.add(run_small(replace(task, folder=sweep / name, sweep=sweep), write_results=False))
+    folder.add(run_small(with_changes(task, folder=sweep / name, sweep=sweep), write_results=False))
     return dict(json.loads((sweep / "privacy.json").read_text())["joint"])
 
 
@@ -126,15 +136,15 @@ def test_a_copied_release_that_ended_before_it_was_stated_is_known_all_the_same(
     dies_after_release(task, 2, monkeypatch)
     shutil.copytree(tmp_path / "0", tmp_path / "1")
     assert add_job(tmp_path, "0", resumed(task))["epsilon"] is not None
-    run_small(replace(resumed(task), folder=tmp_path / "1", sweep=tmp_path), write_results=False)
-    again = replace(resumed(task), keys=RunKeys.of(RunKey.drawn()))
+    run_small(with_changes(resumed(task), folder=tmp_path / "1", sweep=tmp_path), write_results=False)
+    again = with_changes(resumed(task), keys=RunKeys.of(RunKey.drawn()))
     assert add_job(tmp_path, "1", again)["epsilon"] is None
 
 
 def test_a_job_that_went_on_under_changed_settings_is_held_to_both_of_its_keys(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = replace(small_task(tmp_path / "0", store), sweep=tmp_path)
+    task = with_changes(small_task(tmp_path / "0", store), sweep=tmp_path)
     dies_after_release(task, 2, monkeypatch)
     changed = resumed(task, settings="others", allow_changes=True, keys=RunKeys.of(OTHER_KEY))
     run_small(changed, key=OTHER_KEY, write_results=False)
@@ -176,7 +186,7 @@ def test_a_job_that_was_stopped_is_named_at_once(
     add_job(tmp_path, "0", small_task(tmp_path / "0", store))
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "run.json").write_text("{}")
-    dies_after_release(os_noise(replace(small_task(tmp_path / "1", store), sweep=tmp_path)), 2, monkeypatch)
+    dies_after_release(os_noise(with_changes(small_task(tmp_path / "1", store), sweep=tmp_path)), 2, monkeypatch)
     assert json.loads((tmp_path / "privacy.json").read_text())["unfinished"] == ["1"]
 
 
@@ -187,7 +197,7 @@ def test_a_run_whose_release_is_stated_and_whose_ledger_is_gone_is_not_made_anew
     """It would take the first one's place in the joint statement."""
     task = os_noise(small_task(tmp_path, store, name="user_wise"))
     run_small(task)
-    promise = MECHANISMS["user_wise"](rounds=3, records_per_user=2).promise(task)
+    promise = MECHANISMS["user_wise"](rounds=3, records_per_user=2).guarantee(task.study)
     check_saved(resumed(task), promise)
     shutil.rmtree(tmp_path / "ledger")
     if not with_checkpoints:

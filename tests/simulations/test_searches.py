@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.simulations.searches import searched_runs
+from fedsim_userdp.mechanisms.searches import searched_runs
 
 
 def searched(*overrides: str, corpus: str = "chitchat") -> int:

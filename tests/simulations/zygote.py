@@ -168,11 +168,11 @@ def main() -> None:
     from fedsim_userdp.simulations.process import prepare_process
 
     prepare_process()
+    import fedsim_userdp.mechanisms.compare
+    import fedsim_userdp.mechanisms.folder
     import fedsim_userdp.report.plots
     import fedsim_userdp.simulations.compare
-    import fedsim_userdp.simulations.folder
     import fedsim_userdp.simulations.run
-    import fedsim_userdp.simulations.session
     import fedsim_userdp.simulations.verify
     import fedsim_userdp.training.opacus_step  # noqa: F401
 

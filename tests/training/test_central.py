@@ -9,9 +9,10 @@ from scipy import stats
 
 from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.activations import checkpoint_activations
-from fedsim_userdp.models.adapters import LoraSettings, load_trainable_state, trainable_state
+from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.central import CentralSettings, Pool, StepReport, train_on_records
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum

@@ -4,9 +4,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora, factors, lora_layers, trainable_state
+from fedsim_userdp.models.adapters import attach_lora, factors, lora_layers, trainable_state
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients

@@ -7,8 +7,9 @@ from torch import nn
 
 from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.activations import checkpoint_activations
-from fedsim_userdp.models.adapters import LoraSettings, trainable_state
+from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.models.loading import refuse_batch_statistics
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, unit_gradients, why_not_stacked

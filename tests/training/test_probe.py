@@ -10,7 +10,8 @@ from peft import PeftModel
 from torch import nn
 
 from fedsim_userdp.errors import ModelError
-from fedsim_userdp.models.adapters import LoraSettings, trainable_state
+from fedsim_userdp.models.adapters import trainable_state
+from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.gradients import OneByOneGradients, unit_gradients, why_not_stacked
 from fedsim_userdp.training.probe import probe_for

@@ -8,9 +8,9 @@ import pytest
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.records import LongestRecords, RandomChunks, RandomRecords
 from fedsim_userdp.data.store import TokenStore, open_store
-from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.errors import DataError, RecordChoiceError
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.settings import TokenSettings
 from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe, in_order_of_ids
 from tests.data.sources import MemoryCorpus, WordTokenizer
 

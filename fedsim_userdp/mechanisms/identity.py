@@ -4,19 +4,15 @@ import ast
 import hashlib
 import inspect
 import json
+import pydoc
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from hydra.errors import HydraException
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
 
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.keys import RunKeys, stored_keys
+from fedsim_userdp.mechanisms.settings_tree import FREE, Tree, foreign_targets
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.simulations.arguments import FREE, foreign_targets
-from fedsim_userdp.simulations.keys import RunKeys, stored_keys
 
 _WITHOUT_EFFECT = FREE | {
     # what is digested by itself, or decides nothing that is released
@@ -27,18 +23,30 @@ _WITHOUT_EFFECT = FREE | {
 }
 # What a run's noise and claims rest on, in a checkpoint's origin: `checkpoint.allow_changes` does not reach it.
 NEVER_CHANGED = frozenset({"data", "training split", "base model"})
+# Names in a run's identity, which seeded noise derives from: they stay, wherever a class moves.
+_LASTING_NAMES = {
+    "fedsim_userdp.mechanisms.user_wise.UserWise": "fedsim_userdp.simulations.mechanisms.UserWise",
+    "fedsim_userdp.mechanisms.user_wise_adaptive.UserWiseAdaptive": (
+        "fedsim_userdp.simulations.adaptive_clipping.UserWiseAdaptive"
+    ),
+    "fedsim_userdp.mechanisms.record_level.RecordLevelDP": "fedsim_userdp.simulations.mechanisms.RecordLevelDP",
+    "fedsim_userdp.mechanisms.plain.NonPrivate": "fedsim_userdp.simulations.mechanisms.NonPrivate",
+    "fedsim_userdp.mechanisms.plain.ZeroShot": "fedsim_userdp.simulations.mechanisms.ZeroShot",
+}
 
 
-def settings_digest(config: DictConfig) -> str:
+def settings_digest(tree: Tree) -> str:
     """Returns a digest of the settings that decide a run's releases; data, split and weights have digests of their own.
 
-    Left out are names, paths, output, engine, threads and evaluation; whatever else a configuration holds counts, and
-    so does the source of code that is not this package's.
+    Left out are names, paths, output, engine, threads and evaluation; whatever else the settings hold counts, and so
+    does the source of code that is not this package's.
     """
-    kept = {key: value for key, value in plain(config).items() if key not in _WITHOUT_EFFECT}
+    kept = {key: value for key, value in tree.items() if key not in _WITHOUT_EFFECT}
     for group in ("mechanism", "model", "local", "privacy"):
         kept[group] = {k: v for k, v in kept[group].items() if f"{group}.{k}" not in _WITHOUT_EFFECT}
-    for target in sorted(set(foreign_targets(config, ()))):
+    mechanism = kept["mechanism"]
+    mechanism["_target_"] = _LASTING_NAMES.get(mechanism.get("_target_"), mechanism.get("_target_"))
+    for target in sorted(set(foreign_targets(tree))):
         kept[f"source of {target}"] = _source_digest(target)
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -49,8 +57,8 @@ def _source_digest(target: str) -> str:
     Empty where there is no such code, as in a notebook.  What code reads when it runs is not looked at.
     """
     try:
-        module = inspect.getmodule(get_object(target))
-    except (ImportError, AttributeError, TypeError, ValueError, HydraException):
+        module = inspect.getmodule(pydoc.locate(target))
+    except (pydoc.ErrorDuringImport, TypeError, ValueError):
         return ""  # whoever instantiates it says what is wrong
     if module is None or getattr(module, "__file__", None) is None:
         return ""
@@ -94,28 +102,22 @@ def identity_of(settings: str, fingerprint: Mapping[str, str]) -> str:
     return json.dumps({**fingerprint, "settings": settings}, sort_keys=True)
 
 
-def keys_of_run(config: DictConfig, identity: str, path: Path) -> RunKeys:
+def keys_of_run(noise_source: str, seed: int, identity: str, path: Path, *, is_resumed: bool) -> RunKeys:
     """Returns the run's keys: those of the run that is gone on with, or new ones.
 
     Args:
-        config: the run's configuration.
+        noise_source: "seeded" or "os".
+        seed: the run's seed.
         identity: what its releases depend on, as text.
         path: the folder of its checkpoints.
+        is_resumed: whether a run is gone on with.
 
     Raises:
-        ConfigError: when `noise.source` is unknown.
+        ConfigError: when `noise_source` is unknown.
         CheckpointError: when the stored keys are damaged, or of another noise source.
     """
-    if config.noise.source not in ("seeded", "os"):
-        raise ConfigError(f"noise.source={config.noise.source} is unknown; expected seeded or os")
-    seeded = RunKey.seeded(config.seed, identity) if config.noise.source == "seeded" else None
-    stored = stored_keys(path, seeded) if config.resume is not None else None
+    if noise_source not in ("seeded", "os"):
+        raise ConfigError(f"noise.source={noise_source} is unknown; expected seeded or os")
+    seeded = RunKey.seeded(seed, identity) if noise_source == "seeded" else None
+    stored = stored_keys(path, seeded) if is_resumed else None
     return stored or RunKeys.of(seeded or RunKey.drawn())
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """Returns a node as a plain dict, interpolations resolved."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    if not isinstance(resolved, dict):
-        raise ConfigError(f"expected a mapping in the configuration, got {resolved!r}")
-    return {str(key): tuple(value) if isinstance(value, list) else value for key, value in resolved.items()}

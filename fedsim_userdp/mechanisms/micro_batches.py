@@ -3,10 +3,9 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from fedsim_userdp.models.adapters import LoraSettings, attach_lora
+from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.settings import Settings
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.gradients import unit_gradients
 from fedsim_userdp.training.memory import activation_bytes_per_token, micro_batch_tokens, remembered_measurement
@@ -14,20 +13,21 @@ from fedsim_userdp.training.memory import activation_bytes_per_token, micro_batc
 _FORMAT = 2  # to be raised whenever training keeps more or less for a token
 
 
-def local_training(config: DictConfig, model: ModelSource, lora: LoraSettings, cache_dir: Path) -> LocalTraining:
-    """Returns the local training of a configuration; loads the model once if its activations were never measured."""
-    settings = {key: value for key, value in config.local.items() if key != "max_tokens"}
-    if config.local.max_tokens is not None:
-        return LocalTraining(**settings, max_tokens=config.local.max_tokens)
-    LocalTraining(**settings)  # refused before anything is measured
-    longest = int(config.tokens.window)
+def local_training(settings: Settings, model: ModelSource, cache_dir: Path) -> LocalTraining:
+    """Returns the local training of some settings; loads the model once if its activations were never measured."""
+    local, lora = settings.local, settings.lora
+    if local.max_tokens is not None:
+        return LocalTraining(local.steps, local.learning_rate, local.max_tokens)
+    LocalTraining(local.steps, local.learning_rate)  # refused before anything is measured
+    longest = settings.tokens.window
 
     def measure() -> float:
         return activation_bytes_per_token(unit_gradients(attach_lora(model.load(), lora, 0), longest), longest)
 
     question = f"{_FORMAT} {model!r} {lora!r} window={longest} device={model.torch_device.type} {_versions()}"
     bytes_per_token = remembered_measurement(question, cache_dir, measure)
-    return LocalTraining(**settings, max_tokens=micro_batch_tokens(bytes_per_token, model.torch_device, longest))
+    max_tokens = micro_batch_tokens(bytes_per_token, model.torch_device, longest)
+    return LocalTraining(local.steps, local.learning_rate, max_tokens)
 
 
 def _versions() -> str:

@@ -4,14 +4,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self
 
-from hydra.utils import get_class
-from omegaconf import DictConfig
-
+from fedsim_userdp.mechanisms.settings_tree import OWN_CODE, Tree, foreign_targets
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.statement import PUBLIC
 from fedsim_userdp.selection import ClientSelector, foreign_name
-from fedsim_userdp.simulations.arguments import foreign_targets
 
 
 @dataclass(frozen=True)
@@ -50,51 +47,53 @@ class Circumstances:
         return {"foreign": list(self.foreign), "precision": self.precision}
 
 
-def foreign_classes(config: DictConfig, selector: ClientSelector, *others: object) -> tuple[str, ...]:
+def foreign_classes(tree: Tree, selector: ClientSelector, *others: object) -> tuple[str, ...]:
     """Returns the names of classes that are not this package's; what they do is believed, as the statement says."""
     kinds = [other.func if isinstance(other, partial) else type(other) for other in others]
     classes = (f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
-    foreign = [name for name in classes if name.split(".")[0] != _OWN_CODE and not name.startswith("torch.optim.")]
+    foreign = [name for name in classes if name.split(".")[0] != OWN_CODE and not name.startswith("torch.optim.")]
     chooser = foreign_name(selector)
-    return tuple(dict.fromkeys((*([chooser] if chooser else []), *named_foreign(config), *foreign)))
+    return tuple(dict.fromkeys((*([chooser] if chooser else []), *named_foreign(tree), *foreign)))
 
 
-_OWN_CODE = "fedsim_userdp"
+def named_foreign(tree: Tree) -> tuple[str, ...]:
+    """Returns the `_target_`s of settings that are not this package's, as they are named there."""
+    return tuple(dict.fromkeys(foreign_targets(tree)))
 
 
-def named_foreign(config: DictConfig) -> tuple[str, ...]:
-    """Returns the `_target_`s of a configuration that are not this package's, as they are named there."""
-    return tuple(dict.fromkeys(foreign_targets(config, ())))
-
-
-def licence_of(config: DictConfig) -> str:
-    """Returns the licence of the configured corpus's text: as set, else as a class of this package states it."""
-    if (stated := config.data.get("license")) is not None:
-        return str(stated)
-    target = str(config.data.get("_target_"))
-    return str(getattr(get_class(target), "license", "unknown")) if target.split(".")[0] == _OWN_CODE else "unknown"
-
-
-def is_add_or_remove(selector: ClientSelector, num_users: int, config: DictConfig) -> bool:
+def is_add_or_remove(selector: ClientSelector, num_users: int, rounds: int) -> bool:
     """Returns whether the selection's claim is for adding or removing a user, so that nobody has a place to keep."""
     try:
-        release = declared_release(selector, 1.0, num_users, int(config.mechanism.get("rounds", 1)))
+        release = declared_release(selector, 1.0, num_users, rounds)
     except ValueError:  # said where the run begins
         return False
     return release.adjacency is acc.Adjacency.ADD_OR_REMOVE_USER
 
 
-def taken_as_public(config: DictConfig, *, keep_places: bool) -> tuple[str, ...]:
+def taken_as_public(tree: Tree, *, keep_places: bool) -> tuple[str, ...]:
     """Returns what a claim takes as public, though some of it follows from users' text."""
-    tokens, split = config.tokens, config.split
-    filters = f"at least {tokens.min_words} words in all, and a record of at least {tokens.min_tokens} tokens"
+    tokens, split = tree["tokens"], tree["split"]
+    filters = f"at least {tokens['min_words']} words in all, and a record of at least {tokens['min_tokens']} tokens"
     who = "every id that the corpus names, with usable text or not" if keep_places else f"who has {filters}"
     return (
         f"the number of users, and who is one: {who}",
-        f"the split by a hash of ids: {split.heldout_users} held out, {split.validation_users} for validation",
-        f"that records are cut into windows of {tokens.window} tokens"
-        if tokens.long_records == "split"
-        else f"that records are cut to their first {tokens.window} tokens",
-        *(["delta, which follows from the number of users"] if config.privacy.delta is None else []),
+        f"the split by a hash of ids: {split['heldout_users']} held out, {split['validation_users']} for validation",
+        f"that records are cut into windows of {tokens['window']} tokens"
+        if tokens["long_records"] == "split"
+        else f"that records are cut to their first {tokens['window']} tokens",
+        *(["delta, which follows from the number of users"] if tree["privacy"]["delta"] is None else []),
         "the settings of the run",
     )
+
+
+def licence_of(data: Tree, kind: type | None) -> str:
+    """Returns the licence of a corpus's text: as set, else as a class of this package states it.
+
+    Args:
+        data: the corpus's settings.
+        kind: its class; None where it must not be imported.
+    """
+    if (stated := data.get("license")) is not None:
+        return str(stated)
+    is_own = kind is not None and kind.__module__.split(".")[0] == OWN_CODE
+    return str(getattr(kind, "license", "unknown")) if is_own else "unknown"

@@ -1,4 +1,4 @@
-"""One folder, one run: a command's folder is locked, holds no other run, and is gone again if nothing was written."""
+"""One folder, one run: a run's folder is locked, holds no other run, and is gone again if nothing was written."""
 
 import contextlib
 import fcntl
@@ -8,11 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-
 from fedsim_userdp.errors import ConfigError, PluginError
 from fedsim_userdp.plain_files import kept_inside
-from fedsim_userdp.simulations.streams import ReaderGone
 
 # What only a run, comparison or audit writes to its folder.
 MARKS = (
@@ -22,19 +19,19 @@ MARKS = (
 
 
 @contextmanager
-def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
-    """Gives the running job's folder, kept from other processes for the duration of the block.
+def own_folder(folder: Path, *, is_resumed: bool = False) -> Iterator[Path]:
+    """Gives a folder, kept from other processes for the duration of the block.
 
     Where the block ends in an error before anything was written, the folder is removed again.
 
     Args:
+        folder: the folder, which is there.
         is_resumed: whether the run that the folder holds is to be gone on with.
 
     Raises:
         ConfigError: when another process is at work in it, it holds a run that is not to be gone on with, or links or
             other things that are no files (see `check_plain`).
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with locked(folder, "output_dir"):
             if not is_resumed and (mark := mark_of_a_run(folder)):
@@ -52,9 +49,9 @@ def folder_of_job(*, is_resumed: bool = False) -> Iterator[Path]:
                 yield folder
     except PluginError as error:
         raise ConfigError(f"{error}; mend it, and {_going_on(folder)}") from error
-    except ReaderGone:
-        raise
     except SystemExit as stop:
+        if type(stop) is not SystemExit:  # the command's own
+            raise
         raise ConfigError(
             f"a class that a setting names called sys.exit({'' if stop.code is None else stop.code}), by which no run "
             f"ends: leave that out, and {_going_on(folder)}"

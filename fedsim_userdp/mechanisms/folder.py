@@ -5,10 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from safetensors import SafetensorError
 
+from fedsim_userdp.mechanisms.history import Outcome
+from fedsim_userdp.mechanisms.keys import mark_of_draw
+from fedsim_userdp.mechanisms.run_files import CARD, WEIGHTS, adapter_folder, ledger_file, tokenizer_digest
+from fedsim_userdp.mechanisms.sweep import draws_in, path_to, update_sweep
 from fedsim_userdp.models.adapters import ADAPTER, trainable_state
 from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.printable import printable
@@ -19,11 +22,7 @@ from fedsim_userdp.report.model_card import AdapterOrigin, model_card
 from fedsim_userdp.report.privacy_files import digest_of, write_privacy
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.report.table import footnote, result_console, results_table
-from fedsim_userdp.simulations.diary import Outcome
-from fedsim_userdp.simulations.keys import mark_of_draw
-from fedsim_userdp.simulations.run_files import CARD, WEIGHTS, adapter_folder, ledger_file, tokenizer_digest
-from fedsim_userdp.simulations.sweep import draws_in, path_to, sweep_of_this_job, update_sweep
+from fedsim_userdp.report.table import footnote, results_table
 
 
 class RunFolder:
@@ -50,12 +49,6 @@ class RunFolder:
         self.rows: list[ResultRow] = []
         self.rounds: list[RoundRecord] = []
         self.runs: list[StatedRun] = []
-
-    @classmethod
-    def of_this_job(cls, planned: Sequence[str] = ()) -> "RunFolder":
-        """Returns the folder of the running Hydra job."""
-        runtime = HydraConfig.get().runtime
-        return cls(Path(runtime.output_dir), result_console(), runtime.choices, sweep_of_this_job(), planned)
 
     def progress(self) -> RunProgress:
         """Returns the display of progress on this folder's console."""
@@ -122,12 +115,16 @@ class RunFolder:
         """The runs whose training diverged: their perplexity is not finite."""
         return [f"{row.mechanism}, seed {row.seed}" for row in self.rows if row.perplexity is None]
 
-    def finish(self) -> None:
-        """Draws the plot and prints the table."""
+    def draw(self) -> None:
+        """Draws the plot."""
         from fedsim_userdp.report.plots import plot_comparison  # here, so that no run waits for it to begin
 
         with replacing(self.path / "comparison.png") as temporary:
             plot_comparison(temporary, self.rows, self.rounds)
+
+    def finish(self) -> None:
+        """Draws the plot and prints the table."""
+        self.draw()
         self.console.print(results_table(self.rows, self.console.width))
         self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
         self.console.print(f"run folder: {printable(str(self.path))}", highlight=False, markup=False, soft_wrap=True)

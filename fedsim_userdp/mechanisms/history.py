@@ -9,13 +9,13 @@ from typing import get_type_hints
 from peft import PeftModel
 
 from fedsim_userdp.federation.replies import RoundReplies
+from fedsim_userdp.mechanisms.guarantee import Guarantee
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.simulations.guarantee import Guarantee
-from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training.central import StepReport
 from fedsim_userdp.training.checkpoints import CheckpointError
 
@@ -36,14 +36,14 @@ class Outcome:
     licence: str
 
 
-class Diary:
+class History:
     """Keeps the rounds of one run.  Round 0 is the state before training.
 
     Args:
         name: the mechanism.
         unit: what takes part in a round, "users" or "records".
         rounds: number of rounds to come.
-        task: the run's task, for evaluation.
+        run: what is run.
         guarantee: the run's promise.
         model: the model that holds the current adapter whenever a round is evaluated.
         progress: where progress is shown.
@@ -54,16 +54,16 @@ class Diary:
         name: str,
         unit: str,
         rounds: int,
-        task: Task,
+        run: Run,
         guarantee: Guarantee,
         model: PeftModel,
         progress: RunProgress,
     ) -> None:
-        self.name, self.num_rounds, self.task, self.guarantee, self.model = name, rounds, task, guarantee, model
+        self.name, self.num_rounds, self.run, self.guarantee, self.model = name, rounds, run, guarantee, model
         self.rounds: list[RoundRecord] = []
         self.train_tokens = 0
         self._scored = -1  # the last round that was
-        self.circumstances = task.circumstances  # those of the rounds before a resume with them
+        self.circumstances = run.study.circumstances  # those of the rounds before a resume with them
         self._progress = progress
         self._spent = guarantee.spent_by_round(rounds)
         self._start = time.perf_counter()
@@ -112,7 +112,7 @@ class Diary:
 
     def is_due(self, round: int) -> bool:
         """Returns whether the round is evaluated."""
-        return round in (0, self.num_rounds) or round % self.task.evaluate_every == 0
+        return round in (0, self.num_rounds) or round % self.run.study.evaluate_every == 0
 
     def write_replies(self, round: int, replies: RoundReplies) -> None:
         """Writes down a round of the federation."""
@@ -148,31 +148,33 @@ class Diary:
 
     def outcome(self, row: ResultRow) -> Outcome:
         """Returns the outcome of the finished run."""
-        task = self.task
-        return Outcome(row, self._statement(row), self.rounds, self.model, task.keys.run, task.model, task.licence)
+        run = self.run
+        return Outcome(
+            row, self._statement(row), self.rounds, self.model, run.keys.run, run.study.model, run.study.licence
+        )
 
     def _statement(self, row: ResultRow) -> PrivacyStatement:
         """What the run promises."""
         promise = self.guarantee
-        target, facts = self.task.budget.epsilon, self.circumstances
+        target, facts = self.run.study.target.epsilon, self.circumstances
         return PrivacyStatement(
             level=promise.level,
             release=promise.release,
             mechanism=row.mechanism,
-            num_users=self.task.num_protected if promise.ownership == "declared" else self.task.num_users,
+            num_users=self.run.study.num_protected if promise.ownership == "declared" else self.run.study.num_users,
             rounds=max(row.rounds, 1),
             delta=None if promise.level == "nobody" else promise.delta,
             method=promise.method if promise.level == "user" else None,
             clip_norm=row.clip_norm,
             records_per_user=row.records_per_user or None,
             target_epsilon=None if math.isinf(target) or promise.level == "nobody" else target,
-            noise_source="seeded" if self.task.noise.is_seeded else "os",
-            num_searched=self.task.num_searched,
+            noise_source="seeded" if self.run.noise.is_seeded else "os",
+            num_searched=self.run.study.num_searched,
             ownership=promise.ownership,
             foreign=facts.foreign,
             num_lost=0 if promise.release is None else max(row.rounds - (len(self.rounds) - 1), 0),
             window=facts.window,
-            fresh_records=row.unit == "user" and self.task.records.fresh,
+            fresh_records=row.unit == "user" and self.run.study.records.fresh,
             public=facts.public,
             precision=facts.precision,
             evaluated_on=facts.evaluated_on,
@@ -191,7 +193,7 @@ class Diary:
     def _perplexity(self, round: int) -> float | None:
         """Scores the model as it is after a round; None where what comes out is not finite."""
         self._scored = round
-        found = self.task.perplexity(self.model)
+        found = self.run.study.perplexity(self.model)
         if math.isfinite(found):
             return found
         self._progress.warn(f"{self.name}: after round {round} the perplexity is {found}: training has diverged")
@@ -212,7 +214,7 @@ class Diary:
         """Evaluates when due, keeps the record and shows progress."""
         record = RoundRecord(
             mechanism=self.name,
-            seed=self.task.seed,
+            seed=self.run.study.seed,
             round=round,
             epsilon=None if self._spent is None else self._spent.after(round),
             perplexity=self._perplexity(round) if self.is_due(round) else None,

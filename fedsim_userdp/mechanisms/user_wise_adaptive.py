@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.mechanisms.guarantee import Guarantee, default_count_stddev
+from fedsim_userdp.mechanisms.persistence import RunState
+from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.mechanisms.user_wise import UserWise
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
 from fedsim_userdp.selection import expected_cohort_size
-from fedsim_userdp.simulations.guarantee import Guarantee, default_count_stddev
-from fedsim_userdp.simulations.mechanisms import UserWise
-from fedsim_userdp.simulations.saver import Saver
-from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.strategies.user_level_dp import UserLevelSettings
 
 
@@ -26,6 +27,8 @@ class UserWiseAdaptive(UserWise):
             for a twentieth of the expected cohort, but no less than the noise multiplier.
     """
 
+    name: str = "user_wise_adaptive"
+    clip_norm: float = 0.01
     target_quantile: float = 0.5
     clip_learning_rate: float = 1.0
     count_stddev: float | None = None
@@ -37,13 +40,13 @@ class UserWiseAdaptive(UserWise):
         except ValueError as error:
             raise ConfigError(f"mechanism.{error}") from error
 
-    def promise(self, task: Task) -> Guarantee:
+    def guarantee(self, study: Study) -> Guarantee:
         """Returns the promise of update and count together, which cost what the update alone would."""
-        promise = super().promise(task)
+        promise = super().guarantee(study)
         if not isinstance(promise.release, acc.UserWise | acc.FixedSize | acc.NoAmplification):
             return promise  # without noise: then the count has none either
         needed = promise.release.noise_multiplier
-        expected_cohort = expected_cohort_size(task.selector, task.num_users)
+        expected_cohort = expected_cohort_size(study.selector, study.num_users)
         default = default_count_stddev(expected_cohort, needed)
         count_stddev = default if self.count_stddev is None else self.count_stddev
         if count_stddev <= needed / 2:
@@ -53,12 +56,12 @@ class UserWiseAdaptive(UserWise):
             )
         return replace(promise, release=acc.AdaptiveClipping(promise.release, count_stddev))
 
-    def _settings(self, task: Task, guarantee: Guarantee, saver: Saver, worker: Worker) -> UserLevelSettings:
+    def _settings(self, run: Run, guarantee: Guarantee, state: RunState, worker: Worker) -> UserLevelSettings:
         """The numbers of the strategy, with the clip norm that an earlier part of the run came to."""
         release = guarantee.release
         count_stddev = release.count_stddev if isinstance(release, acc.AdaptiveClipping) else 0.0
         return replace(
-            super()._settings(task, guarantee, saver, worker),
-            clip_norm=saver.clip_norm or self.clip_norm,
+            super()._settings(run, guarantee, state, worker),
+            clip_norm=state.clip_norm or self.clip_norm,
             adaptation=ClipAdaptation(self.target_quantile, self.clip_learning_rate, count_stddev),
         )

@@ -3,20 +3,26 @@
 import bisect
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fedsim_userdp.errors import AccountingError, ConfigError
 from fedsim_userdp.participation import UserLevel
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ownership import BLANK_RECORDS, Ownership, check_ownership
 
-if TYPE_CHECKING:
-    from fedsim_userdp.simulations.task import Budget
-
 Level = Literal["user", "record", "nobody"]
 UNTRAINED, UNNOISED = "no training data used", "none: trained without privacy"  # a result's guarantee in words
 _COMPUTED_ROUNDS = 40  # each takes 10 to 100 ms
 _COUNT_SHARE = 0.05  # of the expected cohort: what the source takes as the count's standard deviation
+
+
+@dataclass(frozen=True)
+class Target:
+    """The user-level target: epsilon (infinity for no noise), delta in (0, 1), and whose a record is."""
+
+    epsilon: float
+    delta: float
+    ownership: Ownership = "assigned"
 
 
 @dataclass(frozen=True)
@@ -123,25 +129,25 @@ def default_count_stddev(expected_cohort: float, noise_multiplier: float) -> flo
 
 
 def calibrated(
-    release: acc.Description, budget: "Budget", method: str | None, level: Literal["user", "record"]
+    release: acc.Description, target: Target, method: str | None, level: Literal["user", "record"]
 ) -> Guarantee:
-    """Returns the promise of `release` with the least noise that keeps the budget; no noise at epsilon = infinity.
+    """Returns the promise of `release` with the least noise that reaches the target; no noise at epsilon = infinity.
 
     Raises:
         ConfigError: when the budget is for all declared owners and the release cannot promise them anything.
     """
-    if math.isinf(budget.epsilon):
-        return Guarantee(None, method, budget.delta, "nobody")
+    if math.isinf(target.epsilon):
+        return Guarantee(None, method, target.delta, "nobody")
     try:
-        check_ownership(budget.ownership if level == "user" else "assigned", release)
+        check_ownership(target.ownership if level == "user" else "assigned", release)
     except ValueError as error:
         raise ConfigError(
             f"the data declares several owners of a record, and {error}: use mechanism=group_privacy or "
             "example_level_tight, or set data.owners=sender (Enron) or data.owners_column=null (tables), so that a "
             "record counts for its user only"
         ) from error
-    found = acc.calibrate(release, epsilon=budget.epsilon, delta=budget.delta, method=method)
-    return Guarantee(found, method, budget.delta, level, budget.ownership)
+    found = acc.calibrate(release, epsilon=target.epsilon, delta=target.delta, method=method)
+    return Guarantee(found, method, target.delta, level, target.ownership)
 
 
 NO_GUARANTEE = Guarantee(None, None, 1.0, "nobody")

@@ -6,56 +6,56 @@ from collections.abc import Callable
 import torch
 
 from fedsim_userdp.errors import ConfigError, PluginError, RecordChoiceError
+from fedsim_userdp.mechanisms.guarantee import Guarantee
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.participation import Cohorts
 from fedsim_userdp.plugins import calling, class_name, is_own
 from fedsim_userdp.selection import expected_cohort_size, foreign_name
-from fedsim_userdp.simulations.guarantee import Guarantee
-from fedsim_userdp.simulations.task import Task
 
 _USERS = 4  # whose choice of records is tried out
 
 
-def check_plugins(task: Task, guarantee: Guarantee, records_per_user: int) -> None:
+def check_plugins(run: Run, guarantee: Guarantee, records_per_user: int) -> None:
     """Raises where a class of the user's own fails at the first thing that a run will ask of it.
 
     Copies are asked, so that what a class remembers is not changed; one that cannot be copied is asked by the run only.
 
     Args:
-        task: the run's task, with the selection of users, the choice of records and the optimizer.
+        run: the run, with its study's selection of users, choice of records and optimizer.
         guarantee: what the run promises.
         records_per_user: k.
 
     Raises:
         PluginError, ConfigError: names the class and says what it did; nothing was written.
     """
-    _check_selection(task, guarantee)
-    _check_records(task, records_per_user)
-    _check_optimizer(task.optimizer_fn)
+    _check_selection(run, guarantee)
+    _check_records(run, records_per_user)
+    _check_optimizer(run.study.optimizer_fn)
 
 
-def _check_selection(task: Task, guarantee: Guarantee) -> None:
+def _check_selection(run: Run, guarantee: Guarantee) -> None:
     """Tries out the denominator and the first cohort."""
-    expected_cohort_size(task.selector, task.num_users)
-    if foreign_name(task.selector) is None:
+    expected_cohort_size(run.study.selector, run.study.num_users)
+    if foreign_name(run.study.selector) is None:
         return
     try:
-        selector = copy.deepcopy(task.selector)
+        selector = copy.deepcopy(run.study.selector)
     except Exception:  # noqa: BLE001 - anybody's class can refuse to be copied
         return
-    Cohorts(selector, task.population, task.keys.run, guarantee.declared).draw(1)
+    Cohorts(selector, run.study.population, run.keys.run, guarantee.declared).draw(1)
 
 
-def _check_records(task: Task, records_per_user: int) -> None:
+def _check_records(run: Run, records_per_user: int) -> None:
     """Tries out the choice of records of a few users."""
-    if is_own(task.records):
+    if is_own(run.study.records):
         return
     try:
-        users = task.training_users(records_per_user)
-        users = type(users)(**{**vars(users), "selector": copy.deepcopy(task.records)})
+        users = run.training_users(records_per_user)
+        users = type(users)(**{**vars(users), "selector": copy.deepcopy(run.study.records)})
     except Exception:  # noqa: BLE001 - as above
         return
     problems = []
-    tried = range(min(_USERS, task.num_users))
+    tried = range(min(_USERS, run.study.num_users))
     for user in tried:
         try:
             users.chosen_records(user, round=1)

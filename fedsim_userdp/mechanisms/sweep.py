@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 
 from fedsim_userdp.errors import LedgerError, PrivacyFileError
+from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.ledger import entries
 from fedsim_userdp.report.privacy_files import (
@@ -19,29 +18,9 @@ from fedsim_userdp.report.privacy_files import (
     read_privacy,
     write_sweep_privacy,
 )
-from fedsim_userdp.simulations.arguments import check_subdir
-from fedsim_userdp.simulations.run_files import plain_content
 
 _LOCK_FILE = ".lock"
-_SWEEP_FILE = "multirun.yaml"  # Hydra's mark of a sweep's folder
 _DEPTH = 16  # of a job's folder in it, at most
-
-
-def sweep_of_this_job() -> Path | None:
-    """Returns the folder of the sweep that the running Hydra job belongs to; None outside of one.
-
-    A job that is resumed is no part of a sweep to Hydra: then it is the folder above that Hydra marked as a sweep's.
-
-    Raises:
-        ConfigError: the job does not lie below the sweep's folder.
-    """
-    settings = HydraConfig.get()
-    folder = Path(settings.runtime.output_dir)
-    if settings.mode == RunMode.MULTIRUN:
-        check_subdir(str(settings.sweep.subdir))
-        return Path(os.path.abspath(Path(settings.runtime.cwd, settings.sweep.dir)))  # as Hydra itself, links kept
-    above = (*folder.parents[:_DEPTH], *folder.resolve().parents[:_DEPTH])  # the folder may be named by a link to it
-    return next((parent for parent in above if (parent / _SWEEP_FILE).exists()), None)
 
 
 def path_to(sweep: Path, folder: Path) -> str:

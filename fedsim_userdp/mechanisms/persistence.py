@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 from fedsim_userdp.errors import ConfigError, PrivacyFileError, ReleasedOtherwise
+from fedsim_userdp.mechanisms.guarantee import Guarantee
+from fedsim_userdp.mechanisms.history import History
+from fedsim_userdp.mechanisms.keys import FILE, mark_of_draw, remove_keys
+from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.sweep import draws_in, update_sweep
 from fedsim_userdp.models.adapters import load_trainable_state
 from fedsim_userdp.naming import naming
 from fedsim_userdp.participation import Cohorts
@@ -19,11 +24,6 @@ from fedsim_userdp.privacy.accounting.serialization import to_json
 from fedsim_userdp.privacy.ledger import Ledger, check_ledger
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy
-from fedsim_userdp.simulations.diary import Diary
-from fedsim_userdp.simulations.guarantee import Guarantee
-from fedsim_userdp.simulations.keys import FILE, mark_of_draw, remove_keys
-from fedsim_userdp.simulations.sweep import draws_in, update_sweep
-from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
 from fedsim_userdp.training.journal import Journal, JournalEnd
 
@@ -32,28 +32,28 @@ JOURNAL = "rounds.jsonl"
 Release = acc.UserWise | acc.RecordLevel | acc.FixedSize | acc.NoAmplification | acc.AdaptiveClipping
 
 
-class Saver:
+class RunState:
     """Writes a run's ledger before every release, and its checkpoints: when due, and after the last round.
 
     With noise from the operating system every round has a checkpoint: one that was lost is paid for and cannot be had
     again.
 
     Args:
-        diary: the run's diary, which may have been resumed.
+        history: the run's history, which may have been resumed.
         ledger: the open ledger; None where there is no noise.
         start: the checkpoint that the run goes on from; None from the beginning.
         first: the first round to come.
     """
 
-    def __init__(self, diary: Diary, ledger: Ledger | None, start: Checkpoint | None, first: int) -> None:
-        task = diary.task
-        self.diary, self._ledger, self._start, self.first = diary, ledger, start, first
-        self._folder, self._every = task.checkpoints, task.checkpoint_every if task.noise.is_seeded else 1
+    def __init__(self, history: History, ledger: Ledger | None, start: Checkpoint | None, first: int) -> None:
+        run = history.run
+        self.history, self._ledger, self._start, self.first = history, ledger, start, first
+        self._folder, self._every = run.checkpoints, run.place.every if run.noise.is_seeded else 1
         self._journal, self._num_saved = Journal(self._folder.path / JOURNAL), 0
         self._cohorts: Cohorts | None = None
         self._is_told = False
         if start is not None:
-            diary.circumstances = diary.circumstances.after(start.notes.get("circumstances"))
+            history.circumstances = history.circumstances.after(start.notes.get("circumstances"))
 
     @property
     def clip_norm(self) -> float | None:
@@ -73,16 +73,16 @@ class Saver:
 
     def begin(self) -> None:
         """Puts the checkpoint's adapter and rounds in place, or writes down the state before training."""
-        keys = self.diary.task.keys
-        if self.first <= self.diary.num_rounds and not keys.is_stored:
+        keys = self.history.run.keys
+        if self.first <= self.history.num_rounds and not keys.is_stored:
             keys.write(self._folder.path)
         if self._start is None:
-            self.diary.begin()
+            self.history.begin()
             return
-        load_trainable_state(self.diary.model, self._start.adapter)
-        self.diary.resume(self._journal.go_back(JournalEnd.from_json(self._start.notes.get("journal"))))
-        self._num_saved = len(self.diary.rounds)
-        if self.diary.rounds[-1].round != self._start.round:
+        load_trainable_state(self.history.model, self._start.adapter)
+        self.history.resume(self._journal.go_back(JournalEnd.from_json(self._start.notes.get("journal"))))
+        self._num_saved = len(self.history.rounds)
+        if self.history.rounds[-1].round != self._start.round:
             raise CheckpointError(f"{self._journal.path} does not end with round {self._start.round}")
 
     def follow(self, cohorts: Cohorts) -> None:
@@ -105,8 +105,8 @@ class Saver:
             self._cohorts.catch_up(round)
         if self._mark_of_cohorts() != mark:
             raise CheckpointError(
-                f"resume={self.diary.task.folder}: the selection draws other users for rounds 1 to {round} than took "
-                "part in them, so that nobody's rounds can be counted: go back to the settings, the code and the "
+                f"resume={self.history.run.place.folder}: the selection draws other users for rounds 1 to {round} than "
+                "took part in them, so that nobody's rounds can be counted: go back to the settings, the code and the "
                 "versions that the run was started with"
             )
 
@@ -130,18 +130,18 @@ class Saver:
             optimizer: the optimizer after it.
             clip_norm: the next round's; None where no clip norm is part of the state.
         """
-        if round != self.diary.num_rounds and round % self._every:
+        if round != self.history.num_rounds and round % self._every:
             return
-        self.diary.task.begin()
-        self._journal.append(dataclasses.asdict(record) for record in self.diary.rounds[self._num_saved :])
-        self._num_saved = len(self.diary.rounds)
+        self.history.run.place.begin()
+        self._journal.append(dataclasses.asdict(record) for record in self.history.rounds[self._num_saved :])
+        self._num_saved = len(self.history.rounds)
         notes: dict[str, object] = {
             "journal": self._journal.end.to_json(),
             "ledger_head": None if self._ledger is None else self._ledger.head,
-            "promise": promise_in_json(self.diary.task, self.diary.guarantee),
+            "promise": promise_in_json(self.history.run, self.history.guarantee),
             "clip_norm": clip_norm,
             "cohorts": self._mark_of_cohorts(),
-            "circumstances": self.diary.circumstances.to_notes(),
+            "circumstances": self.history.circumstances.to_notes(),
         }
         self._folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
 
@@ -155,29 +155,29 @@ class Saver:
         Raises:
             ReleasedOtherwise: when the round was released before with other answers; it is lost.
         """
-        self.diary.task.begin()
+        self.history.run.place.begin()
         if self._ledger is None:
             return
-        mark = self.diary.task.keys.marks.mark("answers", repr((round, answers)))
+        mark = self.history.run.keys.marks.mark("answers", repr((round, answers)))
         try:
             with naming(self._ledger.path):
-                self._ledger.record(round, single_release(self.diary.guarantee), mark, self._mark_of_cohorts() or "")
+                self._ledger.record(round, single_release(self.history.guarantee), mark, self._mark_of_cohorts() or "")
         except ReleasedOtherwise:
-            self.diary.note_lost(round)
+            self.history.note_lost(round)
             raise
-        if not self._is_told and self.diary.task.sweep is not None:
-            update_sweep(self.diary.task.sweep)  # a job that is stopped has released all the same
+        if not self._is_told and self.history.run.place.sweep is not None:
+            update_sweep(self.history.run.place.sweep)  # a job that is stopped has released all the same
         self._is_told = True
 
     def _mark_of_cohorts(self) -> str | None:
         """A mark of the users of every round so far; None where they do not count."""
         history = "" if self._cohorts is None else self._cohorts.history
-        return self.diary.task.keys.marks.mark("cohorts", history) if history else None
+        return self.history.run.keys.marks.mark("cohorts", history) if history else None
 
     def end(self) -> None:
         """Removes the run's secret key, once its last checkpoint is there; of a seeded run there is none to hide."""
-        self.diary.task.begin()
-        if not self.diary.task.keys.run.is_seeded:
+        self.history.run.place.begin()
+        if not self.history.run.keys.run.is_seeded:
             remove_keys(self._folder.path)
 
 
@@ -190,7 +190,7 @@ def single_release(guarantee: Guarantee) -> Release:
 
 
 @contextmanager
-def open_saver(diary: Diary) -> Iterator[Saver]:
+def open_run_state(history: History) -> Iterator[RunState]:
     """Begins or resumes a run, its ledger open for the duration of the block; at its end the run's secret is removed.
 
     Rounds that were released and lost when the run was stopped, and that cannot be had again, are paid for: the run
@@ -201,96 +201,97 @@ def open_saver(diary: Diary) -> Iterator[Saver]:
         ConfigError: when the folder holds another run, or nothing can be released any more.
         LedgerError: when the ledger is damaged, in use, or lacks what the checkpoint has seen.
     """
-    start = _checkpoint_of(diary.task, diary.guarantee)
-    if not diary.task.is_resumed:
-        diary.task.begin()  # else before the first change of what is there
+    start = _checkpoint_of(history.run, history.guarantee)
+    if not history.run.place.is_resumed:
+        history.run.place.begin()  # else before the first change of what is there
     done = 0 if start is None else start.round
-    with _open_ledger(diary, start) as ledger:
-        first = done + 1 if ledger is None else _first_round(diary, ledger, done)
-        _check_secret(diary, first, is_new=start is None and (ledger is None or not ledger.num_releases))
-        saver = Saver(diary, ledger, start, first)
-        saver.begin()
-        yield saver
-        saver.end()
+    with _open_ledger(history, start) as ledger:
+        first = done + 1 if ledger is None else _first_round(history, ledger, done)
+        _check_secret(history, first, is_new=start is None and (ledger is None or not ledger.num_releases))
+        state = RunState(history, ledger, start, first)
+        state.begin()
+        yield state
+        state.end()
 
 
-def check_saved(task: Task, guarantee: Guarantee) -> None:
+def check_saved(run: Run, guarantee: Guarantee) -> None:
     """Raises where the folder holds something that the run cannot go on from; nothing is written.
 
     Raises:
         CheckpointError, ConfigError, LedgerError: see `open_saver`.
     """
-    start = _checkpoint_of(task, guarantee)
-    path = task.folder / "ledger" / f"{task.run_name}.jsonl"
+    start = _checkpoint_of(run, guarantee)
+    path = run.place.folder / "ledger" / f"{run.run_name}.jsonl"
     if guarantee.release is not None and path.exists():
         check_ledger(path, _head(start))
-    _check_stated(task, path)
+    _check_stated(run, path)
 
 
-def _check_stated(task: Task, ledger: Path) -> None:
+def _check_stated(run: Run, ledger: Path) -> None:
     """Raises ConfigError where the folder states a release of the run that its ledger does not hold: made anew, it
     would be in its place, and the first one in no joint figure."""
     try:
-        content = read_privacy(task.folder)
+        content = read_privacy(run.place.folder)
     except (OSError, PrivacyFileError):
         return
-    for run in content.runs if isinstance(content, PrivacyFile) else ():
-        is_this = (run.statement.mechanism, run.seed) == (task.name, task.seed)
-        if is_this and run.statement.release is not None and not set(run.draws) <= set(draws_in(ledger)):
+    for one in content.runs if isinstance(content, PrivacyFile) else ():
+        is_this = (one.statement.mechanism, one.seed) == (run.name, run.study.seed)
+        if is_this and one.statement.release is not None and not set(one.draws) <= set(draws_in(ledger)):
             raise ConfigError(
-                f"{task.folder} states a release of {run.name} that {ledger} does not hold: made anew, it would not be "
-                "counted any more; run it in another folder"
+                f"{run.place.folder} states a release of {one.name} that {ledger} does not hold: made anew, it would "
+                "not be counted any more; run it in another folder"
             )
 
 
-def promise_in_json(task: Task, guarantee: Guarantee) -> dict[str, object]:
+def promise_in_json(run: Run, guarantee: Guarantee) -> dict[str, object]:
     """Returns what the ledger's lines stand for, as JSON values; it cannot change within a run."""
     return {
         "release": None if guarantee.release is None else to_json(guarantee.release),
         "accountant": guarantee.method,
         "delta": guarantee.delta,
-        "noise.source": _noise_source(task),
+        "noise.source": _noise_source(run),
     }
 
 
-def _checkpoint_of(task: Task, guarantee: Guarantee) -> Checkpoint | None:
+def _checkpoint_of(run: Run, guarantee: Guarantee) -> Checkpoint | None:
     """The checkpoint to go on from; None for a run from the start."""
-    if not task.is_resumed:
-        if task.checkpoints.exist():
+    if not run.place.is_resumed:
+        if run.checkpoints.exist():
             raise ConfigError(
-                f"output_dir={task.folder} holds a run already: go on with it by resume={task.folder}, or choose "
-                "another folder"
+                f"output_dir={run.place.folder} holds a run already: go on with it by resume={run.place.folder}, or "
+                "choose another folder"
             )
         return None
-    start = task.checkpoints.latest()
-    if start is not None and (before := start.notes.get("promise")) != (now := promise_in_json(task, guarantee)):
+    start = run.checkpoints.latest()
+    if start is not None and (before := start.notes.get("promise")) != (now := promise_in_json(run, guarantee)):
         before = before if isinstance(before, dict) else {}
         changes = [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]
         raise CheckpointError(
-            f"resume={task.folder}: what the run promises changed, and its ledger would be wrong: {'; '.join(changes)}"
+            f"resume={run.place.folder}: what the run promises changed, and its ledger would be wrong: "
+            f"{'; '.join(changes)}"
         )
     return start
 
 
 @contextmanager
-def _open_ledger(diary: Diary, start: Checkpoint | None) -> Iterator[Ledger | None]:
+def _open_ledger(history: History, start: Checkpoint | None) -> Iterator[Ledger | None]:
     """The ledger of the run for the duration of the block; None where there is no noise."""
-    guarantee, task = diary.guarantee, diary.task
+    guarantee, run = history.guarantee, history.run
     if guarantee.release is None:
         yield None
         return
-    path = task.folder / "ledger" / f"{task.run_name}.jsonl"
+    path = run.place.folder / "ledger" / f"{run.run_name}.jsonl"
     with naming(path):
         make_folder(path.parent)
         ledger = Ledger.open(
             path,
             delta=guarantee.delta,
-            budget_epsilon=task.budget.epsilon,
-            run=task.keys.marks.mark("run", task.identity),
-            noise_source=_noise_source(task),
+            budget_epsilon=run.study.target.epsilon,
+            run=run.keys.marks.mark("run", run.identity),
+            noise_source=_noise_source(run),
             method=guarantee.method,
             must_contain=_head(start),
-            draw=mark_of_draw(task.sweep or task.folder, task.keys.run),
+            draw=mark_of_draw(run.place.sweep or run.place.folder, run.keys.run),
         )
     with ledger:
         yield ledger
@@ -302,8 +303,8 @@ def _head(start: Checkpoint | None) -> str | None:
     return None if head is None else str(head)
 
 
-def _first_round(diary: Diary, ledger: Ledger, done: int) -> int:
-    """The round that a run goes on with after the checkpoint of round `done`; lowers the diary's last one if need be.
+def _first_round(history: History, ledger: Ledger, done: int) -> int:
+    """The round that a run goes on with after the checkpoint of round `done`; lowers the history's last one if need be.
 
     With seeded noise a round that was lost is done again: it is the same release.  Otherwise it stays lost, and the
     next round has a cohort and noise of its own: done again, the same cohort would be in two releases, which costs more
@@ -312,39 +313,40 @@ def _first_round(diary: Diary, ledger: Ledger, done: int) -> int:
     """
     recorded = max(done, *ledger.rounds, 0)
     is_of_this_run = ledger.is_of_this_run(done)
-    if not is_of_this_run and (done == 0 or diary.guarantee.max_participations is not None):
+    if not is_of_this_run and (done == 0 or history.guarantee.max_participations is not None):
         raise CheckpointError(
-            f"resume={diary.task.folder}: rounds {done + 1} to {recorded} were released with other settings, data or "
-            f"code: {ledger.num_releases} releases and no checkpoint holds their result: go back to what it was, or "
-            "start a new run in another folder"
+            f"resume={history.run.place.folder}: rounds {done + 1} to {recorded} were released with other settings, "
+            f"data or code: {ledger.num_releases} releases and no checkpoint holds their result: go back to what it "
+            "was, or start a new run in another folder"
         )
-    is_same_again = diary.task.noise.is_seeded and is_of_this_run
+    is_same_again = history.run.noise.is_seeded and is_of_this_run
     is_same_again = is_same_again and (ledger.num_torn_at_end == ledger.num_unfinished)
     first = done + 1 if is_same_again else recorded + 1 + (ledger.num_torn_at_end > 0)
     num_torn = ledger.num_torn - (ledger.num_unfinished if is_same_again else 0)
     surplus = max(0, len(ledger.rounds) + num_torn - max(recorded, first - 1))
-    ends_here = diary.guarantee.max_participations is not None and num_torn > 0
-    diary.go_on(first, done, last=first - 1 if ends_here else max(first - 1, diary.num_rounds - surplus))
-    if done == 0 and first > diary.num_rounds:
+    ends_here = history.guarantee.max_participations is not None and num_torn > 0
+    history.go_on(first, done, last=first - 1 if ends_here else max(first - 1, history.num_rounds - surplus))
+    if done == 0 and first > history.num_rounds:
         raise ConfigError(
             f"{ledger.path} holds {ledger.num_releases} releases and no checkpoint holds their result: the budget is "
             "spent, start a new run in another folder"
         )
-    if first <= diary.num_rounds:
-        ledger.expect(single_release(diary.guarantee), diary.num_rounds - first + 1)
+    if first <= history.num_rounds:
+        ledger.expect(single_release(history.guarantee), history.num_rounds - first + 1)
     return first
 
 
-def _check_secret(diary: Diary, first: int, *, is_new: bool) -> None:
+def _check_secret(history: History, first: int, *, is_new: bool) -> None:
     """Raises CheckpointError where a run whose key is a secret has lost it: its schedule could not be kept to."""
-    task = diary.task
-    has_lost_it = not is_new and not task.keys.run.is_seeded and not task.keys.is_stored
-    if task.is_resumed and has_lost_it and first <= diary.num_rounds:
+    run = history.run
+    has_lost_it = not is_new and not run.keys.run.is_seeded and not run.keys.is_stored
+    if run.place.is_resumed and has_lost_it and first <= history.num_rounds:
         raise CheckpointError(
-            f"resume={task.folder}: the run's secret ({FILE} beside its checkpoints) is gone: it cannot be continued"
+            f"resume={run.place.folder}: the run's secret ({FILE} beside its checkpoints) is gone: it cannot be "
+            "continued"
         )
 
 
-def _noise_source(task: Task) -> NoiseSource:
-    """The name of the task's noise source in the configuration."""
-    return "seeded" if task.noise.is_seeded else "os"
+def _noise_source(run: Run) -> NoiseSource:
+    """The name of the study's noise source in the configuration."""
+    return "seeded" if run.noise.is_seeded else "os"

@@ -1,0 +1,107 @@
+"""What every mechanism has: what is called of it, the settings of training, and the row of a finished run."""
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.guarantee import Guarantee
+from fedsim_userdp.mechanisms.history import History, Outcome
+from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.adaptive_clipping import LEAST, MOST
+from fedsim_userdp.report.progress import RunProgress
+from fedsim_userdp.report.records import ResultRow
+from fedsim_userdp.training.schedule import LearningRate
+
+
+class Mechanism(Protocol):
+    """What `compare` calls.
+
+    Attributes:
+        name: label in tables and files.
+    """
+
+    name: str
+
+    def guarantee(self, study: Study) -> Guarantee:
+        """Returns what the mechanism guarantees on the study; raises where it cannot be run on it."""
+        ...
+
+    def run(self, run: Run, progress: RunProgress) -> Outcome:
+        """Returns the outcome of the mechanism's run."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every mechanism with training has.
+
+    Attributes:
+        name: label in tables and files.
+        rounds: rounds or steps, at least 1.
+        records_per_user: k, at least 1.
+        learning_rate: of the server's optimizer in the first round, above 0.
+        learning_rate_decays: whether it falls linearly towards 0 over the rounds.
+    """
+
+    name: str
+    rounds: int = 18
+    records_per_user: int = 4
+    learning_rate: float = 0.04
+    learning_rate_decays: bool = True
+
+    def schedule(self) -> LearningRate:
+        """Returns the learning rate of each round."""
+        return LearningRate(self.learning_rate, self.rounds, self.learning_rate_decays)
+
+    def __post_init__(self) -> None:
+        for field, value in (("rounds", self.rounds), ("records_per_user", self.records_per_user)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"mechanism.{field}={value} must be a whole number of at least 1")
+        if not re.fullmatch(r"\w[\w-]{0,99}", self.name):
+            raise ConfigError(f"mechanism.name={self.name!r} must be letters, digits, '_' and '-': it names a folder")
+        check_positive("learning_rate", self.learning_rate)
+
+
+def check_positive(field: str, value: float) -> None:
+    """Raises ConfigError unless the setting, a learning rate or a clip norm, is above 0 and float32 holds it well."""
+    if not isinstance(value, int | float) or not LEAST <= value <= MOST:
+        raise ConfigError(f"mechanism.{field}={value} must be a number from {LEAST:g} to {MOST:g}")
+
+
+def result_row(
+    name: str,
+    unit: str,
+    history: History,
+    guarantee: str,
+    training: Training | None = None,
+    clip_norm: float | None = None,
+) -> ResultRow:
+    """Returns the result of a finished run."""
+    promise, run = history.guarantee, history.run
+    is_capped_pool = isinstance(promise.release, acc.RecordLevel)
+    return ResultRow(
+        mechanism=name,
+        unit=unit,
+        epsilon=promise.epsilon,
+        delta=None if promise.epsilon is None else promise.delta,
+        guarantee=guarantee,
+        noise_multiplier=promise.noise_multiplier,
+        clip_norm=clip_norm,
+        records_per_user=0 if training is None else training.records_per_user,
+        rounds=history.num_rounds,
+        sampling_prob=None if training is None else getattr(run.study.selector, "sampling_prob", None),
+        learning_rate=None if training is None else training.learning_rate,
+        seed=run.study.seed,
+        perplexity=history.final_perplexity,
+        train_tokens=history.train_tokens,
+        seconds=history.seconds,
+        epsilon_tight=promise.epsilon_by("tight") if is_capped_pool else None,
+        epsilon_record=promise.epsilon_by("record") if is_capped_pool else None,
+        num_failed=sum(record.num_failed for record in history.rounds),
+        num_retried=sum(record.num_retried for record in history.rounds),
+        target_epsilon=None if promise.epsilon is None else run.study.target.epsilon,
+        evaluated_on=run.study.circumstances.evaluated_on,
+    )

@@ -1,0 +1,219 @@
+"""Running mechanisms on a study: all of them are checked before the first byte of any is written."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedsim_userdp import __version__
+from fedsim_userdp.data.statistics import corpus_statistics
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.base import Mechanism
+from fedsim_userdp.mechanisms.folder import RunFolder
+from fedsim_userdp.mechanisms.history import Outcome
+from fedsim_userdp.mechanisms.keywords import overrides_of
+from fedsim_userdp.mechanisms.own_folder import own_folder
+from fedsim_userdp.mechanisms.persistence import check_saved
+from fedsim_userdp.mechanisms.plugin_checks import check_plugins
+from fedsim_userdp.mechanisms.result import Result
+from fedsim_userdp.mechanisms.run import Place, Run
+from fedsim_userdp.mechanisms.started import FORMAT, check_continues, read_started, write_started
+from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.mechanisms.written import Written, as_value, default_mechanism, written
+from fedsim_userdp.plugins import calling, class_name, is_own, reason_of
+from fedsim_userdp.report.data import write_data_json
+from fedsim_userdp.report.progress import RunProgress
+from fedsim_userdp.settings import Settings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A mechanism and its run."""
+
+    mechanism: Mechanism
+    run: Run
+
+
+def checked(mechanism: Mechanism, run: Run) -> Entry:
+    """Returns a mechanism's run, after checking all that can be refused before anything is written or trained.
+
+    Raises:
+        ConfigError, CheckpointError, LedgerError, PluginError, ValueError: one sentence on what is wrong; nothing was
+            written to the run's folder.
+    """
+    if hasattr(mechanism, "guarantee"):  # one's own need not have it
+        guarantee = mechanism.guarantee(run.study)
+        check_saved(run, guarantee)
+        if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
+            check_plugins(run, guarantee, records_per_user)
+    return Entry(mechanism, run)
+
+
+def outcomes(
+    entries: Sequence[Entry], folder: Path, begin: Callable[[], None], progress: RunProgress
+) -> Iterator[Outcome]:
+    """Yields the outcome of each run.
+
+    What the corpus looks like and what was left out of it is in the folder's `not_private/data.json` from the start.
+
+    Args:
+        entries: the runs, checked.
+        folder: where they write.
+        begin: writes down what the folder was started with; called before anything else is written.
+        progress: where progress is shown.
+    """
+    for number, entry in enumerate(entries):
+        mechanism, run = entry.mechanism, entry.run
+        k = getattr(mechanism, "records_per_user", None)
+        statistics = corpus_statistics(run.study.store, () if k is None else (k,), run.study.seed)
+        begin_once = _Once(
+            *([] if number else [begin]),
+            partial(write_data_json, folder, statistics, corpus=run.study.corpus_name),
+        )
+        with calling("mechanism", mechanism, "run()"):
+            outcome = mechanism.run(replace(run, place=replace(run.place, begin=begin_once)), progress)
+        begin_once()
+        yield outcome
+
+
+def compare(
+    study: Study, mechanisms: Sequence[Mechanism], folder: str | Path | None = None, *, resume: bool = False
+) -> Result:
+    """Returns what each mechanism makes of a study; the folder is as `fedsim compare` writes it.
+
+    It holds the ledger, which is written before every release, statement, results, rounds, plot, adapters, and what
+    the run was started with. A run that was stopped goes on with `resume=True`, or `fedsim compare resume=FOLDER`.
+
+    Args:
+        study: what is compared.
+        mechanisms: at least one, each of another name.
+        folder: the run folder; None for a new one in the folder for temporary files.
+        resume: whether to go on with the run that the folder holds.
+
+    Raises:
+        ConfigError, CheckpointError, LedgerError, ValueError: one sentence on what is wrong; nothing was written.
+    """
+    return _run_all(study, mechanisms, folder, "compare", resume=resume)
+
+
+def run(study: Study, mechanism: Mechanism, folder: str | Path | None = None, *, resume: bool = False) -> Result:
+    """Returns what one mechanism makes of a study; the folder is as `fedsim run` writes it. See `compare`."""
+    return _run_all(study, [mechanism], folder, "run", resume=resume)
+
+
+def _run_all(
+    study: Study, mechanisms: Sequence[Mechanism], folder: str | Path | None, command: str, *, resume: bool
+) -> Result:
+    """See `compare`."""
+    if folder is None and resume:
+        raise ConfigError("resume=True needs the folder of the run to go on with: folder=PATH")
+    path = Path(tempfile.mkdtemp(prefix="fedsim-")) if folder is None else Path(folder).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    _check_names([one.name for one in mechanisms])
+    objects = [written("mechanism", one) for one in mechanisms]
+    with own_folder(path.resolve(), is_resumed=resume) as place_of_results:
+        content = _content(study, command, objects)
+        if resume:
+            is_other = check_continues(
+                content["config"], path, may_change=Settings.of(study.tree).checkpoint.allow_changes
+            )
+            content = content if is_other else read_started(path)
+        settings = Settings.of(study.tree)
+        place = Place(
+            folder=place_of_results,
+            every=settings.checkpoint.every,
+            keep=settings.checkpoint.keep,
+            is_resumed=resume,
+            allow_changes=settings.checkpoint.allow_changes,
+        )
+        entries = [
+            checked(one, Run.of(_own_copy(study, len(mechanisms)), {"name": one.name, **each.tree}, place))
+            for one, each in zip(mechanisms, objects, strict=True)
+        ]
+        console = Console()
+        planned = [f"{one.name}, seed {study.seed}" for one in mechanisms] if command == "compare" else []
+        results = RunFolder(place_of_results, console, content["choices"], None, planned)
+        found = []
+        with results.progress() as progress:
+            begin = partial(write_started, place_of_results, content)
+            for outcome in outcomes(entries, place_of_results, begin, progress):
+                results.add(outcome)
+                found.append(outcome)
+        results.draw()
+    return Result(place_of_results, tuple(found))
+
+
+def _content(study: Study, command: str, mechanisms: Sequence[Written]) -> dict[str, Any]:
+    """What `run.json` holds of a study made in Python: the settings and command line that lead to it."""
+    if not study.written:
+        raise ConfigError("the study must be made by Study.of(...)")
+    overrides = overrides_of(Settings.of(study.tree), study.written)
+    choices = {one.group: one.choice for one in study.written}
+    base = {"output_dir": None, "resume": None, **study.tree}
+    if command == "run":
+        (only,) = mechanisms
+        overrides += [f"mechanism={only.choice}", *only.overrides]
+        config = {**base, "mechanism": dict(only.tree)}
+        choices["mechanism"] = only.choice
+    else:
+        entries = [_entry(one) for one in mechanisms]
+        overrides.append(f"compare.mechanisms={as_value(entries)}")
+        config = {**base, "mechanism": default_mechanism(), "compare": {"mechanisms": entries, "seeds": None}}
+        choices["mechanism"] = "user_wise"
+    choices["experiment"] = "quickstart"
+    return {
+        "format": FORMAT,
+        "command": command,
+        "version": __version__,
+        "overrides": overrides,
+        "choices": choices,
+        "config": config,
+    }
+
+
+def _entry(one: Written) -> str | dict[str, Any]:
+    """A mechanism as `compare.mechanisms` names it: by its file alone, or with the settings that differ from that."""
+    changed = {key: value for key, value in one.tree.items() if one.differs(key)}
+    return {"mechanism": one.choice, **changed} if changed else one.choice
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raises ConfigError unless there is a mechanism and each has another name."""
+    if not names:
+        raise ConfigError("mechanisms is empty: give at least one")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(f"two mechanisms are called {twice[0]}: give one of them another name=")
+
+
+def _own_copy(study: Study, num_runs: int) -> Study:
+    """The study for one of several runs: what a selector remembers of one must not tell in another.
+
+    Raises:
+        ConfigError: its selector cannot be copied.
+    """
+    if is_own(study.selector) or num_runs == 1:
+        return study
+    try:
+        return replace(study, selector=copy.deepcopy(study.selector))
+    except Exception as error:  # anybody's class can refuse to be copied
+        raise ConfigError(
+            f"selection={class_name(study.selector)} cannot be copied ({reason_of(error)}), and each mechanism needs "
+            "one of its own: compare them by one run() each"
+        ) from error
+
+
+class _Once:
+    """Calls several functions, one after the other, when it is called first."""
+
+    def __init__(self, *functions: Callable[[], None]) -> None:
+        self._left = list(functions)
+
+    def __call__(self) -> None:
+        """Calls what is left to be called."""
+        while self._left:
+            self._left.pop(0)()

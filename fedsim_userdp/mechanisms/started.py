@@ -1,0 +1,93 @@
+"""What the run of a folder was started with: `run.json` and `config.yaml`, and what may differ when it goes on."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.run_files import CONFIG_FILE, plain_content
+from fedsim_userdp.mechanisms.settings_tree import FREE, leaves
+from fedsim_userdp.report.files import write_text
+
+# What a ledger's lines and a run's noise rest on: never changed within a run.
+_FIXED = frozenset(
+    {
+        *("seed", "privacy", "noise", "selection", "records", "compare"),
+        *("mechanism.name", "mechanism._target_", "mechanism.records_per_user"),
+    }
+)
+RUN_FILE = "run.json"
+FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+def read_started(folder: Path) -> dict[str, Any]:
+    """Returns the content of a folder's `run.json`.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    file = folder / RUN_FILE
+    try:
+        content = json.loads(plain_content(file))
+    except FileNotFoundError as error:
+        raise ConfigError(f"resume={folder} holds no run: there is no {RUN_FILE}; start it anew") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"resume={folder}: {RUN_FILE} cannot be read ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ConfigError(f"{file} is not of this version's format {FORMAT}")
+    return content
+
+
+def write_started(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes both files of a folder.
+
+    Args:
+        folder: the run folder.
+        content: of `run.json`: command, version, overrides, choices, and under `config` the resolved settings.
+    """
+    write_text(folder / RUN_FILE, json.dumps(content, indent=1) + "\n")
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(content["config"], sort_keys=False, allow_unicode=True))
+
+
+def check_continues(settings: object, folder: Path, may_change: bool) -> list[str]:
+    """Returns the settings that differ from those that `folder` was run with, said as warnings.
+
+    Raises:
+        ConfigError: some may not differ, or the folder holds no run.
+    """
+    said = settings_changed(settings, folder)
+    refused = [key for key in said if not may_change or _is_part_of(key, _FIXED)]
+    if refused:
+        fix = "these cannot change within a run" if may_change else "checkpoint.allow_changes=true allows some changes"
+        raise ConfigError(
+            f"resume={folder}: the run was configured otherwise: {'; '.join(said[key] for key in refused)} ({fix})"
+        )
+    for sentence in said.values():
+        _log.warning("resume=%s: %s", folder, sentence)
+    return list(said)
+
+
+def settings_changed(settings: object, folder: Path) -> dict[str, str]:
+    """Returns how settings differ from those that a folder was run with, by key; free ones are not looked at.
+
+    Raises:
+        ConfigError: when it holds no run.
+    """
+    before, now = dict(leaves(read_started(folder).get("config"))), dict(leaves(settings))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    return {
+        key: f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}"
+        for key in changed
+        if not _is_part_of(key, FREE)
+    }
+
+
+def _is_part_of(key: str, names: frozenset[str]) -> bool:
+    """Whether a dotted key is one of `names` or lies below one."""
+    parts = key.split(".")
+    return any(".".join(parts[:length]) in names for length in range(1, len(parts) + 1))

@@ -1,0 +1,486 @@
+"""What is compared, apart from how: data, split, model, adapter, selection, records, optimizer, budget and engine."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from fedsim_userdp.cache import default_cache_dir, path_of
+from fedsim_userdp.data.corpus import Corpus, DropCounts
+from fedsim_userdp.data.ingestion import corpus_fingerprint
+from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
+from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
+from fedsim_userdp.data.records import RandomChunks, RandomRecords, RecordSelector
+from fedsim_userdp.data.split import UserSplit, split_users
+from fedsim_userdp.data.store import TokenStore, open_store
+from fedsim_userdp.errors import ConfigError, RecordChoiceError
+from fedsim_userdp.federation.engines import Engine
+from fedsim_userdp.federation.worker import fingerprint_of
+from fedsim_userdp.mechanisms.circumstances import (
+    Circumstances,
+    foreign_classes,
+    is_add_or_remove,
+    licence_of,
+    taken_as_public,
+)
+from fedsim_userdp.mechanisms.guarantee import Target
+from fedsim_userdp.mechanisms.micro_batches import local_training
+from fedsim_userdp.mechanisms.searches import searched_runs
+from fedsim_userdp.mechanisms.settings_tree import Tree, target_of
+from fedsim_userdp.mechanisms.written import Written
+from fedsim_userdp.models.adapters import attach_lora
+from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.participation import Population
+from fedsim_userdp.plugins import calling
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.selection import Choosing, ClientSelector, Sampling
+from fedsim_userdp.settings import Budget, LoraSettings, Settings, Split, TokenSettings
+from fedsim_userdp.training.batches import Unit
+from fedsim_userdp.training.central import Pool
+from fedsim_userdp.training.cohort import LocalTraining
+from fedsim_userdp.training.evaluation import perplexity
+from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
+from fedsim_userdp.training.scoring import BaseModelScorer
+from fedsim_userdp.training.users import TrainingUsers, check_lengths, in_order_of_ids
+
+_log = logging.getLogger(__name__)
+_CORPUS_MEMBERS = ("name", "license", "source", "dropped", "records", "fingerprint")
+OptimizerFn = Callable[..., torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects of a study: what people plug in.
+
+    Attributes:
+        corpus: whose text it is.
+        model: the base model.
+        records: how a user picks records.
+        selection: who takes part in a round.
+        optimizer: (parameters, learning rate) to a `torch.optim` optimizer, of the server.
+        engine: what runs the nodes.
+    """
+
+    corpus: Corpus
+    model: ModelSource
+    records: RecordSelector
+    selection: ClientSelector
+    optimizer: OptimizerFn
+    engine: Engine
+
+
+@dataclass(frozen=True)
+class Study:
+    """What several mechanisms are compared on; it names none of them, and no folder.
+
+    Attributes:
+        seed: of the first adapter, which is public, and where noise is seeded of all that is random.
+        noise_source: "seeded" or "os".
+        target: the user-level epsilon and delta.
+        store: every user's records as token ids.
+        split: training, held-out and validation users; the training users in the order of their ids.
+        split_seed: of the split.
+        keep_places: whether users without a usable record stay as places that add zero.
+        model: the base model.
+        lora: the adapter.
+        window: the most tokens of a record.
+        records: how a user picks records.
+        selector: who takes part in a round.
+        optimizer_fn: (parameters, learning rate) to a `torch.optim` optimizer.
+        engine: what runs the nodes.
+        local: local training and micro-batch size.
+        central_engine: what record-level DP-SGD runs on, "opacus" or "stacked".
+        evaluation_units: the users that perplexity is computed on, capped.
+        evaluate_every: rounds between evaluations.
+        num_searched: runs on these users, this one included, that the settings were chosen among; for the statement.
+        circumstances: what the privacy statement says besides.
+        corpus_name: of the corpus.
+        licence: of the corpus's text.
+        tree: the settings as they are written down.
+        written: the objects, where they were made in Python.
+    """
+
+    seed: int
+    noise_source: Literal["seeded", "os"]
+    target: Target
+    store: TokenStore
+    split: UserSplit
+    split_seed: int
+    keep_places: bool
+    model: ModelSource
+    lora: LoraSettings
+    window: int
+    records: RecordSelector
+    selector: ClientSelector
+    optimizer_fn: OptimizerFn
+    engine: Engine
+    local: LocalTraining
+    central_engine: Literal["opacus", "stacked"]
+    evaluation_units: list[Unit]
+    evaluate_every: int
+    num_searched: int
+    circumstances: Circumstances
+    corpus_name: str
+    licence: str
+    tree: Tree
+    written: tuple[Written, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        text: object,
+        /,
+        *,
+        budget: Budget | float | None = None,
+        model: ModelSource | str | Path | None = None,
+        selection: ClientSelector | None = None,
+        records: RecordSelector | None = None,
+        optimizer: OptimizerFn | None = None,
+        engine: Engine | None = None,
+        heldout_users: int = Split.heldout_users,
+        validation_users: int = Split.validation_users,
+        min_words: int = TokenSettings.min_words,
+        window: int = TokenSettings.window,
+        seed: int = 0,
+        **settings: object,
+    ) -> "Study":
+        """Returns a study of users' text.
+
+        Every keyword is a setting of `fedsim compare`, with the same name and default (docs/settings.md); a section
+        such as `lora`, `noise` or `evaluation` takes its class of `fedsim_userdp.settings`, or a mapping.
+
+        Args:
+            text: (user, text) pairs, a table with columns `user_id` and `text`, a corpus, or a file's path.
+            budget: the user-level target; a number is its epsilon.
+            model: the base model: a `ModelSource`, a folder, a GGUF file or a name on the Hub; the bundled tiny GPT-2.
+            selection: who takes part in a round.
+            records: how a user picks records.
+            optimizer: of the server: a class of `torch.optim`, or a `functools.partial` of one.
+            engine: what runs the nodes.
+            heldout_users: users that are only scored.
+            validation_users: users set aside for tuning.
+            min_words: users with fewer words are left out; 0 keeps everybody.
+            window: the most tokens of a record.
+            seed: of everything drawn at random.
+            settings: further settings of `tokens` and `split`, and the sections.
+
+        Raises:
+            ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong.
+        """
+        from fedsim_userdp.mechanisms.keywords import parts_of, settings_of, tree_and_choices
+
+        parts = parts_of(text, model=model, selection=selection, records=records, optimizer=optimizer, engine=engine)
+        flat = {"heldout_users": heldout_users, "validation_users": validation_users}
+        flat |= {"min_words": min_words, "window": window, "seed": seed}
+        given = settings_of({**({} if budget is None else {"budget": budget}), **flat, **settings})
+        tree, objects = tree_and_choices(given, parts)
+        return replace(build_study(tree, parts), written=tuple(objects))
+
+    @property
+    def population(self) -> Population:
+        """The training users as a selector may know them."""
+        return Population(np.asarray(self.store.id_hashes)[self.split.train])
+
+    @property
+    def num_users(self) -> int:
+        """Size of the training population, public."""
+        return len(self.split.train)
+
+    @property
+    def num_protected(self) -> int:
+        """How many people a promise covers: the training users, and whoever is declared to own their records."""
+        return _num_protected(self.store, self.split)
+
+    def fingerprint(self, settings: str) -> dict[str, str]:
+        """Returns what a node's updates depend on, name to digest.
+
+        Args:
+            settings: digest of the settings that decide a release.
+        """
+        return fingerprint_of(self.store, self.population, self.model, settings)
+
+    def training_users(self, records_per_user: int, key: RunKey) -> TrainingUsers:
+        """Returns the training users, capped at k records each, chosen with the nodes' key."""
+        return TrainingUsers(self.store, self.split.train, self.records, records_per_user, self.window, key)
+
+    def pool(self, records_per_user: int, key: RunKey) -> Pool:
+        """Returns the records of a centralized run, at most k of each user, and of everybody else who owns them.
+
+        Raises:
+            ConfigError: when records have several owners and are chosen by what is in them, or the choice of records
+                breaks its rules.
+        """
+        try:
+            if not self.store.declares_owners:
+                return self.training_users(records_per_user, key).pool()
+            return self._owners_pool(records_per_user, key)
+        except RecordChoiceError as error:
+            raise ConfigError(str(error)) from error
+
+    def _owners_pool(self, records_per_user: int, key: RunKey) -> Pool:
+        """The records of which nobody owns more than k."""
+        _check_chosen_without_looking(self.records)
+        marks = key.mark("owners", "").encode()
+        records = OwnerBoundedStore(self.store.path, records_per_user, marks, self.split.train).pool()
+        check_lengths([one.tokens for one in records], self.window, "the store of records with several owners")
+        return Pool(
+            units=[Unit(i, [one.tokens], place=one.place) for i, one in enumerate(records)],
+            id_hashes=np.zeros(len(records), dtype=np.uint64),  # the record's public place is its address
+            places=np.array([one.place for one in records], dtype=np.uint64),
+        )
+
+    def fresh_model(self) -> PeftModel:
+        """Returns a freshly loaded base model with the adapter that every mechanism starts from."""
+        return attach_lora(self.model.load(), self.lora, self.seed)
+
+    def gradients(self, model: PeftModel) -> UnitGradients:
+        """Returns what computes each unit's gradient on the model; says so where that is slower than it could be."""
+        reason = why_not_stacked(model, self.window)
+        if reason is None:
+            return StackedGradients(model)
+        _log.warning("%s: units are trained one by one, slower, with the same results", reason)
+        return OneByOneGradients(model)
+
+    def perplexity(self, model: torch.nn.Module) -> float:
+        """Returns the perplexity of `model` on the evaluation users."""
+        return perplexity(model, self.evaluation_units, 2 * self.local.max_tokens)
+
+
+def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
+    """Returns the study of some objects and of the settings in a tree.
+
+    Args:
+        tree: the settings as they are written down, the objects' among them.
+        parts: the objects.
+        rounds: of the run, as far as they are known; a selection may declare another claim for another number.
+
+    Raises:
+        ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong with it.
+    """
+    settings = Settings.of(tree)
+    if settings.threads is not None:
+        torch.set_num_threads(_threads(settings.threads))
+    model, selector = parts.model, parts.selection
+    store = tokenised(parts.corpus, model, settings.tokens, settings.cache_dir)
+    _check_selector(selector)
+    if _asks_for_owners(tree["data"]) and not store.declares_owners:
+        _log.warning("the records name no owner besides their user: the promise is to these users only")
+    keep_places = store.declares_owners or not is_add_or_remove(selector, store.num_users, rounds)
+    split = _split(settings.split, store, keep_places=keep_places)
+    ownership: Literal["assigned", "declared"] = "declared" if store.declares_owners else "assigned"
+    records = _record_selector(settings, parts.records, model, store)
+    if not callable(parts.optimizer):
+        raise ConfigError(f"optimizer={tree['optimizer']} is no optimizer: it needs a _target_, and _partial_=true")
+    cache_dir = _path(settings.cache_dir) or default_cache_dir()
+    return Study(
+        seed=_seed(settings.seed),
+        noise_source=settings.noise.source,
+        target=_target(settings, _num_protected(store, split), ownership),
+        store=store,
+        split=split,
+        split_seed=settings.split.seed,
+        keep_places=keep_places,
+        model=model,
+        lora=settings.lora,
+        window=settings.tokens.window,
+        records=records,
+        selector=selector,
+        optimizer_fn=parts.optimizer,
+        engine=parts.engine,
+        local=local_training(settings, model, cache_dir),
+        central_engine=_central_engine(settings.central.engine),
+        evaluation_units=_evaluation_units(settings, store, split),
+        evaluate_every=at_least_one("evaluation.every", settings.evaluation.every),
+        num_searched=searched_runs(tree, parts.corpus.name),
+        circumstances=Circumstances(
+            foreign=foreign_classes(tree, selector, records, parts.optimizer, parts.engine, model),
+            window=settings.tokens.window,
+            public=taken_as_public(tree, keep_places=keep_places),
+            precision=model.product_dtype,
+            evaluated_on=settings.evaluation.users,
+        ),
+        corpus_name=parts.corpus.name,
+        licence=licence_of(tree["data"], type(parts.corpus)),
+        tree=tree,
+    )
+
+
+def check_corpus(corpus: Corpus, target: str) -> Corpus:
+    """Returns a corpus, after checking that it has what one has; `target` names its class.
+
+    Raises:
+        ConfigError: it is no corpus.
+    """
+    with calling("data", corpus, "what a corpus has"):
+        lacking = [name for name in _CORPUS_MEMBERS if not hasattr(corpus, name)]
+    if lacking:
+        raise ConfigError(f"data={target} has no `{lacking[0]}`: see fedsim_userdp.data.corpus.Corpus")
+    for name, kind in (("name", str), ("license", str), ("source", str), ("dropped", DropCounts)):
+        if not isinstance(found := getattr(corpus, name), kind):
+            raise ConfigError(
+                f"data={target}: `{name}` must be a {kind.__name__}, got {type(found).__name__}: see "
+                "fedsim_userdp.data.corpus.Corpus"
+            )
+    return corpus
+
+
+def at_least_one(key: str, value: int) -> int:
+    """Returns the setting, a whole number of at least 1; raises ConfigError otherwise."""
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key}={value} must be a whole number of at least 1")
+    return value
+
+
+def tokenised(corpus: Corpus, model: ModelSource, settings: TokenSettings, cache_dir: str | None) -> TokenStore:
+    """Returns the corpus as token ids of `model`, from the cache or built there first.
+
+    Raises:
+        ConfigError, DataError, ModelError: one sentence on what is wrong with it; missing data before a missing model.
+    """
+    corpus_fingerprint(corpus)
+    tokenizer = model.load_tokenizer()
+    most = min(tokenizer.model_max_length, model.context_length() or tokenizer.model_max_length)
+    if settings.window > most:
+        raise ConfigError(
+            f"tokens.window={settings.window} is longer than the {most} tokens that {model.name} can read"
+        )
+    known = model.vocabulary_size()
+    if known is not None and len(tokenizer) > known:  # a GPU does not survive a token that its model does not know
+        raise ConfigError(
+            f"model.path={model.location}: its tokenizer has {len(tokenizer)} tokens and the model knows {known}: "
+            "resize the model's embeddings, or give the tokenizer that belongs to it"
+        )
+    return open_store(corpus, tokenizer, settings, None if cache_dir is None else Path(cache_dir).expanduser())
+
+
+def _split(settings: Split, store: TokenStore, *, keep_places: bool) -> UserSplit:
+    """The split, the training users in the order of their ids."""
+    found = split_users(
+        store,
+        heldout_users=settings.heldout_users,
+        validation_users=settings.validation_users,
+        seed=settings.seed,
+        keep_places=keep_places,
+    )
+    return replace(found, train=in_order_of_ids(store, found.train))
+
+
+def _path(value: str | None) -> Path | None:
+    """A path, a tilde at its beginning expanded, or None."""
+    return None if value is None else path_of(value, "cache_dir")
+
+
+def _threads(value: int) -> int:
+    """The CPU threads, within what a machine can start."""
+    if not isinstance(value, int) or not 1 <= value <= 1024:
+        raise ConfigError(f"threads={value} must be a whole number from 1 to 1024, or null")
+    return value
+
+
+def _seed(value: int) -> int:
+    """The seed, at least 0."""
+    if value < 0:
+        raise ConfigError(f"seed={value} must be at least 0")
+    return value
+
+
+def _asks_for_owners(data: Tree) -> bool:
+    """Whether records are to belong to everybody whom they name."""
+    return data.get("owners_column") is not None or data.get("owners", "sender") != "sender"
+
+
+def _num_protected(store: TokenStore, split: UserSplit) -> int:
+    """The training users and the declared owners of their records."""
+    return count_owners(store, split.train) if store.declares_owners else len(split.train)
+
+
+def _check_chosen_without_looking(records: RecordSelector) -> None:
+    """Raises ConfigError unless records are chosen at random.
+
+    With several owners a record, choosing by content would let one person's text decide which of another's are used.
+    """
+    if not isinstance(records, RandomRecords):
+        raise ConfigError(
+            f"records={type(records).__name__} chooses by what is in a user's records, which other owners of theirs "
+            "must not feel: with declared owners only records=random keeps everybody within k records"
+        )
+
+
+def _target(settings: Settings, num_users: int, ownership: Literal["assigned", "declared"]) -> Target:
+    """The target, delta = N^-1.1 unless given; a delta above 1/N would let one user's data be published."""
+    epsilon = float(settings.privacy.epsilon)
+    if not epsilon > 0:
+        raise ConfigError(f"privacy.epsilon={epsilon:g} must be above 0 (inf for no noise)")
+    if num_users < 2:
+        raise ConfigError(f"{num_users} user is left to train on: a promise to users needs at least 2")
+    delta = num_users**-1.1 if settings.privacy.delta is None else float(settings.privacy.delta)
+    if not 0 < delta < 1:
+        raise ConfigError(f"privacy.delta={delta:g} must lie in (0, 1)")
+    if delta > 1 / num_users:
+        raise ConfigError(
+            f"privacy.delta={delta:g} is above 1/N = {1 / num_users:.3g} for {num_users} training users"
+            f"{' and others who own their records' if ownership == 'declared' else ''}, "
+            "which would allow publishing somebody's data; leave it null for N^-1.1"
+        )
+    return Target(epsilon, delta, ownership)
+
+
+def _check_selector(selector: ClientSelector) -> None:
+    """Raises ConfigError unless it is a selector of users."""
+    if not isinstance(selector, Choosing | Sampling):
+        raise ConfigError(
+            f"selection={target_of(type(selector))} has no `select` (or `probability`), `expected_cohort_size` and "
+            "`release`: see fedsim_userdp.selection"
+        )
+
+
+def _record_selector(
+    settings: Settings, selector: RecordSelector, model: ModelSource, store: TokenStore
+) -> RecordSelector:
+    """The record selector; one that ranks by perplexity is given the base model's scores, kept on disk."""
+    if isinstance(selector, PerplexityRecords):
+        scorer = BaseModelScorer(model)
+        folder = _path(settings.cache_dir) or default_cache_dir()
+        scores = CachedScores(scorer, folder, corpus=store.fingerprint, model=scorer.fingerprint())
+        return selector.bind(scores)
+    if isinstance(selector, RandomChunks) and selector.window > settings.tokens.window:
+        raise ConfigError(
+            f"records.window={selector.window} is more than tokens.window={settings.tokens.window}: a chunk is a "
+            "record, and none is longer than that; leave records.window out"
+        )
+    if not isinstance(selector, RecordSelector):
+        raise ConfigError(f"records={target_of(type(selector))} has no `fresh` and `select`: see RecordSelector")
+    return selector
+
+
+def _evaluation_units(settings: Settings, store: TokenStore, split: UserSplit) -> list[Unit]:
+    """The users to evaluate on; `validation` is for tuning, so that held-out users are never tuned on."""
+    groups = {"heldout": split.heldout, "validation": split.validation}
+    evaluation = settings.evaluation
+    if evaluation.users not in groups:
+        raise ConfigError(f"evaluation.users={evaluation.users} is unknown; expected heldout or validation")
+    users = groups[evaluation.users]
+    if not len(users):
+        raise ConfigError(
+            f"split.{evaluation.users}_users=0 leaves nobody to evaluate on (evaluation.users={evaluation.users})"
+        )
+    key = RunKey.seeded(settings.split.seed, "evaluation")  # public: the same records for every mechanism
+    window = settings.tokens.window
+    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), evaluation.records_per_user, window, key)
+    if not (units := chosen.units(range(len(users)), round=0)):
+        raise ConfigError(f"none of the {len(users)} {evaluation.users} users has a usable record: set aside more")
+    return units
+
+
+def _central_engine(name: str) -> Literal["opacus", "stacked"]:
+    """What record-level DP-SGD runs on."""
+    if name == "opacus":
+        return "opacus"
+    if name == "stacked":
+        return "stacked"
+    raise ConfigError(f"central.engine={name} is unknown; expected opacus or stacked")

@@ -1,0 +1,92 @@
+"""User-wise DP-SGD: each user of a cohort adds a clipped update, and the server adds noise to their sum."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.federation.engines import has_node_per_user
+from fedsim_userdp.federation.replies import RoundReplies
+from fedsim_userdp.federation.rounds import Rounds
+from fedsim_userdp.federation.worker import Worker
+from fedsim_userdp.mechanisms.base import Training, check_positive, result_row
+from fedsim_userdp.mechanisms.guarantee import Guarantee, calibrated
+from fedsim_userdp.mechanisms.history import History, Outcome
+from fedsim_userdp.mechanisms.persistence import RunState, open_run_state
+from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
+from fedsim_userdp.participation import declared_release
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.report.progress import RunProgress
+from fedsim_userdp.strategies.optimizers import ServerOptimizer
+from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserWise(Training):
+    """User-wise DP-SGD (ULS; DP-FedAvg with several local steps) through Flower.
+
+    Attributes:
+        clip_norm: bound on the norm of a user's update, above 0.
+    """
+
+    name: str = "user_wise"
+    clip_norm: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("clip_norm", self.clip_norm)
+
+    def run(self, run: Run, progress: RunProgress) -> Outcome:
+        """Trains on the engine's nodes with noise calibrated to the study's budget."""
+        guarantee = self.guarantee(run.study)
+        worker = run.worker(self.records_per_user)
+        history = History(self.name, "users", self.rounds, run, guarantee, worker.gradients.model, progress)
+        with open_run_state(history) as state:
+            adapter = trainable_state(history.model)
+            optimizer = ServerOptimizer(adapter, run.study.optimizer_fn, self.schedule())
+            state.restore(optimizer.torch_optimizer)
+            settings = self._settings(run, guarantee, state, worker)
+            after_round = partial(_note_round, state, optimizer)
+            strategy = UserLevelDP(settings, run.study.selector, optimizer, run.noise, state.record, after_round)
+            state.follow(strategy.cohorts)
+            rounds = Rounds(state.first, history.num_rounds)
+            if rounds.first <= rounds.last:
+                run.study.engine.run(strategy, run.worker_recipe(self.records_per_user), worker, adapter, rounds)
+        load_trainable_state(history.model, optimizer.state)
+        history.score_last()
+        return history.outcome(result_row(self.name, "user", history, guarantee.in_words(), self, self.clip_norm))
+
+    def guarantee(self, study: Study) -> Guarantee:
+        """Returns the promise, its noise calibrated to the study's budget."""
+        declared = declared_release(study.selector, 1.0, study.num_users, self.rounds)
+        if not study.keep_places and declared.adjacency is not acc.Adjacency.ADD_OR_REMOVE_USER:
+            raise ConfigError(
+                f"selection={type(study.selector).__name__} declares another claim for {self.rounds} rounds than for "
+                "one: users without records have no place, which its claim needs"
+            )
+        return calibrated(declared, study.target, None, "user")
+
+    def _settings(self, run: Run, guarantee: Guarantee, state: RunState, worker: Worker) -> UserLevelSettings:
+        """The numbers of the server's strategy, for the rounds that are left."""
+        return UserLevelSettings(
+            population=run.study.population,
+            clip_norm=self.clip_norm,
+            noise_multiplier=guarantee.noise_multiplier,
+            key=run.keys.run,
+            num_nodes=run.study.engine.num_nodes_for(run.study.num_users),
+            sizes_fn=worker.sizes if run.study.engine.deals_by_size(run.study.num_users) else None,
+            has_node_per_user=has_node_per_user(run.study.engine, run.study.num_users),
+            declared=guarantee.declared,
+            run=run.description,
+        )
+
+
+def _note_round(
+    run_state: RunState, optimizer: ServerOptimizer, round: int, replies: RoundReplies, state: ServerState
+) -> None:
+    """Writes a round of the federation down, the model brought up to date if it is to be evaluated."""
+    if run_state.history.is_due(round):
+        load_trainable_state(run_state.history.model, state.adapter)
+    run_state.history.write_replies(round, replies)
+    run_state.save_if_due(round, state.adapter, optimizer.torch_optimizer, state.clip_norm)

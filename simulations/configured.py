@@ -1,0 +1,82 @@
+"""Hydra's configuration turned into objects: a study, a mechanism, and the mechanism's run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fedsim_userdp.data.corpus import Corpus
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.base import Mechanism
+from fedsim_userdp.mechanisms.run import Place, Run
+from fedsim_userdp.mechanisms.study import Parts, Study, build_study, check_corpus
+from fedsim_userdp.simulations.names import without_unused_path
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Returns a configuration as a plain dict, interpolations resolved."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(resolved, dict):
+        raise ConfigError(f"expected a mapping in the configuration, got {resolved!r}")
+    return {str(key): value for key, value in resolved.items()}
+
+
+def configured_corpus(config: DictConfig) -> Corpus:
+    """Returns the corpus that `data` names.
+
+    Raises:
+        ConfigError: when the class is no corpus.
+        DataError: when one of its settings is wrong.
+    """
+    return check_corpus(instantiate(without_unused_path(config.data)), config.data._target_)
+
+
+def configured_study(config: DictConfig) -> Study:
+    """Returns the study that a configuration names.
+
+    Raises:
+        ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong with it.
+    """
+    parts = Parts(
+        model=instantiate(config.model),
+        corpus=configured_corpus(config),
+        selection=instantiate(config.selection),
+        engine=instantiate(config.engine),
+        records=instantiate(config.records),
+        optimizer=instantiate(config.optimizer),
+    )
+    return build_study(plain(config), parts, int(config.mechanism.get("rounds", 1)))
+
+
+def configured_mechanism(config: DictConfig) -> Mechanism:
+    """Returns the mechanism that a configuration names."""
+    mechanism: Mechanism = instantiate(config.mechanism)
+    return mechanism
+
+
+def configured_run(
+    config: DictConfig, folder: Path, begin: Callable[[], None] = lambda: None, sweep: Path | None = None
+) -> Run:
+    """Returns the run that a configuration names, in a folder.
+
+    Args:
+        config: the resolved configuration of one mechanism.
+        folder: the run folder.
+        begin: see `Place`.
+        sweep: the folder of the sweep whose job the run is; None outside of one.
+
+    Raises:
+        ConfigError, DataError, ModelError, CheckpointError, ValueError: one sentence on what is wrong.
+    """
+    place = Place(
+        folder=folder,
+        every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        is_resumed=config.resume is not None,
+        allow_changes=bool(config.checkpoint.allow_changes),
+        sweep=sweep,
+        begin=begin,
+    )
+    return Run.of(configured_study(config), plain(config.mechanism), place)
