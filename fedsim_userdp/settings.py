@@ -167,7 +167,7 @@ class LoraSettings:
     """
 
     rank: int = 8
-    alpha: float = 8.0
+    alpha: float = 8
     target_modules: str | tuple[str, ...] = "all-linear"
     dropout: float = 0.0
     use_rslora: bool = False

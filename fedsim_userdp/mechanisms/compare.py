@@ -117,7 +117,7 @@ def _run_all(
     _check_names([one.name for one in mechanisms])
     objects = [written("mechanism", one) for one in mechanisms]
     with own_folder(path.resolve(), is_resumed=resume) as place_of_results:
-        content = _content(study, command, objects)
+        content = _content(study, command, objects, place_of_results)
         if resume:
             is_other = check_continues(
                 content["config"], path, may_change=Settings.of(study.tree).checkpoint.allow_changes
@@ -148,13 +148,13 @@ def _run_all(
     return Result(place_of_results, tuple(found))
 
 
-def _content(study: Study, command: str, mechanisms: Sequence[Written]) -> dict[str, Any]:
+def _content(study: Study, command: str, mechanisms: Sequence[Written], folder: Path) -> dict[str, Any]:
     """What `run.json` holds of a study made in Python: the settings and command line that lead to it."""
     if not study.written:
         raise ConfigError("the study must be made by Study.of(...)")
-    overrides = overrides_of(Settings.of(study.tree), study.written)
+    overrides = [*overrides_of(Settings.of(study.tree), study.written), f"output_dir={as_value(str(folder))}"]
     choices = {one.group: one.choice for one in study.written}
-    base = {"output_dir": None, "resume": None, **study.tree}
+    base = {"output_dir": str(folder), "resume": None, **study.tree}
     if command == "run":
         (only,) = mechanisms
         overrides += [f"mechanism={only.choice}", *only.overrides]

@@ -56,6 +56,7 @@ def written(group: str, value: object) -> Written:
     choice = _nearest(group, full)
     file, defaults = defaults_in(group, choice), _defaults_of(value)
     tree = {key: one for key, one in full.items() if key in file or key not in defaults or defaults[key] != one}
+    tree |= {key: None for key, one in file.items() if one is None and key not in tree}  # Hydra cannot take these out
     overrides = [f"~{group}.{key}" for key in file if key not in tree]
     for key, one in tree.items():
         if key not in file:
