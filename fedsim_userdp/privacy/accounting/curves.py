@@ -1,6 +1,7 @@
 """The accountants other than RDP, as privacy curves: closed form, checked PLD, and group privacy on top of either."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -127,6 +128,7 @@ def grouped(record: Curve, records_per_user: int, limit: float = _MAX_EPSILON) -
         return min(converted(share * 2.0**power), values[best])
 
     def epsilon(target: float) -> float:
+        @functools.cache
         def shortfall(share: float) -> float:
             """By how much a record-level epsilon of `share` is too small for itself, relatively."""
             return record.epsilon(target - log_delta_factor(share, records_per_user)) / share - 1.0

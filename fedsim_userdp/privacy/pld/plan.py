@@ -203,27 +203,27 @@ def sharpened(releases: Releases, question: Question, plan: Plan, epsilon: float
     """Returns a plan of at most `max_points` whose tilt, window and grid suit a roughly known epsilon.
 
     The share of the FFT's rounding in delta is about e^(K(theta) - theta epsilon) / (theta (1 + theta) delta). The tilt
-    at which it is least serves best; where rare large losses decide, a smaller one gives a narrower window, which is
-    taken as long as it costs little accuracy.
+    at which it is least serves best; a smaller one, which costs little accuracy, is taken only if fewer points fill its
+    window. Where rare large losses decide, its window is narrower, but its losses ask for a far finer grid.
     """
     sketches = _sketches(releases, plan.removed)
 
     def log_share(theta: float) -> float:
         return _cumulant(sketches, theta) - theta * epsilon - math.log(theta) - math.log1p(theta)
 
-    def window_at(theta: float) -> tuple[float, float]:
+    def plan_at(theta: float) -> Plan:
         wrapped = max(_LOG_WRAPPED, log_share(theta) - log_delta + _LOG_WRAPPED_SHARE)
-        return _window(sketches, theta, log_delta, wrapped)
+        window = _window(sketches, theta, log_delta, wrapped)
+        return _plan(sketches, question, theta, window, plan.removed, plan.bound).refined()
 
     log_delta = question.log_delta(plan.bound)
     best = _best_tilt(sketches, log_share)
-    theta, window = best, window_at(best)
-    while log_share(theta / 2.0) <= log_share(best) + _LOG_LOST:
-        narrower = window_at(theta / 2.0)
-        if narrower[1] - narrower[0] > 0.95 * (window[1] - window[0]):
+    sharp = plan_at(best)
+    while log_share(sharp.theta / 2.0) <= log_share(best) + _LOG_LOST:
+        smaller = plan_at(sharp.theta / 2.0)
+        if smaller.num_points > 0.95 * sharp.num_points:
             break
-        theta, window = theta / 2.0, narrower
-    sharp = _plan(sketches, question, theta, window, plan.removed, plan.bound).refined()
+        sharp = smaller
     while sharp.num_points > max_points:
         sharp = sharp.coarsened()
     return sharp
