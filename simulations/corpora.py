@@ -12,7 +12,7 @@ from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.simulations.errors import ConfigError
-from fedsim_userdp.simulations.names import without_unused_path
+from fedsim_userdp.simulations.names import settings_of, without_unused_path
 
 _CORPUS_MEMBERS = ("name", "license", "source", "dropped", "records", "fingerprint")
 
@@ -29,6 +29,9 @@ def configured_corpus(config: DictConfig) -> Corpus:
         lacking = [name for name in _CORPUS_MEMBERS if not hasattr(corpus, name)]
     if lacking:
         raise ConfigError(f"data={config.data._target_} has no `{lacking[0]}`: see fedsim_userdp.data.corpus.Corpus")
+    for name in ("name", "license"):
+        if isinstance(given := config.data.get(name), int | float) and getattr(corpus, name) is given:
+            raise ConfigError(f"data.{name}={given} must be a text, in quotes within quotes where it is a number")
     for name, kind in (("name", str), ("license", str), ("source", str), ("dropped", DropCounts)):
         if not isinstance(found := getattr(corpus, name), kind):
             raise ConfigError(
@@ -46,7 +49,8 @@ def configured_store(config: DictConfig, model: ModelSource) -> TokenStore:
     """
     corpus = configured_corpus(config)
     corpus_fingerprint(corpus)
-    settings = TokenSettings(**{str(key): config.tokens[key] for key in config.tokens})
+    with settings_of("tokens"):
+        settings = TokenSettings(**{str(key): config.tokens[key] for key in config.tokens})
     tokenizer = model.load_tokenizer()
     most = min(tokenizer.model_max_length, model.context_length() or tokenizer.model_max_length)
     if settings.window > most:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Level = Literal["user", "record", "nobody"]
 UNTRAINED, UNNOISED = "no training data used", "none: trained without privacy"  # a result's guarantee in words
 _COMPUTED_ROUNDS = 40  # each takes 10 to 100 ms
+_LITTLE_NOISE = 0.1  # below it, some accountants have no answer for some numbers of rounds
 _COUNT_SHARE = 0.05  # of the expected cohort: what the source takes as the count's standard deviation
 
 
@@ -141,8 +142,18 @@ def calibrated(
             "example_level_tight, or set data.owners=sender (Enron) or data.owners_column=null (tables), so that a "
             "record counts for its user only"
         ) from error
-    found = acc.calibrate(release, epsilon=budget.epsilon, delta=budget.delta, method=method)
-    return Guarantee(found, method, budget.delta, level, budget.ownership)
+    try:
+        found = acc.calibrate(release, epsilon=budget.epsilon, delta=budget.delta, method=method)
+        promise = Guarantee(found, method, budget.delta, level, budget.ownership)
+        if promise.noise_multiplier < _LITTLE_NOISE:  # what is stated later must be computable before training
+            acc.epsilon(found, budget.delta, method)
+            promise.spent_by_round(getattr(found, "num_releases", 1))
+    except AccountingError as error:
+        raise ConfigError(
+            f"privacy.epsilon={budget.epsilon:g} at privacy.delta={budget.delta:.3g} cannot be kept and stated: "
+            f"{error}; choose another epsilon, or inf for no noise"
+        ) from error
+    return promise
 
 
 NO_GUARANTEE = Guarantee(None, None, 1.0, "nobody")

@@ -7,11 +7,12 @@ of steps with the same kind of optimizer, and are scored on the same users.
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from peft import PeftModel
 
-from fedsim_userdp.federation.engines import has_node_per_user
+from fedsim_userdp.federation.engines import InProcessEngine, has_node_per_user
+from fedsim_userdp.federation.flower_engine import FlowerEngine
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds
 from fedsim_userdp.federation.worker import Worker
@@ -19,12 +20,14 @@ from fedsim_userdp.models.adapters import attach_lora, load_trainable_state, tra
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.adaptive_clipping import LEAST, MOST
+from fedsim_userdp.privacy.validation import MAX_COUNT
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
-from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector, PoissonSelector
 from fedsim_userdp.simulations.diary import Diary, Outcome
 from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.guarantee import NO_GUARANTEE, UNNOISED, UNTRAINED, Guarantee, calibrated, level_of
+from fedsim_userdp.simulations.names import settings_of
 from fedsim_userdp.simulations.saver import Saver, open_saver
 from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
@@ -35,6 +38,8 @@ from fedsim_userdp.training.schedule import LearningRate
 
 if TYPE_CHECKING:
     from fedsim_userdp.training.opacus_step import OpacusStep
+
+Accountant = Literal["group", "tight", "record"]
 
 
 class Mechanism(Protocol):
@@ -94,10 +99,12 @@ class _Training:
 
     def __post_init__(self) -> None:
         for field, value in (("rounds", self.rounds), ("records_per_user", self.records_per_user)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"mechanism.{field}={value} must be a whole number of at least 1")
-        if not re.fullmatch(r"\w[\w-]{0,99}", self.name):
-            raise ConfigError(f"mechanism.name={self.name!r} must be letters, digits, '_' and '-': it names a folder")
+            if not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+                raise ConfigError(f"mechanism.{field}={value} must be a whole number of at least 1 and at most 1e9")
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w-]{0,99}", self.name):
+            raise ConfigError(
+                f"mechanism.name={self.name!r} must be letters, digits, '_' and '-', and no number: it names a folder"
+            )
         _check_positive("learning_rate", self.learning_rate)
 
 
@@ -137,7 +144,12 @@ class UserWise(_Training):
 
     def promise(self, task: Task) -> Guarantee:
         """Returns the promise, its noise calibrated to the task's budget."""
-        declared = declared_release(task.selector, 1.0, task.num_users, self.rounds)
+        with settings_of("selection"):
+            if isinstance(task.selector, CyclicSelector | FixedSizeSelector):
+                task.selector.expected_cohort_size(task.num_users)  # which refuses more users than there are
+            declared = declared_release(task.selector, 1.0, task.num_users, self.rounds)
+        if isinstance(task.engine, InProcessEngine | FlowerEngine):
+            task.engine.num_nodes_for(task.num_users)  # which refuses more nodes than users
         return calibrated(declared, task.budget, None, "user")
 
     def _settings(self, task: Task, guarantee: Guarantee, saver: Saver, worker: Worker) -> UserLevelSettings:
@@ -166,15 +178,18 @@ class RecordLevelDP(_Training):
     """
 
     clip_norm: float
-    accountant: Literal["group", "tight", "record"] = "group"
+    accountant: Accountant = "group"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_positive("clip_norm", self.clip_norm)
+        if self.accountant not in (known := get_args(Accountant)):
+            raise ConfigError(f"mechanism.accountant={self.accountant} is unknown; expected one of {', '.join(known)}")
 
     def promise(self, task: Task) -> Guarantee:
         """Returns the promise, its noise calibrated to the task's budget under the accountant."""
-        release = acc.RecordLevel(1.0, _sampling_prob(task, self.name), self.rounds, self.records_per_user)
+        with settings_of("mechanism"):
+            release = acc.RecordLevel(1.0, _sampling_prob(task, self.name), self.rounds, self.records_per_user)
         return calibrated(release, task.budget, self.accountant, level_of(self.accountant))
 
     def run(self, task: Task, progress: RunProgress) -> Outcome:

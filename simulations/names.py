@@ -4,6 +4,7 @@ import copy
 import difflib
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,35 @@ def suggestions(key: str) -> list[str]:
         return sorted(same, key=lambda name: -_likeness(name, key))[:_MOST]
     near = sorted(known(), key=lambda name: -_likeness(name, key))
     return [name for name in near[:_MOST] if _likeness(name, key) > 0.75][:_MOST]
+
+
+def whole_name(section: str, said: str) -> str:
+    """Returns a sentence on a setting that begins with its name, the name of its section before it.
+
+    Args:
+        section: such as `tokens`.
+        said: such as `window must be at least 2 tokens, got 0`; others are returned as they are.
+    """
+    name = said.partition(" ")[0]
+    return f"{section}.{said}" if f"{section}.{name}" in known() else said
+
+
+@contextmanager
+def settings_of(section: str, **also_called: str) -> Iterator[None]:
+    """Within the block, a ValueError that begins with a setting of a section says its whole name.
+
+    Args:
+        section: such as `tokens`.
+        also_called: what a setting is called in the block, and its name.
+    """
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        said = whole_name(section, f"{also_called.get(name, name)} {rest}")
+        if said.startswith(f"{section}."):
+            raise ConfigError(said) from error
+        raise
 
 
 def check_arguments(config: DictConfig) -> None:

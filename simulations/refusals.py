@@ -2,8 +2,11 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.federation.errors import RoundError
@@ -25,12 +28,49 @@ def sentence(error: BaseException) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST * 2 // 3]} [...] {line[-_LONGEST // 3 :]}"
 
 
+@contextmanager
+def settings_named(config: DictConfig, *, one_of_many: bool = False) -> Iterator[None]:
+    """Within the block, what is refused is said of the settings that were given: `tuned.rounds`, which others follow.
+
+    Args:
+        config: the configuration.
+        one_of_many: whether the mechanism is to be named too.
+    """
+    try:
+        yield
+    except REFUSALS as error:
+        said, name = sentence(error), OmegaConf.select(config, "mechanism.name")
+        given = [
+            f"{key} follows {source}"
+            for key, source in _followed(OmegaConf.to_container(config), "")
+            if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", said) and source not in said
+        ]
+        whole = f"{said} ({'; '.join(given)})" if given else said
+        if one_of_many and str(name) not in whole:
+            whole = f"{name}: {whole}"
+        if whole == said:
+            raise
+        raise ConfigError(whole) from error
+
+
+def _followed(node: object, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yields the settings whose value is that of another one, with that one."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _followed(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, str) and (found := re.fullmatch(r"\$\{([\w.]+)\}", node)):
+        yield prefix, found.group(1)
+
+
 def _said(error: BaseException) -> str:
     """The error on one line: for what Hydra wraps, the cause; for a missing choice, what there is."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         key = re.search(r"full_key: (\S+)", str(error))
         said = _said(error.__cause__)
-        return said if key is None or key.group(1) in said else f"{key.group(1)}: {said}"
+        if key is None or re.search(rf"(?<![\w.]){re.escape(key.group(1))}[.=]", said):
+            return said
+        whole = names.whole_name(key.group(1), said)
+        return whole if whole != said else f"{key.group(1)}: {said}"
     text = str(error).strip() or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"

@@ -16,6 +16,7 @@ from fedsim_userdp.simulations.corpora import configured_corpus
 from fedsim_userdp.simulations.diary import Outcome
 from fedsim_userdp.simulations.mechanisms import Mechanism
 from fedsim_userdp.simulations.plugins import check_plugins
+from fedsim_userdp.simulations.refusals import settings_named
 from fedsim_userdp.simulations.saver import check_saved
 from fedsim_userdp.simulations.task import Task, build_task
 
@@ -40,14 +41,8 @@ class Session:
         self._folder, self._begin = folder, begin
         self._runs: list[tuple[Mechanism, Task, DictConfig]] = []
         for config in configs:
-            mechanism: Mechanism = instantiate(config.mechanism)
-            task = replace(build_task(config, folder), sweep=sweep)
-            if hasattr(mechanism, "promise"):  # one's own need not have it
-                promise = mechanism.promise(task)
-                check_saved(task, promise)
-                if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
-                    check_plugins(task, promise, records_per_user)
-            self._runs.append((mechanism, task, config))
+            with settings_named(config, one_of_many=len(configs) > 1):
+                self._runs.append((*_checked(config, folder, sweep), config))
 
     def outcomes(self, progress: RunProgress) -> Iterator[Outcome]:
         """Yields the outcome of each run.
@@ -67,6 +62,18 @@ class Session:
                 outcome = mechanism.run(replace(task, begin=begin), progress)
             begin()
             yield outcome
+
+
+def _checked(config: DictConfig, folder: Path, sweep: Path | None) -> tuple[Mechanism, Task]:
+    """The mechanism and task of a configuration, once what they promise can be kept."""
+    mechanism: Mechanism = instantiate(config.mechanism)
+    task = replace(build_task(config, folder), sweep=sweep)
+    if hasattr(mechanism, "promise"):  # one's own need not have it
+        promise = mechanism.promise(task)
+        check_saved(task, promise)
+        if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
+            check_plugins(task, promise, records_per_user)
+    return mechanism, task
 
 
 class _Once:

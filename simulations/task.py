@@ -325,6 +325,7 @@ def checkpoint_path(folder: Path, name: str) -> Path:
 
 def _split(config: DictConfig, store: TokenStore, *, keep_places: bool) -> UserSplit:
     """The split, the training users in the order of their ids."""
+    _seed(config.split.seed, "split.seed")
     found = split_users(
         store,
         heldout_users=config.split.heldout_users,
@@ -352,13 +353,16 @@ def _optimizer_fn(config: DictConfig) -> Callable[..., torch.optim.Optimizer]:
     optimizer_fn: Callable[..., torch.optim.Optimizer] = instantiate(config.optimizer)
     if not callable(optimizer_fn):
         raise ConfigError(f"optimizer={config.optimizer} is no optimizer: it needs a _target_, and _partial_=true")
+    momentum = config.optimizer.get("momentum")
+    if isinstance(momentum, int | float) and not 0 <= momentum < 1:
+        raise ConfigError(f"optimizer.momentum={momentum} must be a number in [0, 1)")
     return optimizer_fn
 
 
-def _seed(value: int) -> int:
+def _seed(value: int, key: str = "seed") -> int:
     """The seed, at least 0."""
     if value < 0:
-        raise ConfigError(f"seed={value} must be at least 0")
+        raise ConfigError(f"{key}={value} must be at least 0")
     return value
 
 
@@ -436,6 +440,7 @@ def _evaluation_units(config: DictConfig, store: TokenStore, split: UserSplit) -
     """The users to evaluate on; `validation` is for tuning, so that held-out users are never tuned on."""
     groups = {"heldout": split.heldout, "validation": split.validation}
     settings = config.evaluation
+    records_per_user = _at_least_one("evaluation.records_per_user", settings.records_per_user)
     if settings.users not in groups:
         raise ConfigError(f"evaluation.users={settings.users} is unknown; expected heldout or validation")
     users = groups[settings.users]
@@ -445,7 +450,7 @@ def _evaluation_units(config: DictConfig, store: TokenStore, split: UserSplit) -
         )
     key = RunKey.seeded(config.split.seed, "evaluation")  # public: the same records for every mechanism
     window = int(config.tokens.window)
-    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), settings.records_per_user, window, key)
+    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), records_per_user, window, key)
     if not (units := chosen.units(range(len(users)), round=0)):
         raise ConfigError(f"none of the {len(users)} {settings.users} users has a usable record: set aside more")
     return units
