@@ -4,18 +4,24 @@ from collections.abc import Iterable
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, ListConfig
 
 from fedsim_userdp.simulations.arguments import override_key
 from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.jobs import run_job
+from fedsim_userdp.simulations.refusals import sentence
 
 
 @hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="compare")
 def main(config: DictConfig) -> None:
     """Runs the mechanisms one after the other and writes table, plot and adapters."""
-    names = [f"{run['mechanism']}, seed {run['seed']}" for run in compared_runs(config)]
-    run_job(config, "compare", lambda: mechanism_configs(config), names)
+    run_job(config, "compare", lambda: mechanism_configs(config), lambda: names_of_runs(config))
+
+
+def names_of_runs(config: DictConfig) -> list[str]:
+    """Returns the names of the runs of a comparison, as its statement has them."""
+    return [f"{run['mechanism']}, seed {run['seed']}" for run in compared_runs(config)]
 
 
 def mechanism_configs(config: DictConfig) -> list[DictConfig]:
@@ -24,7 +30,10 @@ def mechanism_configs(config: DictConfig) -> list[DictConfig]:
     Raises:
         ConfigError: when there is no mechanism to compare.
     """
-    return [compose_again("compare", changes) for changes in compared_runs(config)]
+    try:
+        return [compose_again("compare", changes) for changes in compared_runs(config)]
+    except MissingConfigException as error:
+        raise ConfigError(f"compare.mechanisms={list(config.compare.mechanisms)}: {sentence(error)}") from error
 
 
 def compared_runs(config: DictConfig) -> list[dict[str, str | int]]:
@@ -33,14 +42,18 @@ def compared_runs(config: DictConfig) -> list[dict[str, str | int]]:
     Raises:
         ConfigError: when there is no mechanism to compare, or no seed, or one of either twice.
     """
-    named = config.compare.mechanisms or []
-    names = [named] if isinstance(named, str) else list(named)  # a text is refused where types are checked
+    named = config.compare.mechanisms
+    names = [] if named is None else list(named) if isinstance(named, ListConfig) else [named]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"compare.mechanisms={named} must be a list of mechanisms, such as [user_wise,group_privacy]")
     if not names:
         raise ConfigError("compare.mechanisms is empty: name at least one mechanism")
     chosen = config.compare.seeds
     seeds = [config.seed] if chosen is None else list(chosen) if isinstance(chosen, ListConfig) else [chosen]
     if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
         raise ConfigError(f"compare.seeds={chosen} must be a list of whole numbers, such as [0,1,2], or null")
+    if negative := [seed for seed in seeds if seed < 0]:
+        raise ConfigError(f"compare.seeds={seeds} holds {negative[0]}: seeds must be at least 0")
     if not seeds:
         raise ConfigError("compare.seeds is empty: name at least one seed, or set it to null for `seed` alone")
     for key, values in (("mechanisms", names), ("seeds", seeds)):

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from fedsim_userdp import conf
 from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.explanations import choices
 
 # What people write for a setting that has another name here.
 _ALSO_CALLED = {
@@ -59,14 +60,15 @@ def unknown(key: str) -> str:
 
 
 def suggestions(key: str) -> list[str]:
-    """Returns the settings, at most three, that somebody may have meant who wrote `key`."""
+    """Returns the settings or choices, at most three, that somebody may have meant who wrote `key`."""
     last = key.rpartition(".")[2].lower().replace("-", "_")
     if last in _ALSO_CALLED and "." not in key:
         return [_ALSO_CALLED[last]]
     same = [name for name in known() if name.rpartition(".")[2] == last]
     if same:
         return sorted(same, key=lambda name: -_likeness(name, key))[:_MOST]
-    near = sorted(known(), key=lambda name: -_likeness(name, key))
+    offered = known() if "." in key else known() | frozenset(choices())
+    near = sorted(offered, key=lambda name: (-_likeness(name, key), name))
     return [name for name in near[:_MOST] if _likeness(name, key) > 0.75][:_MOST]
 
 
