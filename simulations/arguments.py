@@ -249,11 +249,11 @@ def check_subdir(subdir: str) -> None:
 
 def check_types(config: DictConfig, config_name: str) -> None:
     """Raises ConfigError when a setting of the running job is of another kind than its default."""
-    choices = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
+    _check_references(config)
+    chosen = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
     names.check_arguments(config)
     _check_output_dir(config)
-    _check_references(config)
-    defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=choices), resolve=True)
+    defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=chosen), resolve=True)
     settings = OmegaConf.to_container(config, resolve=True)
     for key, before in _leaves(defaults):
         now = _at(settings, key)
