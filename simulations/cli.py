@@ -105,6 +105,7 @@ def _run(name: str, arguments: list[str]) -> int:
     from fedsim_userdp.simulations.refusals import REFUSALS, folder_refused, sentence
 
     failed: list[str] = []
+    completed = arguments
 
     try:
         own_files.working_folder()
@@ -125,7 +126,7 @@ def _run(name: str, arguments: list[str]) -> int:
     except REFUSALS as error:
         if failed:
             _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}")
-        _stop(folder_refused(error, sys.argv[1:]) or sentence(error))
+        _stop(folder_refused(error, completed) or sentence(error))
     module = sys.modules.get("fedsim_userdp.simulations.jobs")
     return 0 if module is None else _said_of_diverged(module.DIVERGED)
 

@@ -8,6 +8,7 @@ from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy import entries
 from fedsim_userdp.privacy.errors import LedgerError
 from fedsim_userdp.privacy.joint import StatedRun
@@ -69,7 +70,7 @@ def jobs_of(sweep: Path) -> tuple[dict[str, str], list[StatedRun]]:
     for name in _folders(sweep, JSON_FILE):
         content = read_privacy(sweep / name, job=name)
         if isinstance(content, PrivacyFile):
-            jobs[name] = digest_of((sweep / name / JSON_FILE).read_bytes())
+            jobs[name] = digest_of(read_file(sweep / name / JSON_FILE))
             runs.extend(content.runs)
     return jobs, runs
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim_userdp.privacy.figures import rounded_up
-from fedsim_userdp.report.files import replacing
+from fedsim_userdp.report.files import write_figure
 from fedsim_userdp.report.records import ResultRow, RoundRecord, people_of
 
 COLOURS = {
@@ -41,8 +41,7 @@ def plot_comparison(path: Path, rows: Sequence[ResultRow], records: Sequence[Rou
     _bars(left, rows)
     _curves(right, rows, records)
     metadata = mark(figure, NOT_PRIVATE)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=130, metadata=metadata)
+    write_figure(path, figure, metadata=metadata)
     plt.close(figure)
 
 
