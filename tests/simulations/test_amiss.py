@@ -127,6 +127,28 @@ def test_too_little_noise_is_refused_before_anything_trains(
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [
+        ("budget", "budget.num_users=0"),
+        ("budget", "budget.cohort=-1"),
+        *(("pretrain", f"pretrain.{name}=-1") for name in ("width", "steps", "learning_rate", "seed", "weight_decay")),
+        ("pretrain", "pretrain.layers=many"),
+        ("pretrain", "pretrain.heads=3"),
+    ],
+)
+def test_commands_without_a_run_name_the_setting_and_write_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    argument: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert argument.partition("=")[0] in refusal(capsys, command, argument, "output_dir=x")
+    assert os.listdir() == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("epsilon", ["1e5", "1e6"])
 def test_group_privacy_states_a_budget_that_is_hardly_one(small: list[str], epsilon: str) -> None:
