@@ -108,7 +108,9 @@ def require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise DataError(f"cache folder {folder} cannot be written ({error}); set {VARIABLE} to one that can") from error
+        raise DataError(
+            f"cache folder {folder} cannot be written ({error.strerror}); set {VARIABLE} or cache_dir to one that can"
+        ) from error
 
 
 @functools.cache

@@ -1,8 +1,10 @@
-"""Which file an error of the system is about, where the system does not say."""
+"""Which file or setting an error is about, where it does not say."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fedsim_userdp.errors import ConfigError
 
 
 @contextmanager
@@ -12,4 +14,26 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
+def settings_of(section: str, owner: object, **also_called: str) -> Iterator[None]:
+    """Within the block, a ValueError that begins with a setting of a section says its whole name.
+
+    Args:
+        section: such as `tokens`.
+        owner: an object or class that has the settings of the section.
+        also_called: what a setting is called in the block, and its name.
+
+    Raises:
+        ConfigError: the error, with the section's name before the setting's.
+    """
+    try:
+        yield
+    except ValueError as error:
+        first, _, rest = str(error).partition(" ")
+        name = also_called.get(first, first)
+        if name.isidentifier() and (hasattr(owner, name) or name in also_called.values()):
+            raise ConfigError(f"{section}.{name} {rest}") from error
         raise

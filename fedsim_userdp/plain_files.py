@@ -87,6 +87,16 @@ def move(source: Path, target: Path) -> None:
         os.replace(old, new, src_dir_fd=before, dst_dir_fd=after)
 
 
+def link(source: Path, target: Path) -> None:
+    """Gives a file a second name, where nothing has that name.
+
+    Raises:
+        FileExistsError: Something has it.
+    """
+    with _parent(source) as (before, old), _parent(target) as (after, new):
+        os.link(old, new, src_dir_fd=before, dst_dir_fd=after, follow_symlinks=False)
+
+
 def remove(path: Path) -> None:
     """Removes a file or folder, if there is one; of a link, the link only."""
     try:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from fedsim_userdp.errors import ConfigError, DataError
+from fedsim_userdp.naming import settings_of
 
 
 @dataclass(frozen=True)
@@ -260,4 +261,5 @@ def _section(kind: type, name: str, values: Mapping[str, Any]) -> object:
     known = {one.name for one in fields(kind)}
     if unknown := [key for key in values if key not in known]:
         raise ConfigError(f"there is no setting {name}.{unknown[0]}: expected one of {', '.join(sorted(known))}")
-    return kind(**{str(key): tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    with settings_of(name, kind):
+        return kind(**{str(key): tuple(value) if isinstance(value, list) else value for key, value in values.items()})

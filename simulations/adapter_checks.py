@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsim_userdp.mechanisms.circumstances import licence_of
 from fedsim_userdp.mechanisms.run_files import ADAPTER_CONFIG, CARD, TOKENIZER, WEIGHTS, tokenizer_digest
 from fedsim_userdp.mechanisms.settings_tree import is_own_code
+from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
 from fedsim_userdp.report.privacy_files import digest_of
@@ -46,9 +47,10 @@ def weights_problem(adapter: Path, digest: str | None, source: str = "the ledger
     path = adapter / WEIGHTS
     if not digest:
         return f"{path} is there, {source} knows of none" if path.exists() else ""
-    if not path.is_file():
+    try:
+        found = digest_of(read_file(path))
+    except FileNotFoundError:
         return f"{path} is not there"
-    found = digest_of(path.read_bytes())
     return "" if found == digest else f"{path} has sha256 {found}, {source} says {digest}"
 
 
@@ -59,7 +61,7 @@ def card_problem(
     if config is None:
         return "it cannot be compared: the run is not configured"
     try:
-        text = (adapter / CARD).read_text(encoding="utf-8")
+        text = read_file(adapter / CARD).decode()
         base = str(_settings(adapter)["base_model_name_or_path"])
         model, data = choices["model"], choices["data"]
         licence, tokenizer = licence_of(config.data, own_class(config.data)), tokenizer_digest(adapter)
@@ -102,7 +104,7 @@ def spare_problem(adapter: Path) -> str:
 
 def _settings(adapter: Path) -> dict[str, Any]:
     """What `adapter_config.json` holds."""
-    stored = json.loads((adapter / ADAPTER_CONFIG).read_bytes())
+    stored = json.loads(read_file(adapter / ADAPTER_CONFIG))
     if not isinstance(stored, dict):
         raise ValueError(f"{ADAPTER_CONFIG} holds no settings")
     return stored
@@ -122,7 +124,7 @@ def _asked(config: DictConfig) -> object:
 
 def _shapes(weights: Path) -> dict[str, list[int]]:
     """The shape of each tensor of a safetensors file, by name, from its header."""
-    data = weights.read_bytes()
+    data = read_file(weights)
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}

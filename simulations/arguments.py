@@ -5,6 +5,7 @@ the program, no settings of Hydra, and no code but what this package's own confi
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,7 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from fedsim_userdp import __version__
 from fedsim_userdp.errors import ConfigError
@@ -26,6 +29,7 @@ from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import is_own_code, leaves
 from fedsim_userdp.mechanisms.started import FORMAT, RUN_FILE, check_continues, read_started, write_started
 from fedsim_userdp.simulations import names
+from fedsim_userdp.simulations.explanations import choices
 
 GROUPS = frozenset(
     {"mechanism", "selection", "data", "records", "model", "engine", "optimizer", "experiment"}
@@ -45,12 +49,17 @@ _FLAGS = frozenset(
         *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
     }
 )
+_SWEEP = frozenset({"-m", "--multirun"})
 # of settings that are null by default
 _NULLABLE: dict[str, tuple[type, ...]] = {
     "cache_dir": (str,),
     "data.owners_column": (str,),
     "data.path": (str,),
     "data.text_column": (str,),
+    "engine.address": (str,),
+    "engine.num_gpus": (float, int),
+    "engine.round_timeout": (float, int),
+    "engine.threads": (int,),
     "local.max_tokens": (int,),
     "mechanism.count_stddev": (float, int),
     "model.autocast": (str,),
@@ -66,6 +75,8 @@ _MAY_BE_NULL = {*_NULLABLE, "audit.epsilons", "audit.real_users", "engine.num_no
 _MAY_BE_LIST = "lora.target_modules"  # of texts, or one text
 _MAY_BE_SWITCH = "tokens.prepend_bos"  # true or false in place of auto
 _MAY_BE_ONE = ("benchmark.parts", "describe.records_per_user")  # in place of a list
+_MAY_BE_MAPPING = ("tuned.searched",)
+_FOLDERS = ("output_dir", "resume", "cache_dir")
 _ABSENT = object()
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _log = logging.getLogger(__name__)
@@ -78,10 +89,13 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         ConfigError: when the folder holds no run of this command, or one that would run somebody else's code; when jobs
             of a sweep would not lie in its folder.
     """
-    for argument in arguments:
-        _check_known(argument)
+    for before, argument, after in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
+        if "=" in argument or argument.startswith(("-", "~")) or not before.startswith("-"):  # else a flag's value
+            _check_known(argument, after)
     quoted = [_quoted_if_needed(argument) for argument in arguments]
     for argument in quoted:
+        _check_value(argument)
+        _check_place(argument)
         if override_key(argument).startswith("hydra.callbacks"):
             raise ConfigError(f"{argument}: a callback is code that no statement would name: leave it out")
         if override_key(argument) == "output_dir" and argument.partition("=")[2].strip(" \"'") in ("", "null", "~"):
@@ -92,10 +106,11 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
             check_subdir(str(_parsed(argument).value()))
     found = [_parsed(argument).value() for argument in quoted if override_key(argument) == "resume"]
     if not found or found[-1] is None:
-        return quoted
+        flags = [argument for argument in quoted if argument in _SWEEP]  # Hydra takes none between settings
+        return [*flags, *(argument for argument in quoted if argument not in _SWEEP)]
     folder = str(found[-1])
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
-    is_sweep = bool({"-m", "--multirun"} & set(quoted))
+    is_sweep = bool(_SWEEP & set(quoted))
     stored = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
     if is_sweep:  # each of its jobs finds out by itself what is left to do
         quoted = [argument for argument in quoted if override_key(argument) != "resume"]
@@ -107,21 +122,69 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     return [*flags, *kept, *settings, f"output_dir={_quoted(folder)}"]
 
 
-def _check_known(argument: str) -> None:
-    """Raises ConfigError for a flag or a setting that there is not."""
+def _check_known(argument: str, after: str) -> None:
+    """Raises ConfigError for a flag or a setting that there is not.
+
+    Args:
+        argument: of the command line.
+        after: the one behind it, which may have been meant as its value.
+    """
     if argument.startswith("-"):
-        flag = argument.partition("=")[0]
+        flag, _, value = argument.partition("=")
         if flag not in _FLAGS:
-            meant = names.suggestions(flag.lstrip("-"))
-            raise ConfigError(
-                f"there is no flag {flag}: settings are KEY=VALUE, without dashes"
-                + (f"; did you mean {' or '.join(f'{name}=...' for name in meant)}?" if meant else "")
-            )
+            said = f"there is no flag {flag}: settings are KEY=VALUE, without dashes"
+            raise ConfigError(said + _meant(flag.lstrip("-"), value or after))
     elif "=" in argument or argument.startswith("~"):
         key = override_key(argument)
         names.check_name(key, groups=GROUPS)
         if argument.startswith("~") and key.partition(".")[0] not in GROUPS:
             raise ConfigError(f"{argument}: {key} cannot be left out; set it by {key}=VALUE")
+        if argument.startswith("~") and key in GROUPS - {"experiment"}:
+            raise ConfigError(f"{argument}: {key} cannot be left out; choose one of {_offered(key)} by {key}=NAME")
+    elif argument:
+        raise ConfigError(f"{argument} is no setting: settings are KEY=VALUE" + _meant(argument, after))
+
+
+def _meant(key: str, value: str) -> str:
+    """What may have been meant by a key without a value, to be added to what is said of it; empty for nothing."""
+    value = "..." if not value or "=" in value or value.startswith("-") else value
+    found = [key] if key in names.known() or key in GROUPS else names.suggestions(key)
+    return f"; did you mean {' or '.join(f'{name}={value}' for name in found)}?" if found else ""
+
+
+def _offered(group: str) -> str:
+    """The names of a group's files of settings."""
+    return ", ".join(choices().get(group, ()))
+
+
+def _check_value(argument: str) -> None:
+    """Raises ConfigError for null, a list or a mapping where one value belongs, and for a choice that is added."""
+    key = override_key(argument)
+    if argument.startswith(("-", "~")) or "=" not in argument:
+        return
+    if key in GROUPS and argument.startswith("+"):
+        raise ConfigError(f"{argument}: a choice is replaced, not added: write {key}={argument.partition('=')[2]}")
+    parsed = _parsed(argument)
+    if parsed.is_sweep_override():
+        return
+    value = parsed.value()
+    if key in GROUPS and not isinstance(value, str) and not (key == "experiment" and isinstance(value, list)):
+        raise ConfigError(f"{argument} is no choice of {key}: it must be one of {_offered(key)}")
+    if key in _FOLDERS and isinstance(value, list | dict):
+        raise ConfigError(f"{argument} must be the name of one folder, such as {key}=my-run")
+    is_own = key.partition(".")[0] not in GROUPS and key in names.known()
+    if is_own and isinstance(value, dict) and key not in _MAY_BE_MAPPING:
+        raise ConfigError(f"{argument} must be one value or a list of them, not a mapping")
+
+
+def _check_place(argument: str) -> None:
+    """Raises ConfigError where Hydra's own settings name the folder, which `output_dir` does."""
+    key, value = override_key(argument), argument.partition("=")[2]
+    if key in ("hydra.run.dir", "hydra.sweep.dir"):
+        raise ConfigError(
+            f"{argument}: a run and all jobs of a sweep lie in one folder, and output_dir names it: write "
+            f"output_dir={value or 'FOLDER'} instead"
+        )
 
 
 def beginning(config: DictConfig, command: str) -> Callable[[], None]:
@@ -170,9 +233,11 @@ def check_subdir(subdir: str) -> None:
 
 def check_types(config: DictConfig, config_name: str) -> None:
     """Raises ConfigError when a setting of the running job is of another kind than its default."""
-    choices = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
+    _check_references(config)
+    chosen = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
     names.check_arguments(config)
-    defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=choices), resolve=True)
+    _check_output_dir(config)
+    defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=chosen), resolve=True)
     settings = OmegaConf.to_container(config, resolve=True)
     for key, before in leaves(defaults):
         now = _at(settings, key)
@@ -191,6 +256,38 @@ def check_types(config: DictConfig, config_name: str) -> None:
             raise ConfigError(f"{key}={now} must be a list, such as [{', '.join(map(str, before))}]")
         if allowed is not None and not _is_one_of(now, allowed):
             raise ConfigError(f"{key}={now} must be {_word(before)}, such as {before}")
+
+
+def _check_references(config: DictConfig) -> None:
+    """Raises ConfigError for a setting that refers to one that there is not."""
+    for key, value in leaves(OmegaConf.to_container(config)):
+        if isinstance(value, str) and "${" in value and not isinstance(_parent_of(config, key), ListConfig):
+            try:
+                OmegaConf.select(config, key)
+            except InterpolationResolutionError as error:
+                said = str(error).splitlines()[0].rstrip(".")
+                raise ConfigError(f"{key}={value} refers to what is no setting ({said})") from error
+
+
+def _parent_of(config: DictConfig, key: str) -> object:
+    """The node that a setting is in."""
+    parent = key.rpartition(".")[0]
+    return OmegaConf.select(config, parent) if parent else config
+
+
+def _check_output_dir(config: DictConfig) -> None:
+    """Raises ConfigError where the running job lies elsewhere than `output_dir` says, by settings of Hydra's own."""
+    hydra_settings = HydraConfig.get()
+    is_sweep = hydra_settings.mode == RunMode.MULTIRUN
+    if hydra_settings.mode is None or OmegaConf.is_missing(hydra_settings.runtime, "cwd"):
+        return  # composed, not run
+    named = hydra_settings.sweep.dir if is_sweep else hydra_settings.run.dir
+    asked, place = (Path(hydra_settings.runtime.cwd, str(one)) for one in (config.output_dir, named))
+    if os.path.abspath(asked) != os.path.abspath(place):
+        raise ConfigError(
+            f"output_dir={config.output_dir} and hydra.{'sweep' if is_sweep else 'run'}.dir={named} name two folders: "
+            "leave the latter out"
+        )
 
 
 def _is_one_of(value: object, kinds: tuple[type, ...]) -> bool:

@@ -102,9 +102,10 @@ def _run(name: str, arguments: list[str]) -> int:
     prepare_process()
     from fedsim_userdp.simulations import command_help, own_files
     from fedsim_userdp.simulations.arguments import complete_arguments
-    from fedsim_userdp.simulations.refusals import REFUSALS, sentence
+    from fedsim_userdp.simulations.refusals import REFUSALS, folder_refused, sentence
 
     failed: list[str] = []
+    completed = arguments
 
     try:
         own_files.working_folder()
@@ -123,7 +124,9 @@ def _run(name: str, arguments: list[str]) -> int:
         with contextlib.redirect_stderr(cast(TextIO, _WithoutPreamble(sys.stderr))):
             importlib.import_module(COMMANDS[name][0]).main()
     except REFUSALS as error:
-        _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}" if failed else sentence(error))
+        if failed:
+            _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}")
+        _stop(folder_refused(error, completed) or sentence(error))
     module = sys.modules.get("fedsim_userdp.simulations.jobs")
     return 0 if module is None else _said_of_diverged(module.DIVERGED)
 

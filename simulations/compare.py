@@ -5,19 +5,25 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, ListConfig
 
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.written import as_value
 from fedsim_userdp.simulations.arguments import override_key
 from fedsim_userdp.simulations.jobs import run_job
+from fedsim_userdp.simulations.refusals import sentence
 
 
 @hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="compare")
 def main(config: DictConfig) -> None:
     """Runs the mechanisms one after the other and writes table, plot and adapters."""
-    names = [f"{run['mechanism']}, seed {run['seed']}" for run in compared_runs(config)]
-    run_job(config, "compare", lambda: mechanism_configs(config), names)
+    run_job(config, "compare", lambda: mechanism_configs(config), lambda: names_of_runs(config))
+
+
+def names_of_runs(config: DictConfig) -> list[str]:
+    """Returns the names of the runs of a comparison, as its statement has them."""
+    return [f"{run.get('mechanism.name', run['mechanism'])}, seed {run['seed']}" for run in compared_runs(config)]
 
 
 def mechanism_configs(config: DictConfig) -> list[DictConfig]:
@@ -26,7 +32,10 @@ def mechanism_configs(config: DictConfig) -> list[DictConfig]:
     Raises:
         ConfigError: when there is no mechanism to compare.
     """
-    return [compose_again("compare", changes) for changes in compared_runs(config)]
+    try:
+        return [compose_again("compare", changes) for changes in compared_runs(config)]
+    except MissingConfigException as error:
+        raise ConfigError(f"compare.mechanisms={list(config.compare.mechanisms)}: {sentence(error)}") from error
 
 
 def compared_runs(config: DictConfig) -> list[dict[str, Any]]:
@@ -35,8 +44,10 @@ def compared_runs(config: DictConfig) -> list[dict[str, Any]]:
     Raises:
         ConfigError: when there is no mechanism to compare, or no seed, or one of either twice.
     """
-    named = config.compare.mechanisms or []
-    entries = [named] if isinstance(named, str) else list(named)  # a text is refused where types are checked
+    named = config.compare.mechanisms
+    entries = [] if named is None else list(named) if isinstance(named, ListConfig) else [named]
+    if named is not None and not isinstance(named, ListConfig | str):
+        raise ConfigError(f"compare.mechanisms={named} must be a list of mechanisms, such as [user_wise,group_privacy]")
     if not entries:
         raise ConfigError("compare.mechanisms is empty: name at least one mechanism")
     mechanisms = [_changes_of(entry) for entry in entries]
@@ -45,6 +56,8 @@ def compared_runs(config: DictConfig) -> list[dict[str, Any]]:
     seeds = [config.seed] if chosen is None else list(chosen) if isinstance(chosen, ListConfig) else [chosen]
     if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
         raise ConfigError(f"compare.seeds={chosen} must be a list of whole numbers, such as [0,1,2], or null")
+    if negative := [seed for seed in seeds if seed < 0]:
+        raise ConfigError(f"compare.seeds={seeds} holds {negative[0]}: seeds must be at least 0")
     if not seeds:
         raise ConfigError("compare.seeds is empty: name at least one seed, or set it to null for `seed` alone")
     for key, values in (("mechanisms", names), ("seeds", seeds)):
@@ -62,7 +75,9 @@ def _changes_of(entry: object) -> dict[str, Any]:
     if isinstance(entry, str):
         return {"mechanism": entry}
     if not isinstance(entry, Mapping):
-        raise ConfigError(f"compare.mechanisms holds {entry}: name a mechanism, or give {{mechanism: NAME, ...}}")
+        raise ConfigError(
+            f"compare.mechanisms holds {entry}: it must be a list of mechanisms, such as [user_wise,group_privacy]"
+        )
     settings = {str(key): value for key, value in entry.items() if key != "mechanism"}
     if "_target_" in settings and "name" not in settings:
         settings["name"] = str(settings["_target_"]).rpartition(".")[2]

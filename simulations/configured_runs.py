@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.run_files import CONFIG_FILE
 from fedsim_userdp.mechanisms.started import RUN_FILE
+from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.simulations.arguments import override_problem
 from fedsim_userdp.simulations.checks import Check, difference
@@ -50,8 +51,8 @@ class Configured:
 def configured(folder: Path) -> Configured:
     """Returns what a run folder's files say was to be run; nothing, with the reason, where they cannot be read."""
     try:
-        settings = yaml.load((folder / CONFIG_FILE).read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506 - safe
-        started = json.loads((folder / RUN_FILE).read_bytes())
+        settings = yaml.load(read_file(folder / CONFIG_FILE).decode(), Loader=_LOADER)  # noqa: S506 - safe
+        started = json.loads(read_file(folder / RUN_FILE))
         overrides, choices = started["overrides"], started["choices"]
         problem = difference(settings, started["config"]) or override_problem(overrides, started["config"], choices)
         configs = _configs(started["command"], started["config"], overrides)

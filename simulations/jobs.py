@@ -12,8 +12,10 @@ from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.own_folder import MARKS, mark_of_a_run, run_above
@@ -22,7 +24,7 @@ from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
 from fedsim_userdp.simulations.job_folder import folder_of_job
 from fedsim_userdp.simulations.process import without_garbage_collection
-from fedsim_userdp.simulations.refusals import REFUSALS, sentence
+from fedsim_userdp.simulations.refusals import REFUSALS, sentence, settings_named
 
 DIVERGED: list[str] = []  # runs of this process whose training diverged
 FAILED: list[str] = []  # jobs of this process's sweep that were refused or stopped, each said when it was
@@ -35,7 +37,7 @@ def run_job(
     config: DictConfig,
     command: str,
     configs_fn: Callable[[], Sequence[DictConfig]],
-    planned: Sequence[str] = (),
+    planned_fn: Callable[[], Sequence[str]] = tuple,
 ) -> None:
     """Runs what a configuration names and writes the run folder.
 
@@ -46,11 +48,11 @@ def run_job(
         config: the job's configuration.
         command: `run` or `compare`.
         configs_fn: the configuration of each run.
-        planned: names of the runs, where there are several.
+        planned_fn: names of the runs, where there are several.
     """
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN:
-        _run(config, command, configs_fn, planned)
+        _run(config, command, configs_fn, planned_fn)
         return
     name = f"job {settings.job.num} of {Path(str(settings.sweep.dir))}, in {settings.sweep.subdir}"
     try:
@@ -65,7 +67,7 @@ def run_job(
                 update_sweep(sweep)  # it may have been killed between its statement and the sweep's
             print(f"{name}: it has run before, and is left as it is: {folder}", flush=True)
             return
-        _run(config, command, configs_fn, planned)
+        _run(config, command, configs_fn, planned_fn)
     except REFUSALS as error:
         FAILED.append(name)
         print(f"fedsim: {name}: {sentence(error)}", file=sys.stderr, flush=True)
@@ -73,7 +75,10 @@ def run_job(
 
 
 def _run(
-    config: DictConfig, command: str, configs_fn: Callable[[], Sequence[DictConfig]], planned: Sequence[str]
+    config: DictConfig,
+    command: str,
+    configs_fn: Callable[[], Sequence[DictConfig]],
+    planned_fn: Callable[[], Sequence[str]],
 ) -> None:
     """See `run_job`."""
     with folder_of_job(is_resumed=config.resume is not None) as path:
@@ -93,8 +98,11 @@ def _run(
         configs = list(configs_fn())
         for one in configs:
             one.resume = config.resume
-        entries = [checked(configured_mechanism(one), configured_run(one, path, sweep=sweep)) for one in configs]
-        folder = RunFolder(path, result_console(), HydraConfig.get().runtime.choices, sweep, planned)
+        entries = []
+        for one in configs:
+            with settings_named(one, one_of_many=len(configs) > 1):
+                entries.append(checked(configured_mechanism(one), configured_run(one, path, sweep=sweep)))
+        folder = RunFolder(path, result_console(), HydraConfig.get().runtime.choices, sweep, planned_fn())
         with folder.progress() as progress:
             for outcome in outcomes(entries, path, begin, progress):
                 folder.add(outcome)
@@ -175,13 +183,17 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
         _check_one_folder(whole)
         sweep = Path(str(whole.hydra.sweep.dir))
         _check_own_folder(sweep)
-        if not sweep.is_dir():
-            return
+        is_there = sweep.is_dir()
         params: dict[str, Any] = dict(whole.hydra.sweeper.get("params") or {})
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *given])
         problems = []
         for number, job in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
-            problem = _problem(compose(command, overrides=job, return_hydra_config=True), number, sweep)
+            try:
+                config = compose(command, overrides=job, return_hydra_config=True)
+                problem = _problem(config, number, sweep) if is_there else ""
+            except (HydraException, OmegaConfBaseException) as error:
+                swept = [one for one in job if one not in single]
+                problem = f"job {number} ({', '.join(swept)}): {sentence(error)}"
             problems += [problem] if problem else []
     if problems:
         raise ConfigError(f"{len(problems)} jobs cannot be run, and none was started: {'; '.join(problems)}")

@@ -1,6 +1,7 @@
 """What `fedsim verify` holds a run's ledger against: its own chain, the statement, the configuration, the adapter."""
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,10 +110,10 @@ def _lost_problem(contents: entries.Contents, statement: PrivacyStatement, num_r
 
 def _results_of(folder: Path, run: StatedRun) -> int | None:
     """The number of rounds of a run that have a result; None where the folder came without these diagnostics."""
-    path = folder / NOT_PRIVATE / "rounds.csv"
-    if not path.is_file():
+    try:
+        text = read_file(folder / NOT_PRIVATE / "rounds.csv").decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
     mine = [row for row in rows if (row.get("mechanism"), row.get("seed")) == (run.statement.mechanism, str(run.seed))]
     return sum(row.get("round") != "0" for row in mine)

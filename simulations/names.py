@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from fedsim_userdp import conf
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.simulations.explanations import choices
 
 # What people write for a setting that has another name here.
 _ALSO_CALLED = {
@@ -58,15 +59,27 @@ def unknown(key: str) -> str:
 
 
 def suggestions(key: str) -> list[str]:
-    """Returns the settings, at most three, that somebody may have meant who wrote `key`."""
+    """Returns the settings or choices, at most three, that somebody may have meant who wrote `key`."""
     last = key.rpartition(".")[2].lower().replace("-", "_")
     if last in _ALSO_CALLED and "." not in key:
         return [_ALSO_CALLED[last]]
     same = [name for name in known() if name.rpartition(".")[2] == last]
     if same:
         return sorted(same, key=lambda name: -_likeness(name, key))[:_MOST]
-    near = sorted(known(), key=lambda name: -_likeness(name, key))
+    offered = known() if "." in key else known() | frozenset(choices())
+    near = sorted(offered, key=lambda name: (-_likeness(name, key), name))
     return [name for name in near[:_MOST] if _likeness(name, key) > 0.75][:_MOST]
+
+
+def whole_name(section: str, said: str) -> str:
+    """Returns a sentence on a setting that begins with its name, the name of its section before it.
+
+    Args:
+        section: such as `tokens`.
+        said: such as `window must be at least 2 tokens, got 0`; others are returned as they are.
+    """
+    name = said.partition(" ")[0]
+    return f"{section}.{said}" if f"{section}.{name}" in known() else said
 
 
 def check_arguments(config: DictConfig) -> None:

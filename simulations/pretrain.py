@@ -17,10 +17,13 @@ from pathlib import Path
 import hydra
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.simulations.arguments import check_types
+from fedsim_userdp.simulations.job_folder import folder_of_job
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -42,6 +45,20 @@ class PretrainSettings:
     weight_decay: float = 0.1
     heldout_fraction: float = 0.05
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "layers", "heads", "context", "batch_size", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"pretrain.{name}={getattr(self, name)} must be a whole number of at least 1")
+        for name in ("warmup_steps", "seed", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"pretrain.{name}={getattr(self, name)} must be a number of at least 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"pretrain.learning_rate={self.learning_rate} must be a number above 0")
+        if not 0 < self.heldout_fraction < 1:
+            raise ConfigError(f"pretrain.heldout_fraction={self.heldout_fraction} must lie in (0, 1)")
+        if self.width % self.heads:
+            raise ConfigError(f"pretrain.width={self.width} must be a multiple of pretrain.heads={self.heads}")
 
 
 def load_speeches() -> dict[str, str]:
@@ -219,6 +236,7 @@ def pretrain(settings: PretrainSettings, folder: Path) -> dict[str, object]:
 @hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="pretrain")
 def main(config: DictConfig) -> None:
     """Makes the model in the run folder."""
-    folder = Path(HydraConfig.get().runtime.output_dir) / "model"
-    record = pretrain(PretrainSettings(**config.pretrain), folder)
-    print(f"held-out perplexity {record['heldout_perplexity']}, model in {folder}")
+    with folder_of_job() as folder:
+        check_types(config, "pretrain")
+        record = pretrain(PretrainSettings(**config.pretrain), folder / "model")
+    print(f"held-out perplexity {record['heldout_perplexity']}, model in {folder / 'model'}")

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedsim_userdp.mechanisms.guarantee import UNNOISED, UNTRAINED, Guarantee
+from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.accounting.descriptions import RecordLevel
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
@@ -29,8 +30,10 @@ def results_checks(
         yield Check("results.json", f"it cannot be read: {error}")
         return
     yield Check("results.json: claims of every run", _row_problem(rows, runs, configs))
-    path = folder / "results.csv"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    try:
+        text = read_file(folder / "results.csv").decode(errors="replace")
+    except FileNotFoundError:
+        text = ""
     same = text == csv_text(ROW_FIELDS, [row.to_dict() for row in rows])
     yield Check("results.csv", "" if same else "it is not what results.json says")
 
@@ -42,7 +45,7 @@ def result_rows(folder: Path) -> list[ResultRow]:
         OSError: It cannot be read.
         ValueError: It holds something else.
     """
-    stored: Any = json.loads((folder / "results.json").read_bytes())
+    stored: Any = json.loads(read_file(folder / "results.json"))
     names = {field.name for field in fields(ResultRow)}
     if not isinstance(stored, list) or not all(isinstance(row, dict) and row.keys() == names for row in stored):
         raise ValueError("it holds something else than result rows")

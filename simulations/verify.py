@@ -10,6 +10,7 @@ from fedsim_userdp.errors import ConfigError, PrivacyFileError
 from fedsim_userdp.mechanisms.own_folder import check_plain
 from fedsim_userdp.mechanisms.started import RUN_FILE
 from fedsim_userdp.mechanisms.sweep import jobs_of, not_counted, together, traces_of, unfinished_jobs
+from fedsim_userdp.plain_files import kept_inside, read_file
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.report.privacy_files import (
     JSON_FILE,
@@ -75,17 +76,24 @@ def folder_checks(folder: Path, *, is_job: bool = False) -> Iterator[Check]:
 
 def _checks(folder: Path, content: PrivacyFile, is_job: bool) -> Iterator[Check]:
     """What was checked of a run folder."""
+    with kept_inside(folder):
+        yield from _checks_inside(folder, content)
+    if content.sweep is not None and not is_job:
+        digest = digest_of(read_file(folder / JSON_FILE))
+        yield Check("the sweep that it is a job of", _not_listed(folder, folder / content.sweep, digest))
+
+
+def _checks_inside(folder: Path, content: PrivacyFile) -> Iterator[Check]:
+    """What was checked of a run folder by itself."""
     again = run_content(content.runs, content.sweep, content.unfinished)
     yield Check(f"{JSON_FILE}: epsilon, delta and the joint figure recomputed", difference(content.stored, again))
-    digest = digest_of((folder / JSON_FILE).read_bytes())
+    digest = digest_of(read_file(folder / JSON_FILE))
     yield _page_check(folder, page(content.runs, digest, content.sweep, content.unfinished))
     found = configured(folder)
     yield from configuration_checks(content.runs, found)
     yield from results_checks(folder, content.runs, found.configs)
     yield from run_checks(folder, content.runs, found)
     yield spare_files(folder, content.runs)
-    if content.sweep is not None and not is_job:
-        yield Check("the sweep that it is a job of", _not_listed(folder, folder / content.sweep, digest))
 
 
 def _sweep_checks(folder: Path, content: SweepFile) -> Iterator[Check]:
@@ -103,7 +111,7 @@ def _sweep_checks(folder: Path, content: SweepFile) -> Iterator[Check]:
     ever = together(content.traces, now)
     again = sweep_content(jobs, joint, not_counted(folder, jobs, runs, now, ever), ever)
     yield Check(f"{JSON_FILE}: the joint figure recomputed", difference(content.stored, again))
-    digest = digest_of((folder / JSON_FILE).read_bytes())
+    digest = digest_of(read_file(folder / JSON_FILE))
     yield _page_check(folder, sweep_page(joint, content.unfinished, digest))
     for name in sorted(jobs, key=lambda name: (len(name), name)):
         for check in folder_checks(folder / name, is_job=True):
@@ -112,13 +120,11 @@ def _sweep_checks(folder: Path, content: SweepFile) -> Iterator[Check]:
 
 def _page_check(folder: Path, expected: str) -> Check:
     """Whether the page says what `privacy.json` says."""
-    path = folder / PAGE_FILE
-    problem = ""
-    if not path.is_file():
-        problem = "there is none"
-    elif path.read_text(encoding="utf-8", errors="replace") != expected:
-        problem = f"it is not what {JSON_FILE} says"
-    return Check(PAGE_FILE, problem)
+    try:
+        is_same = read_file(folder / PAGE_FILE).decode(errors="replace") == expected
+    except FileNotFoundError:
+        return Check(PAGE_FILE, "there is none")
+    return Check(PAGE_FILE, "" if is_same else f"it is not what {JSON_FILE} says")
 
 
 def _changed_jobs(content: SweepFile, jobs: dict[str, str], left: list[str]) -> str:

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from fedsim_userdp import plain_files
+from fedsim_userdp.mechanisms.keys import mark_of_draw
+from fedsim_userdp.mechanisms.run_files import WEIGHTS
 from fedsim_userdp.plain_files import kept_inside
 from fedsim_userdp.privacy import ledger
 from fedsim_userdp.privacy.ledger import Ledger
-from fedsim_userdp.report.files import NOT_PRIVATE, replacing, write_text
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.report.files import NOT_PRIVATE, replacing, write_figure, write_text
 from fedsim_userdp.report.privacy_files import read_privacy
+from fedsim_userdp.simulations.adapter_checks import weights_problem
+from fedsim_userdp.simulations.result_checks import result_rows
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from fedsim_userdp.training.journal import Journal
 from tests.hostile.guard import in_time
@@ -69,11 +75,29 @@ def read_statement(run: Path) -> None:
     read_privacy(run)
 
 
+def write_a_figure(run: Path) -> None:
+    write_figure(run / NOT_PRIVATE / "data.png", Figure())
+
+
+def mark_a_draw(run: Path) -> None:
+    mark_of_draw(run, RunKey.seeded(1))
+
+
+def read_results(run: Path) -> None:
+    result_rows(run)
+
+
+def weigh_an_adapter(run: Path) -> None:
+    weights_problem(run / "ledger", "0" * 64)
+
+
 WORK: dict[str, tuple[str, Callable[[Path], None]]] = {
     "journal": (f"{NOT_PRIVATE}/rounds.jsonl", append_to_journal),
     "ledger": ("ledger/one.jsonl", open_ledger),
     "seal": ("ledger/one.jsonl", seal_ledger),
     "statement": ("privacy.json", read_statement),
+    "results": ("results.json", read_results),
+    "weights": (f"ledger/{WEIGHTS}", weigh_an_adapter),
 }
 
 
@@ -107,7 +131,7 @@ def replace_adapter(run: Path) -> None:
         plain_files.make_folder(folder)
 
 
-@pytest.mark.parametrize("work", [append_to_journal, checkpoint, replace_adapter])
+@pytest.mark.parametrize("work", [append_to_journal, checkpoint, replace_adapter, write_a_figure, mark_a_draw])
 @pytest.mark.parametrize("part", [NOT_PRIVATE, f"{NOT_PRIVATE}/checkpoints", f"{NOT_PRIVATE}/checkpoints/one"])
 def test_a_link_in_place_of_a_folder_is_not_followed(
     work: Callable[[Path], None], part: str, run: Path, outside: Path

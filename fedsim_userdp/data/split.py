@@ -52,8 +52,9 @@ def split_users(
     Raises:
         DataError: a negative number, or no user left to train on.
     """
-    if heldout_users < 0 or validation_users < 0:
-        raise DataError(f"heldout_users and validation_users must be >= 0, got {heldout_users}, {validation_users}")
+    for name, number in (("heldout_users", heldout_users), ("validation_users", validation_users)):
+        if number < 0:
+            raise DataError(f"split.{name}={number} must be at least 0")
     users = np.arange(store.num_places) if keep_places else np.flatnonzero(store.has_records)
     away = heldout_users + validation_users
     if away >= len(users):

@@ -1,5 +1,6 @@
 """Running a strategy's rounds over a grid: ask, wait, ask again for what is missing, aggregate."""
 
+import math
 import threading
 import time
 from abc import abstractmethod
@@ -52,7 +53,7 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if not isinstance(self.max_retries, int) or self.max_retries < 0:
             raise ValueError(f"engine.max_retries={self.max_retries} must be a whole number of at least 0")
-        if self.timeout is not None and (not isinstance(self.timeout, int | float) or not self.timeout > 0):
+        if self.timeout is not None and (not isinstance(self.timeout, int | float) or not 0 < self.timeout < math.inf):
             raise ValueError(f"engine.round_timeout={self.timeout} must be a number of seconds above 0, or null")
 
     def timeout_of(self, *, is_first: bool) -> float | None:

@@ -11,6 +11,7 @@ from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.adaptive_clipping import LEAST, MOST
+from fedsim_userdp.privacy.validation import MAX_COUNT
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
 from fedsim_userdp.training.schedule import LearningRate
@@ -58,10 +59,12 @@ class Training:
 
     def __post_init__(self) -> None:
         for field, value in (("rounds", self.rounds), ("records_per_user", self.records_per_user)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"mechanism.{field}={value} must be a whole number of at least 1")
-        if not re.fullmatch(r"\w[\w-]{0,99}", self.name):
-            raise ConfigError(f"mechanism.name={self.name!r} must be letters, digits, '_' and '-': it names a folder")
+            if not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+                raise ConfigError(f"mechanism.{field}={value} must be a whole number of at least 1 and at most 1e9")
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w-]{0,99}", self.name):
+            raise ConfigError(
+                f"mechanism.name={self.name!r} must be letters, digits, '_' and '-', and no number: it names a folder"
+            )
         check_positive("learning_rate", self.learning_rate)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fedsim_userdp.mechanisms.keys import mark_of_draw
 from fedsim_userdp.mechanisms.run_files import CARD, WEIGHTS, adapter_folder, ledger_file, tokenizer_digest
 from fedsim_userdp.mechanisms.sweep import draws_in, path_to, update_sweep
 from fedsim_userdp.models.adapters import ADAPTER, trainable_state
-from fedsim_userdp.plain_files import read_file
+from fedsim_userdp.plain_files import make_folder, read_file, write_file
 from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy import ledger
 from fedsim_userdp.privacy.joint import StatedRun
@@ -87,10 +88,17 @@ class RunFolder:
         settings = outcome.model.peft_config[ADAPTER]
         settings.base_model_name_or_path = _without_place(str(settings.base_model_name_or_path))
         with replacing(path) as folder:
+            make_folder(folder)
             try:
-                # Of the base nothing: it is frozen, and PEFT would add layers whose adapters are embeddings'.
-                outcome.model.save_pretrained(str(folder), save_embedding_layers=False)
-                outcome.source.load_tokenizer().save_pretrained(str(folder))
+                # Elsewhere first: these writers would follow what is put in the way of their files.
+                with tempfile.TemporaryDirectory() as written:
+                    # Of the base nothing: it is frozen, and PEFT would add layers whose adapters are embeddings'.
+                    outcome.model.save_pretrained(written, save_embedding_layers=False)
+                    outcome.source.load_tokenizer().save_pretrained(written)
+                    for file in filter(Path.is_file, sorted(Path(written).rglob("*"))):
+                        target = folder / file.relative_to(written)
+                        make_folder(target.parent)
+                        write_file(target, file.read_bytes())
             except Exception as error:  # how writers in Rust say that the disk is full
                 number = re.search(r"os error (\d+)", str(error))
                 if number is None and not isinstance(error, SafetensorError):
@@ -119,8 +127,7 @@ class RunFolder:
         """Draws the plot."""
         from fedsim_userdp.report.plots import plot_comparison  # here, so that no run waits for it to begin
 
-        with replacing(self.path / "comparison.png") as temporary:
-            plot_comparison(temporary, self.rows, self.rounds)
+        plot_comparison(self.path / "comparison.png", self.rows, self.rounds)
 
     def finish(self) -> None:
         """Draws the plot and prints the table."""

@@ -13,6 +13,7 @@ from fedsim_userdp.privacy.ownership import BLANK_RECORDS, Ownership, check_owne
 Level = Literal["user", "record", "nobody"]
 UNTRAINED, UNNOISED = "no training data used", "none: trained without privacy"  # a result's guarantee in words
 _COMPUTED_ROUNDS = 40  # each takes 10 to 100 ms
+_LITTLE_NOISE = 0.1  # below it, some accountants have no answer for some numbers of rounds
 _COUNT_SHARE = 0.05  # of the expected cohort: what the source takes as the count's standard deviation
 
 
@@ -146,8 +147,18 @@ def calibrated(
             "example_level_tight, or set data.owners=sender (Enron) or data.owners_column=null (tables), so that a "
             "record counts for its user only"
         ) from error
-    found = acc.calibrate(release, epsilon=target.epsilon, delta=target.delta, method=method)
-    return Guarantee(found, method, target.delta, level, target.ownership)
+    try:
+        found = acc.calibrate(release, epsilon=target.epsilon, delta=target.delta, method=method)
+        guarantee = Guarantee(found, method, target.delta, level, target.ownership)
+        if guarantee.noise_multiplier < _LITTLE_NOISE:  # what is stated later must be computable before training
+            acc.epsilon(found, target.delta, method)
+            guarantee.spent_by_round(getattr(found, "num_releases", 1))
+    except AccountingError as error:
+        raise ConfigError(
+            f"privacy.epsilon={target.epsilon:g} at privacy.delta={target.delta:.3g} cannot be kept and stated: "
+            f"{error}; choose another epsilon, or inf for no noise"
+        ) from error
+    return guarantee
 
 
 NO_GUARANTEE = Guarantee(None, None, 1.0, "nobody")

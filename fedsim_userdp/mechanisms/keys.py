@@ -10,7 +10,7 @@ from pathlib import Path
 from fedsim_userdp.data.layout import sync_folder
 from fedsim_userdp.errors import CheckpointError
 from fedsim_userdp.naming import naming
-from fedsim_userdp.plain_files import make_folder, move, open_file, read_file, remove
+from fedsim_userdp.plain_files import link, make_folder, move, open_file, read_file, remove
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.files import NOT_PRIVATE
 
@@ -98,7 +98,7 @@ def mark_of_draw(root: Path, run: RunKey) -> str:
     if not file.exists():
         with naming(file), _written(folder, DRAWS_FILE, {"marks": RunKey.drawn().secret.hex()}) as temporary:
             with suppress(FileExistsError):  # another job of the sweep was faster
-                os.link(temporary, file)
+                link(temporary, file)
             remove(temporary)
     try:
         marks = _key(json.loads(read_file(file)), "marks")

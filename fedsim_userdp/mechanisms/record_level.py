@@ -13,6 +13,7 @@ from fedsim_userdp.mechanisms.guarantee import Guarantee, calibrated, level_of
 from fedsim_userdp.mechanisms.history import History, Outcome
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.naming import settings_of
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.training.record_steps import StackedStep
@@ -47,7 +48,8 @@ class RecordLevelDP(Training):
 
     def guarantee(self, study: Study) -> Guarantee:
         """Returns the promise, its noise calibrated to the study's budget under the accountant."""
-        release = acc.RecordLevel(1.0, sampling_prob(study, self.name), self.rounds, self.records_per_user)
+        with settings_of("mechanism", self):
+            release = acc.RecordLevel(1.0, sampling_prob(study, self.name), self.rounds, self.records_per_user)
         return calibrated(release, study.target, self.accountant, level_of(self.accountant))
 
     def run(self, run: Run, progress: RunProgress) -> Outcome:

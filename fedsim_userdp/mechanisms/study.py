@@ -276,6 +276,9 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
     records = _record_selector(settings, parts.records, model, store)
     if not callable(parts.optimizer):
         raise ConfigError(f"optimizer={tree['optimizer']} is no optimizer: it needs a _target_, and _partial_=true")
+    momentum = tree["optimizer"].get("momentum")
+    if isinstance(momentum, int | float) and not 0 <= momentum < 1:
+        raise ConfigError(f"optimizer.momentum={momentum} must be a number in [0, 1)")
     cache_dir = _path(settings.cache_dir) or default_cache_dir()
     return Study(
         seed=_seed(settings.seed),
@@ -320,6 +323,9 @@ def check_corpus(corpus: Corpus, target: str) -> Corpus:
         lacking = [name for name in _CORPUS_MEMBERS if not hasattr(corpus, name)]
     if lacking:
         raise ConfigError(f"data={target} has no `{lacking[0]}`: see fedsim_userdp.data.corpus.Corpus")
+    for name in ("name", "license"):
+        if isinstance(given := getattr(corpus, name), int | float):
+            raise ConfigError(f"data.{name}={given} must be a text, in quotes within quotes where it is a number")
     for name, kind in (("name", str), ("license", str), ("source", str), ("dropped", DropCounts)):
         if not isinstance(found := getattr(corpus, name), kind):
             raise ConfigError(
@@ -360,6 +366,7 @@ def tokenised(corpus: Corpus, model: ModelSource, settings: TokenSettings, cache
 
 def _split(settings: Split, store: TokenStore, *, keep_places: bool) -> UserSplit:
     """The split, the training users in the order of their ids."""
+    _seed(settings.seed, "split.seed")
     found = split_users(
         store,
         heldout_users=settings.heldout_users,
@@ -382,10 +389,10 @@ def _threads(value: int) -> int:
     return value
 
 
-def _seed(value: int) -> int:
+def _seed(value: int, key: str = "seed") -> int:
     """The seed, at least 0."""
     if value < 0:
-        raise ConfigError(f"seed={value} must be at least 0")
+        raise ConfigError(f"{key}={value} must be at least 0")
     return value
 
 
@@ -462,6 +469,7 @@ def _evaluation_units(settings: Settings, store: TokenStore, split: UserSplit) -
     """The users to evaluate on; `validation` is for tuning, so that held-out users are never tuned on."""
     groups = {"heldout": split.heldout, "validation": split.validation}
     evaluation = settings.evaluation
+    records_per_user = at_least_one("evaluation.records_per_user", evaluation.records_per_user)
     if evaluation.users not in groups:
         raise ConfigError(f"evaluation.users={evaluation.users} is unknown; expected heldout or validation")
     users = groups[evaluation.users]
@@ -471,7 +479,7 @@ def _evaluation_units(settings: Settings, store: TokenStore, split: UserSplit) -
         )
     key = RunKey.seeded(settings.split.seed, "evaluation")  # public: the same records for every mechanism
     window = settings.tokens.window
-    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), evaluation.records_per_user, window, key)
+    chosen = TrainingUsers(store, users, RandomRecords(fresh=False), records_per_user, window, key)
     if not (units := chosen.units(range(len(users)), round=0)):
         raise ConfigError(f"none of the {len(users)} {evaluation.users} users has a usable record: set aside more")
     return units

@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from fedsim_userdp.errors import LedgerError, PrivacyFileError
 from fedsim_userdp.mechanisms.run_files import plain_content
+from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.ledger import entries
 from fedsim_userdp.report.privacy_files import (
@@ -47,7 +48,7 @@ def jobs_of(sweep: Path) -> tuple[dict[str, str], list[StatedRun]]:
     for name in _folders(sweep, JSON_FILE):
         content = read_privacy(sweep / name, job=name)
         if isinstance(content, PrivacyFile):
-            jobs[name] = digest_of((sweep / name / JSON_FILE).read_bytes())
+            jobs[name] = digest_of(read_file(sweep / name / JSON_FILE))
             runs.extend(content.runs)
     return jobs, runs
 

@@ -15,9 +15,11 @@ from fedsim_userdp.mechanisms.persistence import RunState, open_run_state
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
+from fedsim_userdp.naming import settings_of
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.report.progress import RunProgress
+from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
 from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 
@@ -59,7 +61,11 @@ class UserWise(Training):
 
     def guarantee(self, study: Study) -> Guarantee:
         """Returns the promise, its noise calibrated to the study's budget."""
-        declared = declared_release(study.selector, 1.0, study.num_users, self.rounds)
+        with settings_of("selection", study.selector):
+            if isinstance(study.selector, CyclicSelector | FixedSizeSelector):
+                study.selector.expected_cohort_size(study.num_users)  # which refuses more users than there are
+            declared = declared_release(study.selector, 1.0, study.num_users, self.rounds)
+        study.engine.num_nodes_for(study.num_users)  # which refuses more nodes than users
         if not study.keep_places and declared.adjacency is not acc.Adjacency.ADD_OR_REMOVE_USER:
             raise ConfigError(
                 f"selection={type(study.selector).__name__} declares another claim for {self.rounds} rounds than for "

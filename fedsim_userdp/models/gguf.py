@@ -55,7 +55,10 @@ def converted(file: Path, cache_dir: Path) -> Path:
         return final
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{file} needs the gguf package to be read: pip install gguf")
-    final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ModelError(f"model.cache_dir={cache_dir} cannot be written ({error.strerror}): name another") from error
     with FileLock(f"{final}.lock"):
         if not _is_whole(final):
             temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")

@@ -30,6 +30,7 @@ from fedsim_userdp.models.whole import (
     MOST_LAYERS,
     described_layers,
     refuse_incomplete,
+    refuse_no_numbers,
     refuse_pointers,
     refuse_too_many_layers,
     tensor_shapes,
@@ -152,6 +153,7 @@ class ModelSource:
         folder = Path(self.location)
         if folder.is_dir():
             refuse_pointers(self.location, {file.name: file for file in folder.glob("*.json")})
+            refuse_no_numbers(self.location, folder / "config.json")
         else:
             check_exists(self.location)
         try:
@@ -210,6 +212,7 @@ class ModelSource:
         transformers_logging.disable_progress_bar()
         files = model_files(self.location)
         refuse_pointers(self.location, files)
+        refuse_no_numbers(self.location, files["config.json"])
         shapes = tensor_shapes(self.location, files)
         refuse_too_many_layers(self.location, files, len(shapes))
         try:

@@ -26,6 +26,20 @@ _LAYERS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks"),
     *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
 )
+# Settings that are whole numbers of at least 1, or null where their reader knows what to do without.
+_SIZES = frozenset(
+    {
+        *("vocab_size", "n_embd", "hidden_size", "d_model", "n_positions", "max_position_embeddings", "n_ctx"),
+        *("n_head", "n_heads", "num_heads", "num_attention_heads", *_LAYERS),
+    }
+)
+_NULLABLE_SIZES = frozenset({"n_inner", "intermediate_size", "ffn_dim", "num_key_value_heads", "head_dim"})
+_NUMBERS = frozenset(
+    {
+        *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "initializer_range", "rope_theta"),
+        *("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "dropout"),
+    }
+)
 MOST_LAYERS = 100_000  # of a configuration that is read without its weights
 # A model may have more tensors and numbers than its files: tied ones, masks, one tensor that is split into several.
 _TIMES, _SPARE_TENSORS, _SPARE_NUMBERS = 4, 1_000, 1 << 27
@@ -56,6 +70,24 @@ def refuse_too_many_layers(location: str, files: Mapping[str, Path], most: int) 
         raise ModelError(
             f"model.path={location}: config.json says {key}={found[key]}, and its files hold {most} tensors: give the "
             "config.json that belongs to them"
+        )
+
+
+def refuse_no_numbers(location: str, config: Path) -> None:
+    """Raises ModelError where a `config.json` has a text, null or a number out of range for one of a model's sizes."""
+    for key, value in _settings(config):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, list | dict) or (value is None and key not in _SIZES):
+            continue  # one for each layer, or left to its reader
+        if key in _SIZES | _NULLABLE_SIZES and not (is_number and isinstance(value, int) and value >= 1):
+            wanted = "a whole number of at least 1"
+        elif key in _NUMBERS and not (is_number and 0 <= value < math.inf):
+            wanted = "a number of at least 0"
+        else:
+            continue
+        raise ModelError(
+            f"model.path={location}: config.json says {key}={json.dumps(value)[:80]}, which must be {wanted}: give the "
+            "config.json that belongs to the model"
         )
 
 
@@ -159,6 +191,11 @@ def _listed(names: list[str]) -> str:
 
 def _numbers(config: Path) -> Iterator[tuple[str, float]]:
     """The numbers of a `config.json` by key, those of its parts included; none where it cannot be read."""
+    return ((key, value) for key, value in _settings(config) if isinstance(value, int | float))
+
+
+def _settings(config: Path) -> Iterator[tuple[str, Any]]:
+    """The settings of a `config.json` by key, those of its parts included; none where it cannot be read."""
     try:
         parts = [json.loads(config.read_bytes())]
     except (OSError, ValueError, RecursionError):
@@ -168,5 +205,5 @@ def _numbers(config: Path) -> Iterator[tuple[str, float]]:
         for key, value in part.items() if isinstance(part, dict) else ():
             if isinstance(value, dict):
                 parts.append(value)
-            elif isinstance(value, int | float):
+            else:
                 yield key, value

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.report.audit import GAMES, NOT_PRIVATE, AuditedClaim, AuditRow
-from fedsim_userdp.report.files import replacing
+from fedsim_userdp.report.files import write_figure
 from fedsim_userdp.report.plots import COLOURS, mark
 
 _CLAIM, _REFUTED = "#000000", COLOURS["group_privacy"]
@@ -30,8 +30,7 @@ def plot_audit(path: Path, claims: Sequence[AuditedClaim]) -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     metadata = mark(figure, NOT_PRIVATE)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=130, metadata=metadata)
+    write_figure(path, figure, metadata=metadata)
 
 
 def _bounds(axes: Axes, claims: Sequence[AuditedClaim]) -> None:

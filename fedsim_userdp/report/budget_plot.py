@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from fedsim_userdp.privacy.budget import MECHANISMS, BudgetRow
 from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.report.budget import axis_value
-from fedsim_userdp.report.files import replacing
+from fedsim_userdp.report.files import write_figure
 from fedsim_userdp.report.plots import COLOURS
 
 LABELS = {"records_per_user": "k, records of a user", "cohort": "cohort, expected users a round"}
@@ -38,8 +38,7 @@ def plot_budget(path: Path, plans: Sequence[Sequence[BudgetRow]], axis: str | No
             _scale(axes, sorted({axis_value(rows[0], axis) for rows in plans}), LABELS.get(axis, axis))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=130)
+    write_figure(path, figure)
 
 
 def _bars(axes: Axes, rows: Sequence[BudgetRow], values: dict[str, float | None], label: str) -> None:

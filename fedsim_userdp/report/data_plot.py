@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedsim_userdp.data.statistics import CorpusStatistics, Distribution
 from fedsim_userdp.report.data import NOTE
-from fedsim_userdp.report.files import replacing
+from fedsim_userdp.report.files import write_figure
 from fedsim_userdp.report.plots import COLOURS
 
 MOST_BINS = 30
@@ -41,8 +41,7 @@ def plot_data(
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(f"All figures are {NOTE}.", fontsize=8, color="#555555")
-    with replacing(path) as file:
-        figure.savefig(file, dpi=130, metadata={"Description": f"All figures are {NOTE}."})
+    write_figure(path, figure, metadata={"Description": f"All figures are {NOTE}."})
 
 
 def _spread(axes: Axes, amounts: NDArray[np.int64], spread: Distribution, label: str, colour: str) -> None:

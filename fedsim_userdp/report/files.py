@@ -7,9 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedsim_userdp.plain_files import make_folder, move, remove, sync, sync_entry, write_file
 from fedsim_userdp.report.records import OF_ROUNDS, ROUND_FIELDS, ROW_FIELDS, ResultRow, RoundRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NOT_PRIVATE = "not_private"
 
@@ -43,6 +47,14 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`, so that a reader never sees half of it."""
     with replacing(path) as temporary:
         write_file(temporary, text.encode())
+
+
+def write_figure(path: Path, figure: "Figure", *, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a figure as PNG, with what its metadata say of it."""
+    image = io.BytesIO()  # matplotlib would follow what lies at a path
+    figure.savefig(image, format="png", dpi=130, metadata=metadata)
+    with replacing(path) as temporary:
+        write_file(temporary, image.getvalue())
 
 
 def write_json(path: Path, value: object) -> None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim_userdp.privacy.figures import rounded_up
-from fedsim_userdp.report.files import replacing
+from fedsim_userdp.report.files import write_figure
 from fedsim_userdp.report.records import ResultRow, RoundRecord, people_of
 
 COLOURS = {
@@ -34,8 +34,7 @@ def mark(figure: Figure, text: str) -> dict[str, str]:
 def plot_comparison(path: Path, rows: Sequence[ResultRow], records: Sequence[RoundRecord]) -> None:
     """Writes one figure: final perplexity of each mechanism, and perplexity by round."""
     figure = comparison_figure(rows, records)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=130, metadata={"Description": NOT_PRIVATE})
+    write_figure(path, figure, metadata={"Description": NOT_PRIVATE})
 
 
 def comparison_figure(rows: Sequence[ResultRow], records: Sequence[RoundRecord]) -> Figure:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from fedsim_userdp.report.files import replacing
+from fedsim_userdp.report.files import write_figure
 from fedsim_userdp.report.plots import COLOURS
 from fedsim_userdp.simulations.measurements.results import CostCurve
 
@@ -31,8 +31,7 @@ def plot_cost_curves(path: Path, curves: Sequence[CostCurve]) -> None:
     for axes, curve in zip(panels[0], curves, strict=True):
         _draw(axes, curve)
     panels[0][0].set_ylabel("seconds of a round")
-    with replacing(path) as file:
-        figure.savefig(file, dpi=130)
+    write_figure(path, figure)
 
 
 def _draw(axes: Axes, curve: CostCurve) -> None:

@@ -189,3 +189,21 @@ def test_an_encoder_decoder_is_refused_in_those_words(tmp_path: Path) -> None:
     T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="it is an encoder-decoder"):
         ModelSource(path=str(tmp_path), device="cpu").load()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("n_layer", value) for value in ("four", None, -4, 0, 1.5, True)),
+        *((key, value) for key in ("n_embd", "n_head", "n_positions", "vocab_size") for value in ("many", None, -1, 0)),
+        *(("n_inner", value) for value in ("many", -1)),
+        *((key, value) for key in ("layer_norm_epsilon", "attn_pdrop") for value in ("small", None, -1.0) if value),
+    ],
+)
+def test_a_configuration_with_no_numbers_is_blamed_itself(folder: Path, key: str, value: object) -> None:
+    change_config(folder, **{key: value})
+    for load in (ModelSource(path=str(folder)).load_tokenizer, ModelSource(path=str(folder)).load):
+        with pytest.raises(
+            ModelError, match=rf"model\.path=\S+: config.json says {key}={json.dumps(value)}, which must"
+        ):
+            load()

@@ -59,6 +59,23 @@ def has_node_per_user(engine: Engine, num_users: int) -> bool:
     return all(engine.num_nodes_for(number) == number for number in (num_users, num_users + 1))
 
 
+def check_whole(name: str, value: object) -> None:
+    """Raises ValueError unless a setting of an engine is None or a whole number of at least 1."""
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"engine.{name}={value} must be a whole number of at least 1, or null")
+
+
+def nodes_of_users(num_nodes: int | None, num_users: int) -> int:
+    """Returns the nodes that share users, one for each user where that is None.
+
+    Raises:
+        ValueError: there are more nodes than users.
+    """
+    if num_nodes is not None and num_nodes > num_users:
+        raise ValueError(f"engine.num_nodes={num_nodes} must be at most the {num_users} training users, or null")
+    return num_users if num_nodes is None else num_nodes
+
+
 @dataclass(frozen=True)
 class InProcessEngine:
     """Nodes in this process, one after the other, sharing one model.
@@ -69,9 +86,12 @@ class InProcessEngine:
 
     num_nodes: int | None = 1
 
+    def __post_init__(self) -> None:
+        check_whole("num_nodes", self.num_nodes)
+
     def num_nodes_for(self, num_users: int) -> int:
-        """Returns `num_nodes`, or `num_users` where that is None."""
-        return num_users if self.num_nodes is None else self.num_nodes
+        """Returns `num_nodes`, or `num_users` where that is None; raises ValueError where nodes are more than users."""
+        return nodes_of_users(self.num_nodes, num_users)
 
     def deals_by_size(self, num_users: int) -> bool:
         """Returns False: nodes in turn have no load to balance."""
@@ -92,8 +112,5 @@ class InProcessEngine:
             ValueError: when `num_nodes` is below 1 or above the number of training users, or a selector does not keep
                 to what it declared.
         """
-        num_users, num_nodes = len(worker.users), self.num_nodes_for(len(worker.users))
-        if num_nodes > num_users:
-            raise ValueError(f"engine.num_nodes={num_nodes} must be at most the {num_users} training users, or null")
-        grid = InProcessGrid(make_client_app(worker.train), num_nodes)
+        grid = InProcessGrid(make_client_app(worker.train), self.num_nodes_for(len(worker.users)))
         run_rounds(strategy, grid, to_arrays(state), rounds)

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedsim_userdp.federation.client_app import make_client_app
+from fedsim_userdp.federation.engines import check_whole, nodes_of_users
 from fedsim_userdp.federation.messages import to_arrays
 from fedsim_userdp.federation.rounds import RetryingStrategy, RetryPolicy, Rounds, run_rounds
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
@@ -53,12 +54,12 @@ class FlowerEngine:
     round_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("num_nodes", self.num_nodes), ("threads", self.threads)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"engine.{name}={value} must be a whole number of at least 1, or null")
-        if not isinstance(self.num_cpus, int | float) or not self.num_cpus > 0:
+        check_whole("num_nodes", self.num_nodes)
+        check_whole("threads", self.threads)
+        if not isinstance(self.num_cpus, int | float) or not 0 < self.num_cpus < math.inf:
             raise ValueError(f"engine.num_cpus={self.num_cpus} must be a number above 0")
-        if self.num_gpus is not None and (not isinstance(self.num_gpus, int | float) or not self.num_gpus >= 0):
+        num_gpus = 0 if self.num_gpus is None else self.num_gpus
+        if not isinstance(num_gpus, int | float) or not 0 <= num_gpus < math.inf:
             raise ValueError(f"engine.num_gpus={self.num_gpus} must be a number of at least 0, or null")
         self.retry_policy  # noqa: B018 - checks its settings
 
@@ -68,8 +69,8 @@ class FlowerEngine:
         return RetryPolicy(self.max_retries, self.round_timeout, pause=1.0)
 
     def num_nodes_for(self, num_users: int) -> int:
-        """Returns `num_nodes`, or `num_users` where that is None."""
-        return num_users if self.num_nodes is None else self.num_nodes
+        """Returns `num_nodes`, or `num_users` where that is None; raises ValueError where nodes are more than users."""
+        return nodes_of_users(self.num_nodes, num_users)
 
     def deals_by_size(self, num_users: int) -> bool:
         """Returns whether users share nodes and a failed node's users are done again."""
