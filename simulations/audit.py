@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedsim_userdp.simulations.arguments import check_types
 from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.names import made
 from fedsim_userdp.simulations.occupied import folder_of_job
 from fedsim_userdp.simulations.run_files import CONFIG_FILE
 
@@ -94,7 +94,7 @@ def open_session(
     from fedsim_userdp.simulations.mechanisms import UserWise
     from fedsim_userdp.simulations.task import build_task
 
-    mechanism = instantiate(config.mechanism)
+    mechanism = made("mechanism", config.mechanism)
     if isinstance(mechanism, UserWiseAdaptive):
         raise ConfigError(
             f"mechanism={config.mechanism.name}: canaries have their norm in units of a clip norm that stays, so only "

@@ -25,7 +25,7 @@ from fedsim_userdp.federation.engines import InProcessEngine
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
-from fedsim_userdp.participation import declared_release
+from fedsim_userdp.participation import Population, declared_release
 from fedsim_userdp.plain_files import make_folder
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.noise import SeededNoise
@@ -38,6 +38,7 @@ from fedsim_userdp.simulations.guarantee import Guarantee, calibrated
 from fedsim_userdp.simulations.keys import RunKeys
 from fedsim_userdp.simulations.mechanisms import UserWise
 from fedsim_userdp.simulations.observation import Observer, Watch, published_keys
+from fedsim_userdp.simulations.plugins import check_plugins
 from fedsim_userdp.simulations.saver import single_release
 from fedsim_userdp.simulations.task import Task
 from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelSettings
@@ -93,7 +94,7 @@ class AuditSession:
         progress: where progress is shown.
 
     Raises:
-        ConfigError, ValueError: when the settings do not allow an audit.
+        ConfigError, ValueError: when the settings do not allow an audit, or a class of the user's own fails at once.
     """
 
     def __init__(self, task: Task, mechanism: UserWise, settings: AuditSettings, progress: StepProgress) -> None:
@@ -108,6 +109,8 @@ class AuditSession:
         directions = Directions(size, settings.num_candidates, task.seed)
         self.canaries = draw_canaries(kinds, len(self._users), directions, task.seed)
         self._members = _units_of(task, self._users, settings.records_per_user)
+        population = Population.numbered(self.canaries.num_users)
+        check_plugins(task, self._guarantee(settings.epsilons[0]), mechanism.records_per_user, population)
         self._observer = Observer(task.selector, task.noise.is_seeded)
         self._base: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 

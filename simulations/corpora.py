@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fedsim_userdp.data.corpus import Corpus, DropCounts
@@ -12,7 +11,7 @@ from fedsim_userdp.data.tokens import TokenSettings
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.simulations.errors import ConfigError
-from fedsim_userdp.simulations.names import without_unused_path
+from fedsim_userdp.simulations.names import made, without_unused_path
 
 _CORPUS_MEMBERS = ("name", "license", "source", "dropped", "records", "fingerprint")
 
@@ -24,7 +23,7 @@ def configured_corpus(config: DictConfig) -> Corpus:
         ConfigError: when the class is no corpus.
         DataError: when one of its settings is wrong.
     """
-    corpus: Corpus = instantiate(without_unused_path(config.data))
+    corpus: Corpus = made("data", without_unused_path(config.data))
     with calling("data", corpus, "what a corpus has"):
         lacking = [name for name in _CORPUS_MEMBERS if not hasattr(corpus, name)]
     if lacking:

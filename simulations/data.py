@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fedsim_userdp.data.corpus import DataError
@@ -14,6 +13,7 @@ from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.simulations.arguments import check_types
 from fedsim_userdp.simulations.errors import ConfigError
+from fedsim_userdp.simulations.names import made
 from fedsim_userdp.simulations.occupied import folder_of_job
 
 
@@ -36,7 +36,7 @@ def describe(config: DictConfig, folder: Path) -> None:
 
     console = result_console()
     with console.status("reading"):
-        store = configured_store(config, instantiate(config.model))
+        store = configured_store(config, made("model", config.model))
     statistics = corpus_statistics(store, bounds, config.seed)
     name, split = configured_corpus(config).name, split_in_words(store, config)
     report.write_data_json(folder, statistics, corpus=name, split=split)

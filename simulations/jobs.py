@@ -93,7 +93,13 @@ def _run(
             for outcome in session.outcomes(progress):
                 folder.add(outcome)
         folder.finish()
-        DIVERGED.extend(folder.diverged)
+        DIVERGED.extend(f"{run}{_with_own_optimizer(config)}" for run in folder.diverged)
+
+
+def _with_own_optimizer(config: DictConfig) -> str:
+    """What names an optimizer of the user's own beside a run that diverged; empty where it is torch's."""
+    target = str(config.optimizer.get("_target_"))
+    return "" if target.startswith("torch.optim.") else f", with optimizer={target}"
 
 
 def _check_hydra() -> None:

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from fedsim_userdp.plain_files import kept_inside
 from fedsim_userdp.plugins import PluginError
 from fedsim_userdp.simulations.errors import ConfigError
-from fedsim_userdp.simulations.streams import ReaderGone
+from fedsim_userdp.stopping import ReaderGone
 
 # What only a run, comparison or audit writes to its folder.
 MARKS = (

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from fedsim_userdp.participation import Cohorts
+from fedsim_userdp.participation import Cohorts, Population
 from fedsim_userdp.plugins import PluginError, calling, class_name, is_own
 from fedsim_userdp.selection import expected_cohort_size, foreign_name
 from fedsim_userdp.simulations.errors import ConfigError
@@ -16,7 +16,9 @@ from fedsim_userdp.training.users import RecordChoiceError
 _USERS = 4  # whose choice of records is tried out
 
 
-def check_plugins(task: Task, guarantee: Guarantee, records_per_user: int) -> None:
+def check_plugins(
+    task: Task, guarantee: Guarantee, records_per_user: int, population: Population | None = None
+) -> None:
     """Raises where a class of the user's own fails at the first thing that a run will ask of it.
 
     Copies are asked, so that what a class remembers is not changed; one that cannot be copied is asked by the run only.
@@ -25,25 +27,26 @@ def check_plugins(task: Task, guarantee: Guarantee, records_per_user: int) -> No
         task: the run's task, with the selection of users, the choice of records and the optimizer.
         guarantee: what the run promises.
         records_per_user: k.
+        population: whom the selection is asked about; None for the task's training users.
 
     Raises:
         PluginError, ConfigError: names the class and says what it did; nothing was written.
     """
-    _check_selection(task, guarantee)
+    _check_selection(task, guarantee, population or task.population)
     _check_records(task, records_per_user)
     _check_optimizer(task.optimizer_fn)
 
 
-def _check_selection(task: Task, guarantee: Guarantee) -> None:
+def _check_selection(task: Task, guarantee: Guarantee, population: Population) -> None:
     """Tries out the denominator and the first cohort."""
-    expected_cohort_size(task.selector, task.num_users)
+    expected_cohort_size(task.selector, len(population))
     if foreign_name(task.selector) is None:
         return
     try:
         selector = copy.deepcopy(task.selector)
     except Exception:  # noqa: BLE001 - anybody's class can refuse to be copied
         return
-    Cohorts(selector, task.population, task.keys.run, guarantee.declared).draw(1)
+    Cohorts(selector, population, task.keys.run, guarantee.declared).draw(1)
 
 
 def _check_records(task: Task, records_per_user: int) -> None:
@@ -79,3 +82,5 @@ def _check_optimizer(optimizer_fn: Callable[..., torch.optim.Optimizer]) -> None
         raise PluginError(f"optimizer={class_name(kind)} is no torch.optim.Optimizer, but {class_name(optimizer)}")
     with calling("optimizer", kind, "step()"):
         optimizer.step()
+    if not bool(parameter.isfinite().all()):
+        raise PluginError(f"optimizer={class_name(kind)}: step() wrote numbers that are not finite")

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fedsim_userdp.data.statistics import corpus_statistics
@@ -15,6 +14,7 @@ from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.simulations.corpora import configured_corpus
 from fedsim_userdp.simulations.diary import Outcome
 from fedsim_userdp.simulations.mechanisms import Mechanism
+from fedsim_userdp.simulations.names import made
 from fedsim_userdp.simulations.plugins import check_plugins
 from fedsim_userdp.simulations.saver import check_saved
 from fedsim_userdp.simulations.task import Task, build_task
@@ -40,7 +40,7 @@ class Session:
         self._folder, self._begin = folder, begin
         self._runs: list[tuple[Mechanism, Task, DictConfig]] = []
         for config in configs:
-            mechanism: Mechanism = instantiate(config.mechanism)
+            mechanism: Mechanism = made("mechanism", config.mechanism)
             task = replace(build_task(config, folder), sweep=sweep)
             if hasattr(mechanism, "promise"):  # one's own need not have it
                 promise = mechanism.promise(task)

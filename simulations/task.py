@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 
@@ -42,6 +41,7 @@ from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.identity import NEVER_CHANGED, identity_of, keys_of_run, plain, settings_digest
 from fedsim_userdp.simulations.keys import RunKeys
 from fedsim_userdp.simulations.micro_batches import local_training
+from fedsim_userdp.simulations.names import made
 from fedsim_userdp.simulations.searches import searched_runs
 from fedsim_userdp.simulations.versions import code_versions
 from fedsim_userdp.training.batches import Unit
@@ -256,7 +256,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     """
     if config.threads is not None:
         torch.set_num_threads(_threads(config.threads))
-    model: ModelSource = instantiate(config.model)
+    model: ModelSource = made("model", config.model)
     lora = LoraSettings(**plain(config.lora))
     store = configured_store(config, model)
     selector = _client_selector(config)
@@ -270,7 +270,7 @@ def build_task(config: DictConfig, folder: Path) -> Task:
     name, seed = str(config.mechanism.name), _seed(config.seed)
     window = int(config.tokens.window)
     keys = keys_of_run(config, identity_of(settings, fingerprint), checkpoint_path(folder, run_name(name, seed)))
-    engine: Engine = instantiate(config.engine)
+    engine: Engine = made("engine", config.engine)
     records, optimizer_fn = _record_selector(config, model, store), _optimizer_fn(config)
     return Task(
         name=name,
@@ -349,7 +349,7 @@ def _threads(value: int) -> int:
 
 def _optimizer_fn(config: DictConfig) -> Callable[..., torch.optim.Optimizer]:
     """The server's optimizer, still without parameters."""
-    optimizer_fn: Callable[..., torch.optim.Optimizer] = instantiate(config.optimizer)
+    optimizer_fn: Callable[..., torch.optim.Optimizer] = made("optimizer", config.optimizer)
     if not callable(optimizer_fn):
         raise ConfigError(f"optimizer={config.optimizer} is no optimizer: it needs a _target_, and _partial_=true")
     return optimizer_fn
@@ -405,7 +405,7 @@ def _budget(config: DictConfig, num_users: int, ownership: Ownership) -> Budget:
 
 def _client_selector(config: DictConfig) -> ClientSelector:
     """The client selector."""
-    selector = instantiate(config.selection)
+    selector = made("selection", config.selection)
     if not isinstance(selector, Choosing | Sampling):
         raise ConfigError(
             f"selection={config.selection._target_} has no `select` (or `probability`), `expected_cohort_size` and "
@@ -416,7 +416,7 @@ def _client_selector(config: DictConfig) -> ClientSelector:
 
 def _record_selector(config: DictConfig, model: ModelSource, store: TokenStore) -> RecordSelector:
     """The record selector; one that ranks by perplexity is given the base model's scores, kept on disk."""
-    selector = instantiate(config.records)
+    selector = made("records", config.records)
     if isinstance(selector, PerplexityRecords):
         scorer = BaseModelScorer(model)
         folder = _path(config.cache_dir) or default_cache_dir()

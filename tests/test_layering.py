@@ -10,6 +10,7 @@ LAYERS = {
     "fedsim_userdp.privacy": 0,
     "fedsim_userdp.plugins": 0,
     "fedsim_userdp.printable": 0,
+    "fedsim_userdp.stopping": 0,
     "fedsim_userdp.selection": 1,
     "fedsim_userdp.data": 1,
     "fedsim_userdp.models": 1,
