@@ -30,8 +30,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def is_asked_for(error: BaseException) -> bool:
     """Returns whether what was raised asks this process to stop, and comes from no class of the user's own.
 
-    Where Ctrl-C is handled by `interrupt`, any other KeyboardInterrupt was raised by code.
+    Where Ctrl-C is handled by `interrupt`, or ignored, any other KeyboardInterrupt was raised by code.
     """
     if isinstance(error, Stopped | ReaderGone):
         return True
-    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not interrupt
+    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) not in (interrupt, signal.SIG_IGN)

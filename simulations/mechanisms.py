@@ -313,4 +313,5 @@ def _row(
         num_retried=sum(record.num_retried for record in diary.rounds),
         target_epsilon=None if promise.epsilon is None else task.budget.epsilon,
         evaluated_on=task.circumstances.evaluated_on,
+        untrained_perplexity=diary.untrained_perplexity,
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -158,8 +159,12 @@ def test_what_would_end_the_command_names_the_class_that_raised_it(
 def test_ctrl_c_within_a_class_of_ones_own_stops_the_command(
     settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with stopping_in_order():
-        code, said = fedsim_run(capsys, *named(settings, "selection", "Selector", chosen="is_stopped()"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
+    try:
+        with stopping_in_order():
+            code, said = fedsim_run(capsys, *named(settings, "selection", "Selector", chosen="is_stopped()"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert said == "fedsim: stopped; a run that had begun goes on with resume=PATH\n"
 

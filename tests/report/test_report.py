@@ -53,6 +53,33 @@ def test_a_narrow_table_leaves_out_columns_and_no_digits() -> None:
         assert "perplexity" in text
 
 
+def shown(rows: list[ResultRow], width: int = TABLE_WIDTH) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(results_table(rows, width))
+    return console.export_text()
+
+
+def test_the_untrained_perplexity_stands_beside_the_trained_one_where_it_has_no_row_of_its_own() -> None:
+    trained = replace(row("user_wise", 7.99), untrained_perplexity=181.26)
+    assert "untrained" in shown([trained])
+    assert "181.3" in shown([trained])
+    assert "untrained" in footnote([trained])
+    for rows in ([trained, replace(ROWS[2], untrained_perplexity=181.26)], [ROWS[0]]):
+        assert "untrained" not in shown(rows)
+        assert "untrained" not in footnote(rows)
+    longest = replace(trained, mechanism="example_level_tight", epsilon_tight=46.78, unit="record", seconds=1234.0)
+    assert "181.3" in shown([longest], 80)
+    assert max(map(len, shown([longest], 80).splitlines())) <= 80
+
+
+def test_a_model_that_training_made_worse_is_said_to_be() -> None:
+    worse = replace(row("user_wise", 7.99), untrained_perplexity=100.0, seed=2)
+    assert "user_wise, seed 2: the trained model is worse than the untrained one (perplexity 123.4" in footnote([worse])
+    assert "100.0 before" in footnote([worse])
+    for before, after in ((123.4, 123.42), (None, 123.4), (100.0, None), (130.0, 123.4)):
+        assert "worse" not in footnote([replace(worse, untrained_perplexity=before, perplexity=after)])
+
+
 def test_results_can_be_read_back(tmp_path: Path) -> None:
     write_results(tmp_path, ROWS)
     read = json.loads((tmp_path / "results.json").read_text())
