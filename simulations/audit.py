@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import check_types
 from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.names import made
@@ -58,7 +59,7 @@ def audit(config: DictConfig, folder: Path) -> bool:
         "",
         report.summary(claims),
         report.LIMITS,
-        f"run folder: {folder}",
+        f"run folder: {printable(str(folder))}",
     ):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     return any(claim.is_refuted for claim in claims)

@@ -10,6 +10,7 @@ from fedsim_userdp.data.corpus import DataError
 from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.printable import printable
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.simulations.arguments import check_types
 from fedsim_userdp.simulations.errors import ConfigError
@@ -43,13 +44,15 @@ def describe(config: DictConfig, folder: Path) -> None:
     report.write_data_csv(folder, statistics)
     records, tokens = store.records_per_user[store.has_records], store.tokens_per_user[store.has_records]
     plot_data(folder / NOT_PRIVATE / "data.png", statistics, records, tokens, own)
-    console.print(f"{name}: {split}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{printable(name)}: {split}", highlight=False, markup=False, soft_wrap=True)
     for table in (report.distribution_table(statistics), report.bound_table(statistics, own)):
         console.print(table)
     if statistics.dropped:
         console.print(report.dropped_table(statistics))
-        console.print(f"where each came first: {store.path / META}", highlight=False, markup=False, soft_wrap=True)
-    for text in (*report.in_words(statistics), f"folder: {folder}"):
+        console.print(
+            f"where each came first: {printable(str(store.path / META))}", highlight=False, markup=False, soft_wrap=True
+        )
+    for text in (*report.in_words(statistics), f"folder: {printable(str(folder))}"):
         console.print(text, highlight=False, markup=False, soft_wrap=text.startswith("folder"))
 
 

@@ -129,7 +129,7 @@ class RunFolder:
         with replacing(self.path / "comparison.png") as temporary:
             plot_comparison(temporary, self.rows, self.rounds)
         self.console.print(results_table(self.rows, self.console.width))
-        self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
+        self.console.print(footnote(self.rows), highlight=False, markup=False, soft_wrap=True)
         self.console.print(f"run folder: {printable(str(self.path))}", highlight=False, markup=False, soft_wrap=True)
 
 

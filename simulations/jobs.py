@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import RUN_FILE, beginning, check_types, override_key, settings_changed
 from fedsim_userdp.simulations.errors import ConfigError
 from fedsim_userdp.simulations.occupied import MARKS, folder_of_job, mark_of_a_run, run_above
@@ -59,12 +60,12 @@ def run_job(
 
             if (sweep := sweep_of_this_job()) is not None:
                 update_sweep(sweep)  # it may have been killed between its statement and the sweep's
-            print(f"{name}: it has run before, and is left as it is: {folder}", flush=True)
+            print(printable(f"{name}: it has run before, and is left as it is: {folder}"), flush=True)
             return
         _run(config, command, configs_fn, planned)
     except REFUSALS as error:
         FAILED.append(name)
-        print(f"fedsim: {name}: {sentence(error)}", file=sys.stderr, flush=True)
+        print(printable(f"fedsim: {name}: {sentence(error)}"), file=sys.stderr, flush=True)
         raise
 
 

@@ -22,6 +22,8 @@ from omegaconf import DictConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from fedsim_userdp.printable import printable
+
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 
@@ -221,4 +223,4 @@ def main(config: DictConfig) -> None:
     """Makes the model in the run folder."""
     folder = Path(HydraConfig.get().runtime.output_dir) / "model"
     record = pretrain(PretrainSettings(**config.pretrain), folder)
-    print(f"held-out perplexity {record['heldout_perplexity']}, model in {folder}")
+    print(f"held-out perplexity {record['heldout_perplexity']}, model in {printable(str(folder))}")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy import cache
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.report.privacy_files import (
@@ -42,7 +43,7 @@ def main() -> None:
     with cache.unused():
         for folder in folders:
             for check in folder_checks(folder):
-                print(f"{folder}: {check.line()}", flush=True)
+                print(printable(f"{folder}: {check.line()}"), flush=True)
                 problems += bool(check.problem)
     print(f"{problems} checks FAILED" if problems else "every check passed")
     sys.exit(DISAGREES if problems else 0)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy.delta import is_large, large_delta_in_words
 from fedsim_userdp.privacy.figures import in_column, in_powers, rounded_up
 from fedsim_userdp.privacy.statement import MET
@@ -20,9 +22,9 @@ adapts itself.  k: most records of a user.  perplexity: on {people}, lower is be
 
 
 def result_console() -> Console:
-    """Returns a console that is wide enough for the table where the output is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_WIDTH)
+    """Returns a console that is wide enough for the table where the output is no terminal; `:smile:` stays as it is."""
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=TABLE_WIDTH, emoji=False)
 
 
 def footnote(rows: Sequence[ResultRow]) -> str:
@@ -36,7 +38,7 @@ def footnote(rows: Sequence[ResultRow]) -> str:
         lines.append(str(large_delta_in_words(max(large))))
     lines.extend(_unmet(row) for row in claims if _is_unmet(row))
     lines.extend(_worse(row) for row in rows if _is_worse(row))
-    return "\n".join(lines)
+    return "\n".join(map(printable, "\n".join(lines).split("\n")))
 
 
 def results_table(rows: Sequence[ResultRow], width: int = TABLE_WIDTH) -> Table:
@@ -56,7 +58,7 @@ def results_table(rows: Sequence[ResultRow], width: int = TABLE_WIDTH) -> Table:
     for at in shown:
         table.add_column(headings[at], justify="left" if at < 2 else "right", no_wrap=True)
     for line in lines:
-        table.add_row(*(line[at] for at in shown))
+        table.add_row(*(Text(line[at]) for at in shown))
     return table
 
 
@@ -64,7 +66,7 @@ def _cells(row: ResultRow) -> list[str]:
     """The row's cells."""
     without = "none" if row.rounds else "-"
     return [
-        row.mechanism,
+        printable(row.mechanism),
         row.unit if row.unit != "none" else "-",
         without if row.epsilon is None else in_column(row.epsilon),
         "-" if row.epsilon_tight is None else in_column(row.epsilon_tight),

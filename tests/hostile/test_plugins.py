@@ -317,3 +317,12 @@ def test_a_folders_name_is_printed_as_it_is_and_control_characters_escaped(
     GlobalHydra.instance().clear()
     assert run_command("run", [*settings[:-1], "mechanism=zero_shot", f"output_dir={name}"]) == 0
     assert "k[red]x[/b]\\u202e" in capsys.readouterr().out
+
+
+def test_a_plans_folder_is_printed_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+    assert run_command("budget", ["output_dir=k[red]x[/b]:smile:\u202e"]) == 0
+    assert "k[red]x[/b]:smile:\\u202e" in capsys.readouterr().out

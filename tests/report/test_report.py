@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.report.files import write_json, write_results, write_rounds, write_text
 from fedsim_userdp.report.plots import plot_comparison
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.report.table import TABLE_WIDTH, footnote, results_table
+from fedsim_userdp.report.table import TABLE_WIDTH, footnote, result_console, results_table
 
 
 def row(mechanism: str, epsilon: float | None, rounds: int = 5) -> ResultRow:
@@ -78,6 +79,28 @@ def test_a_model_that_training_made_worse_is_said_to_be() -> None:
     assert "100.0 before" in footnote([worse])
     for before, after in ((123.4, 123.42), (None, 123.4), (100.0, None), (130.0, 123.4)):
         assert "worse" not in footnote([replace(worse, untrained_perplexity=before, perplexity=after)])
+
+
+NAME, LITERALLY = "k[red]x[/b]:smile:\x1b[31m", "k[red]x[/b]:smile:\\x1b[31m"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("progress_class", [RunProgress, StepProgress])
+def test_names_are_printed_as_they_are(
+    progress_class: type[RunProgress] | type[StepProgress], is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    console = result_console()
+    file = console.file = io.StringIO()
+    console._force_terminal = is_terminal
+    with progress_class(console) as progress:
+        progress.start(NAME, 1, "users")
+        progress.warn(f"{NAME} warns")
+        progress.advance(1, 10, 0.5, None) if isinstance(progress, RunProgress) else progress.advance(1)
+    console.print(results_table([replace(ROWS[0], mechanism=NAME)], 200))
+    console.print(footnote([replace(ROWS[0], mechanism=NAME, untrained_perplexity=1.0)]), markup=False)
+    assert "k[red]x[/b]😄" not in file.getvalue()
+    assert file.getvalue().count(LITERALLY) >= 4
 
 
 def test_results_can_be_read_back(tmp_path: Path) -> None:
