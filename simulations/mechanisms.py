@@ -177,6 +177,11 @@ class RecordLevelDP(_Training):
         release = acc.RecordLevel(1.0, _sampling_prob(task, self.name), self.rounds, self.records_per_user)
         return calibrated(release, task.budget, self.accountant, level_of(self.accountant))
 
+    def try_out(self, task: Task) -> None:
+        """Raises ModelError where the configured engine cannot train this model."""
+        model = _fresh_model(task)
+        self._step(task, model, self.promise(task)).close()
+
     def run(self, task: Task, progress: RunProgress) -> Outcome:
         """Trains with that noise."""
         guarantee = self.promise(task)

@@ -13,7 +13,7 @@ from fedsim_userdp.report.data import write_data_json
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.simulations.corpora import configured_corpus
 from fedsim_userdp.simulations.diary import Outcome
-from fedsim_userdp.simulations.mechanisms import Mechanism
+from fedsim_userdp.simulations.mechanisms import Mechanism, RecordLevelDP
 from fedsim_userdp.simulations.names import made
 from fedsim_userdp.simulations.plugins import check_plugins
 from fedsim_userdp.simulations.saver import check_saved
@@ -48,6 +48,18 @@ class Session:
                 if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
                     check_plugins(task, promise, records_per_user)
             self._runs.append((mechanism, task, config))
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Raises where Opacus refuses what one of the runs trains, before another run trains.
+
+        One such run is tried, since those of a folder share model, adapter and engine; the first run tries its own.
+        """
+        for number, (mechanism, task, _) in enumerate(self._runs):
+            if isinstance(mechanism, RecordLevelDP) and task.central_engine == "opacus":
+                if number:
+                    mechanism.try_out(task)
+                return
 
     def outcomes(self, progress: RunProgress) -> Iterator[Outcome]:
         """Yields the outcome of each run.
