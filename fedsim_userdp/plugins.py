@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedsim_userdp.errors import PluginError
+from fedsim_userdp.stopping import is_asked_for
 
 _OWN = "fedsim_userdp"
 _LONGEST = 300  # characters of a reason
@@ -13,7 +14,8 @@ _LONGEST = 300  # characters of a reason
 def calling(setting: str, plugin: object, what: str, when: str = "") -> Iterator[None]:
     """Within the block, what a class that is not this package's raises becomes a `PluginError`.
 
-    `sys.exit` counts: a plug-in does not end a run.  A KeyboardInterrupt goes on, since it is the user's.
+    `sys.exit` and a KeyboardInterrupt of its own count: a plug-in does not end a run.  What asks the command to stop
+    goes on (see `is_asked_for`).
 
     Args:
         setting: what names the class, such as `selection`.
@@ -26,11 +28,32 @@ def calling(setting: str, plugin: object, what: str, when: str = "") -> Iterator
     """
     try:
         yield
-    except (Exception, SystemExit, GeneratorExit) as error:
-        if is_own(plugin) or isinstance(error, PluginError):
+    except BaseException as error:
+        if is_asked_for(error) or is_own(plugin) or isinstance(error, PluginError):
             raise
         where = f" {when}" if when else ""
         raise PluginError(f"{setting}={class_name(plugin)}: {what} raised {reason_of(error)}{where}") from error
+
+
+@contextmanager
+def loading(setting: str, target: str) -> Iterator[None]:
+    """Within the block, which imports a class or makes an object of it, what would end the command is a `PluginError`.
+
+    Exceptions go on: whoever makes the object says them.
+
+    Args:
+        setting: what names the class, such as `selection`.
+        target: its name.
+
+    Raises:
+        PluginError: names the class and keeps the reason.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or is_asked_for(error):
+            raise
+        raise PluginError(f"{setting}._target_={target}: importing or making it raised {reason_of(error)}") from error
 
 
 def is_own(plugin: object) -> bool:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.run_files import CONFIG_FILE
+from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import check_types
 from fedsim_userdp.simulations.job_folder import folder_of_job
+from fedsim_userdp.simulations.names import made
 
 if TYPE_CHECKING:
     from fedsim_userdp.report.audit_progress import StepProgress
@@ -58,7 +59,7 @@ def audit(config: DictConfig, folder: Path) -> bool:
         "",
         report.summary(claims),
         report.LIMITS,
-        f"run folder: {folder}",
+        f"run folder: {printable(str(folder))}",
     ):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     return any(claim.is_refuted for claim in claims)
@@ -94,7 +95,7 @@ def open_session(
     from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
     from fedsim_userdp.simulations.configured import configured_run
 
-    mechanism = instantiate(config.mechanism)
+    mechanism = made("mechanism", config.mechanism)
     if isinstance(mechanism, UserWiseAdaptive):
         raise ConfigError(
             f"mechanism={config.mechanism.name}: canaries have their norm in units of a clip norm that stays, so only "

@@ -28,10 +28,11 @@ from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.mechanisms.guarantee import Guarantee, calibrated
 from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.mechanisms.persistence import single_release
+from fedsim_userdp.mechanisms.plugin_checks import check_plugins
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.user_wise import UserWise
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
-from fedsim_userdp.participation import declared_release
+from fedsim_userdp.participation import Population, declared_release
 from fedsim_userdp.plain_files import make_folder
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.noise import SeededNoise
@@ -93,7 +94,7 @@ class AuditSession:
         progress: where progress is shown.
 
     Raises:
-        ConfigError, ValueError: when the settings do not allow an audit.
+        ConfigError, ValueError: when the settings do not allow an audit, or a class of the user's own fails at once.
     """
 
     def __init__(self, run: Run, mechanism: UserWise, settings: AuditSettings, progress: StepProgress) -> None:
@@ -108,6 +109,8 @@ class AuditSession:
         directions = Directions(size, settings.num_candidates, run.study.seed)
         self.canaries = draw_canaries(kinds, len(self._users), directions, run.study.seed)
         self._members = _units_of(run, self._users, settings.records_per_user)
+        population = Population.numbered(self.canaries.num_users)
+        check_plugins(run, self._guarantee(settings.epsilons[0]), mechanism.records_per_user, population)
         self._observer = Observer(run.study.selector, run.noise.is_seeded)
         self._base: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import check_types
 from fedsim_userdp.simulations.job_folder import folder_of_job
 from fedsim_userdp.simulations.measurements.results import PARTS, Value
@@ -50,13 +51,13 @@ def measure(config: DictConfig, folder: Path) -> None:
             findings[part] = MEASURE[part](bench)
         report.write_benchmark(folder, findings, machine)
         if not console.is_terminal:
-            console.print(f"{part}: measured ({number} of {len(parts)})", highlight=False)
+            console.print(f"{part}: measured ({number} of {len(parts)})", highlight=False, markup=False)
     if curves := [curve for found in findings.values() for curve in found.curves]:
         plot_cost_curves(folder / "cost_curves.png", curves)
     for line in (*report.in_words(findings), f"measured on {machine_in_words(machine)}", f"folder: {folder}"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     console.print(report.benchmark_table(findings))
-    console.print(report.LEGEND, highlight=False, soft_wrap=True)
+    console.print(report.LEGEND, highlight=False, markup=False, soft_wrap=True)
 
 
 def parts_of(config: DictConfig) -> list[str]:

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy.budget import AXES, COUNTS, BudgetSetting, ClipNorms, plan, sweep
 from fedsim_userdp.simulations.arguments import check_types, override_key
 from fedsim_userdp.simulations.job_folder import folder_of_job
@@ -43,9 +44,9 @@ def plan_budget(config: DictConfig, folder: Path) -> None:
     words = report.in_words(plans[0]) if axis is None else report.sweep_in_words(plans, axis)
     report.write_budget(folder, setting, plans, axis, words)
     plot_budget(folder / "budget.png", plans, axis)
-    console.print(report.setting_in_words(setting, axis), highlight=False)
+    console.print(report.setting_in_words(setting, axis), highlight=False, markup=False)
     console.print(report.budget_table(plans, axis))
-    for text in (report.LEGEND, "", *words, f"folder: {folder}"):
+    for text in (report.LEGEND, "", *words, f"folder: {printable(str(folder))}"):
         console.print(text, highlight=False, markup=False, soft_wrap=text.startswith(("folder", "k:")))
 
 

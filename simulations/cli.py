@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TextIO, cast
 
+from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.process import prepare_process
 from fedsim_userdp.simulations.signals import exit_code, stopping_in_order
 from fedsim_userdp.simulations.streams import watched_streams
@@ -146,7 +147,7 @@ def _said_of_diverged(runs: list[str]) -> int:
     """The exit code of a command: 3, with a sentence, where training diverged."""
     if not runs:
         return 0
-    print(f"fedsim: training diverged: {', '.join(runs)}; try a smaller learning rate", file=sys.stderr)
+    print(f"fedsim: training diverged: {printable(', '.join(runs))}; try a smaller learning rate", file=sys.stderr)
     runs.clear()
     return 3
 
@@ -168,7 +169,7 @@ class _WithoutPreamble:
 
 def _stop(message: str) -> None:
     """Prints one sentence and leaves with exit code 2."""
-    print(f"fedsim: {message}", file=sys.stderr)
+    print(f"fedsim: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim_userdp.data.corpus import Corpus
@@ -12,7 +11,7 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.study import Parts, Study, build_study, check_corpus
-from fedsim_userdp.simulations.names import without_unused_path
+from fedsim_userdp.simulations.names import made, without_unused_path
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def configured_corpus(config: DictConfig) -> Corpus:
         ConfigError: when the class is no corpus.
         DataError: when one of its settings is wrong.
     """
-    return check_corpus(instantiate(without_unused_path(config.data)), config.data._target_)
+    return check_corpus(made("data", without_unused_path(config.data)), config.data._target_)
 
 
 def configured_study(config: DictConfig) -> Study:
@@ -40,19 +39,19 @@ def configured_study(config: DictConfig) -> Study:
         ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong with it.
     """
     parts = Parts(
-        model=instantiate(config.model),
+        model=made("model", config.model),
         corpus=configured_corpus(config),
-        selection=instantiate(config.selection),
-        engine=instantiate(config.engine),
-        records=instantiate(config.records),
-        optimizer=instantiate(config.optimizer),
+        selection=made("selection", config.selection),
+        engine=made("engine", config.engine),
+        records=made("records", config.records),
+        optimizer=made("optimizer", config.optimizer),
     )
     return build_study(plain(config), parts, int(config.mechanism.get("rounds", 1)))
 
 
 def configured_mechanism(config: DictConfig) -> Mechanism:
     """Returns the mechanism that a configuration names."""
-    mechanism: Mechanism = instantiate(config.mechanism)
+    mechanism: Mechanism = made("mechanism", config.mechanism)
     return mechanism
 
 

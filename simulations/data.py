@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fedsim_userdp.data.layout import META
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError, DataError
+from fedsim_userdp.printable import printable
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.simulations.arguments import check_types
 from fedsim_userdp.simulations.job_folder import folder_of_job
+from fedsim_userdp.simulations.names import made
 
 
 @hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="describe")
@@ -39,20 +40,22 @@ def describe(config: DictConfig, folder: Path) -> None:
     with console.status("reading"):
         corpus = configured_corpus(config)
         settings = Settings.of(plain(config))
-        store = tokenised(corpus, instantiate(config.model), settings.tokens, settings.cache_dir)
+        store = tokenised(corpus, made("model", config.model), settings.tokens, settings.cache_dir)
     statistics = corpus_statistics(store, bounds, config.seed)
     name, split = corpus.name, split_in_words(store, config)
     report.write_data_json(folder, statistics, corpus=name, split=split)
     report.write_data_csv(folder, statistics)
     records, tokens = store.records_per_user[store.has_records], store.tokens_per_user[store.has_records]
     plot_data(folder / NOT_PRIVATE / "data.png", statistics, records, tokens, own)
-    console.print(f"{name}: {split}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{printable(name)}: {split}", highlight=False, markup=False, soft_wrap=True)
     for table in (report.distribution_table(statistics), report.bound_table(statistics, own)):
         console.print(table)
     if statistics.dropped:
         console.print(report.dropped_table(statistics))
-        console.print(f"where each came first: {store.path / META}", highlight=False, markup=False, soft_wrap=True)
-    for text in (*report.in_words(statistics), f"folder: {folder}"):
+        console.print(
+            f"where each came first: {printable(str(store.path / META))}", highlight=False, markup=False, soft_wrap=True
+        )
+    for text in (*report.in_words(statistics), f"folder: {printable(str(folder))}"):
         console.print(text, highlight=False, markup=False, soft_wrap=text.startswith("folder"))
 
 

@@ -87,11 +87,11 @@ def _build(settings: str, key: RunKey, overrides: str) -> Worker:
         NodeRefusal: when the settings are none, are not resolved, or name code that is neither this package's nor the
             run configuration's.
     """
-    from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
 
     from fedsim_userdp.simulations.arguments import foreign_targets
     from fedsim_userdp.simulations.configured import configured_run
+    from fedsim_userdp.simulations.names import made
 
     prepare_process()
     plain = json.loads(settings or "{}")
@@ -104,7 +104,7 @@ def _build(settings: str, key: RunKey, overrides: str) -> Worker:
     if strange := foreign_targets(config, shlex.split(overrides)):
         raise NodeRefusal(f"{strange[0]} is code that the run configuration of this node does not name")
     with tempfile.TemporaryDirectory(prefix="fedsim-node-") as folder:
-        worker = configured_run(config, Path(folder)).worker(instantiate(config.mechanism).records_per_user)
+        worker = configured_run(config, Path(folder)).worker(made("mechanism", config.mechanism).records_per_user)
         return replace(worker, users=replace(worker.users, key=key))
 
 

@@ -21,6 +21,7 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.own_folder import MARKS, mark_of_a_run, run_above
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
+from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
 from fedsim_userdp.simulations.job_folder import folder_of_job
 from fedsim_userdp.simulations.process import without_garbage_collection
@@ -65,12 +66,12 @@ def run_job(
 
             if (sweep := sweep_of_this_job()) is not None:
                 update_sweep(sweep)  # it may have been killed between its statement and the sweep's
-            print(f"{name}: it has run before, and is left as it is: {folder}", flush=True)
+            print(printable(f"{name}: it has run before, and is left as it is: {folder}"), flush=True)
             return
         _run(config, command, configs_fn, planned_fn)
     except REFUSALS as error:
         FAILED.append(name)
-        print(f"fedsim: {name}: {sentence(error)}", file=sys.stderr, flush=True)
+        print(printable(f"fedsim: {name}: {sentence(error)}"), file=sys.stderr, flush=True)
         raise
 
 
@@ -86,7 +87,11 @@ def _run(
         _check_hydra()
         begin = beginning(config, command)
         with without_garbage_collection():
-            from fedsim_userdp.mechanisms.compare import checked, outcomes  # here, so that --help need not load torch
+            from fedsim_userdp.mechanisms.compare import (  # here, so that --help need not load torch
+                check_central_engine,
+                checked,
+                outcomes,
+            )
             from fedsim_userdp.mechanisms.folder import RunFolder
             from fedsim_userdp.mechanisms.sweep import jobs_of
             from fedsim_userdp.report.table import result_console
@@ -102,12 +107,19 @@ def _run(
         for one in configs:
             with settings_named(one, one_of_many=len(configs) > 1):
                 entries.append(checked(configured_mechanism(one), configured_run(one, path, sweep=sweep)))
+        check_central_engine(entries)
         folder = RunFolder(path, result_console(), HydraConfig.get().runtime.choices, sweep, planned_fn())
         with folder.progress() as progress:
             for outcome in outcomes(entries, path, begin, progress):
                 folder.add(outcome)
         folder.finish()
-        DIVERGED.extend(folder.diverged)
+        DIVERGED.extend(f"{run}{_with_own_optimizer(config)}" for run in folder.diverged)
+
+
+def _with_own_optimizer(config: DictConfig) -> str:
+    """What names an optimizer of the user's own beside a run that diverged; empty where it is torch's."""
+    target = str(config.optimizer.get("_target_"))
+    return "" if target.startswith("torch.optim.") else f", with optimizer={target}"
 
 
 def sweep_of_this_job() -> Path | None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 from hydra.errors import HydraException
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from fedsim_userdp import conf
-from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.errors import ConfigError, PluginError
+from fedsim_userdp.plugins import loading, reason_of
 from fedsim_userdp.simulations.explanations import choices
 
 # What people write for a setting that has another name here.
@@ -35,6 +36,7 @@ _ALSO_CALLED = {
 }
 _MOST = 3  # suggestions
 _HYDRA = "hydra"
+_NOT_FOUND = (ImportError, AttributeError, TypeError, ValueError, HydraException)  # of a `_target_`
 
 
 def check_name(key: str, *, groups: frozenset[str]) -> None:
@@ -87,6 +89,7 @@ def check_arguments(config: DictConfig) -> None:
     for key, node in config.items_ex(resolve=False):
         if not isinstance(node, DictConfig) or "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
             continue
+        _check_importable(str(key), str(node["_target_"]))
         takes = _parameters(str(node["_target_"]))
         unused = ["path"] if key == "data" and _has_unused_path(node, takes) else []  # left by the default corpus
         for name in [str(name) for name in node if not str(name).startswith("_")]:
@@ -112,11 +115,40 @@ def _has_unused_path(data: DictConfig, takes: list[str] | None) -> bool:
     return takes is not None and "path" not in takes and "path" in data and data["path"] is None
 
 
+def made(setting: str, node: DictConfig) -> Any:
+    """Returns what the `_target_` of a setting's node makes, as `instantiate` does.
+
+    Raises:
+        PluginError: when it would end the command.
+        Exception: what it raises besides.
+    """
+    with loading(setting, str(node.get("_target_"))):
+        return instantiate(node)
+
+
+def _check_importable(setting: str, target: str) -> None:
+    """Raises ConfigError where a `_target_` is a module or fails when imported; PluginError where it would exit."""
+    try:
+        with loading(setting, target):
+            found = get_object(target)
+    except PluginError:
+        raise
+    except _NOT_FOUND as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, ImportError | AttributeError):
+            return  # whoever instantiates it says what is wrong
+        where = f" in {cause.filename}, line {cause.lineno}" if isinstance(cause, SyntaxError) else ""
+        reason = f"{type(cause).__name__}: {cause.msg}" if isinstance(cause, SyntaxError) else reason_of(cause)
+        raise ConfigError(f"{setting}._target_={target}: importing it raised {reason}{where}") from error
+    if inspect.ismodule(found):
+        raise ConfigError(f"{setting}._target_={target} is a module: name a class in it, as {target}.CLASS")
+
+
 def _parameters(target: str) -> list[str] | None:
     """The names that a `_target_` takes; None where it takes any, or that is not known."""
     try:
         parameters = inspect.signature(get_object(target)).parameters.values()
-    except (ImportError, AttributeError, TypeError, ValueError, HydraException):
+    except _NOT_FOUND:
         return None  # whoever instantiates it says what is wrong
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
         return None

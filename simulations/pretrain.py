@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import check_types
 from fedsim_userdp.simulations.job_folder import folder_of_job
 
@@ -239,4 +240,4 @@ def main(config: DictConfig) -> None:
     with folder_of_job() as folder:
         check_types(config, "pretrain")
         record = pretrain(PretrainSettings(**config.pretrain), folder / "model")
-    print(f"held-out perplexity {record['heldout_perplexity']}, model in {folder / 'model'}")
+    print(f"held-out perplexity {record['heldout_perplexity']}, model in {printable(str(folder / 'model'))}")

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
@@ -105,6 +107,8 @@ def _said(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in _FULL_DISK:
+        if error.filename is None and (folder := _folder_of_job()):
+            text = f"{folder}: {error.strerror}"
         text += "; make room and start again: a run that had begun goes on with resume=PATH, the folder it wrote to"
     refused = re.match(r"Could not (?:override|append to config|delete from config).*?'?([\w./@-]+)'?[.:]", text)
     if refused:
@@ -128,3 +132,11 @@ def _said(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|Set the environment)", line)]
     return " ".join(kept)
+
+
+def _folder_of_job() -> str:
+    """The folder in which Hydra writes files of its own, such as `multirun.yaml`; empty before it has one."""
+    if not HydraConfig.initialized():
+        return ""
+    settings = HydraConfig.get()
+    return str(settings.sweep.dir if settings.mode == RunMode.MULTIRUN else settings.run.dir)

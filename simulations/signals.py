@@ -6,35 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from fedsim_userdp.stopping import Stopped, interrupt
+
 _ASKING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal other than Ctrl-C's asked this process to stop.
-
-    Attributes:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 @contextmanager
 def stopping_in_order() -> Iterator[None]:
     """Within the block, SIGTERM and SIGHUP raise `Stopped` in the main thread; a second one ends the process at once.
 
-    A signal that is ignored, as `nohup` has it, stays ignored.  In other threads nothing changes.
+    Ctrl-C raises it however often.  A signal that is ignored, as `nohup` has it, stays ignored.  In other threads
+    nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _ASKING}
+    before = {number: signal.getsignal(number) for number in (*_ASKING, signal.SIGINT)}
     taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     try:
         for number in taken:
-            signal.signal(number, _stop)
+            signal.signal(number, interrupt if number == signal.SIGINT else _stop)
         yield
     finally:
         for number in taken:

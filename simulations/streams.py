@@ -7,16 +7,11 @@ sentence, and the exit code is 2.
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from typing import TextIO, cast
 
-READER_GONE = 128 + signal.SIGPIPE  # exit code
-
-
-class ReaderGone(SystemExit):
-    """Nobody reads what a command prints any more."""
+from fedsim_userdp.stopping import READER_GONE, ReaderGone
 
 
 @contextlib.contextmanager

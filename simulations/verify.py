@@ -11,6 +11,7 @@ from fedsim_userdp.mechanisms.own_folder import check_plain
 from fedsim_userdp.mechanisms.started import RUN_FILE
 from fedsim_userdp.mechanisms.sweep import jobs_of, not_counted, together, traces_of, unfinished_jobs
 from fedsim_userdp.plain_files import kept_inside, read_file
+from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy.joint import JointStatement, StatedRun
 from fedsim_userdp.report.privacy_files import (
     JSON_FILE,
@@ -42,7 +43,7 @@ def main() -> None:
     with cache.unused():
         for folder in folders:
             for check in folder_checks(folder):
-                print(f"{folder}: {check.line()}", flush=True)
+                print(printable(f"{folder}: {check.line()}"), flush=True)
                 problems += bool(check.problem)
     print(f"{problems} checks FAILED" if problems else "every check passed")
     sys.exit(DISAGREES if problems else 0)

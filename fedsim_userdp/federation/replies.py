@@ -1,6 +1,7 @@
 """The nodes' answers of a round, checked and added up (docs/design.md, rules 3 and 5)."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from zipfile import BadZipFile
@@ -121,7 +122,7 @@ class RoundAnswers:
     def result(self) -> RoundReplies:
         """Returns the sum and the counts; users still missing have failed."""
         failed = len(self.missing) + self._total.num_failed
-        reason = first_line(self._total.reason) if self._total.reason else "no node was there"
+        reason = one_line(self._total.reason) if self._total.reason else "no node was there"
         nobody_said = [reason] if failed else []
         errors = tuple(self.errors or nobody_said)
         missing = tuple(sorted(self.missing))
@@ -133,13 +134,13 @@ class RoundAnswers:
         if reply is None:
             return "no answer"
         if reply.has_error():
-            return f"the node failed: {first_line(reply.error.reason or '')}"
+            return f"the node failed: {one_line(reply.error.reason or '')}"
         if reply.metadata.src_node_id != node:
             return "another node answered than was asked"
         try:
             if refusal := read_refusal(reply.content):
                 raise RoundError(
-                    f"{first_line(refusal)}; nothing of the round was released, and the run can be resumed once "
+                    f"{one_line(refusal)}; nothing of the round was released, and the run can be resumed once "
                     "that is mended"
                 )
             if problem := self._misfit(reply.content.array_records["arrays"]):
@@ -189,7 +190,21 @@ def _impossible_counts(update: CohortUpdate, users: Sequence[int]) -> str | None
     return None
 
 
-def first_line(reason: str) -> str:
-    """Returns the first line of what a runtime says about a failure, at most 300 characters."""
-    lines = [line.strip() for line in reason.splitlines() if line.strip()]
-    return lines[0][:300] if lines else "no reason given"
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # and other codes for terminals
+_OF_RAY = re.compile(r"\s*<class '[^']*'>:<'(.*)'>\s*", re.S)  # as Flower passes on what Ray raises
+_TRACE = "ray::"  # begins what Ray says of an exception in a worker: its traceback, the exception at the end
+_RAISED = re.compile(r"(?:[\w.]*ClientAppException: )?(?:Exception \w+ occurred\. Message: )?")
+
+
+def one_line(reason: str) -> str:
+    """Returns what a runtime says about a failure as one line of at most 300 characters, without codes for terminals.
+
+    It is the first line, and the last one of a traceback.
+    """
+    text = _COLOURS.sub("", reason)
+    text = found[1] if (found := _OF_RAY.fullmatch(text)) else text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return "no reason given"
+    line = _RAISED.sub("", lines[-1], count=1) if lines[0].startswith(_TRACE) else lines[0]
+    return line[:300] or "no reason given"

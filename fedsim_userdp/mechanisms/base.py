@@ -107,4 +107,5 @@ def result_row(
         num_retried=sum(record.num_retried for record in history.rounds),
         target_epsilon=None if promise.epsilon is None else run.study.target.epsilon,
         evaluated_on=run.study.circumstances.evaluated_on,
+        untrained_perplexity=history.untrained_perplexity,
     )

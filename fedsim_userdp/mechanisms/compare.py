@@ -20,6 +20,7 @@ from fedsim_userdp.mechanisms.keywords import overrides_of
 from fedsim_userdp.mechanisms.own_folder import own_folder
 from fedsim_userdp.mechanisms.persistence import check_saved
 from fedsim_userdp.mechanisms.plugin_checks import check_plugins
+from fedsim_userdp.mechanisms.record_level import RecordLevelDP
 from fedsim_userdp.mechanisms.result import Result
 from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.started import FORMAT, check_continues, read_started, write_started
@@ -52,6 +53,21 @@ def checked(mechanism: Mechanism, run: Run) -> Entry:
         if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
             check_plugins(run, guarantee, records_per_user)
     return Entry(mechanism, run)
+
+
+def check_central_engine(entries: Sequence[Entry]) -> None:
+    """Raises where Opacus refuses what one of the runs trains, before another run trains.
+
+    One such run is tried, since those of a folder share model, adapter and engine; the first run tries its own.
+
+    Raises:
+        ModelError: with Opacus' reason.
+    """
+    for number, entry in enumerate(entries):
+        if isinstance(entry.mechanism, RecordLevelDP) and entry.run.study.central_engine == "opacus":
+            if number:
+                entry.mechanism.try_out(entry.run)
+            return
 
 
 def outcomes(
@@ -135,6 +151,7 @@ def _run_all(
             checked(one, Run.of(_own_copy(study, len(mechanisms)), {"name": one.name, **each.tree}, place))
             for one, each in zip(mechanisms, objects, strict=True)
         ]
+        check_central_engine(entries)
         console = Console()
         planned = [f"{one.name}, seed {study.seed}" for one in mechanisms] if command == "compare" else []
         results = RunFolder(place_of_results, console, content["choices"], None, planned)

@@ -133,7 +133,7 @@ class RunFolder:
         """Draws the plot and prints the table."""
         self.draw()
         self.console.print(results_table(self.rows, self.console.width))
-        self.console.print(footnote(self.rows), highlight=False, soft_wrap=True)
+        self.console.print(footnote(self.rows), highlight=False, markup=False, soft_wrap=True)
         self.console.print(f"run folder: {printable(str(self.path))}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -190,6 +190,11 @@ class History:
         """That of the model after the last round; None where it is not finite."""
         return self.rounds[-1].perplexity
 
+    @property
+    def untrained_perplexity(self) -> float | None:
+        """That before the first round; None where it is not finite."""
+        return self.rounds[0].perplexity
+
     def _perplexity(self, round: int) -> float | None:
         """Scores the model as it is after a round; None where what comes out is not finite."""
         self._scored = round

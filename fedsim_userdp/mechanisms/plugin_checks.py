@@ -8,14 +8,14 @@ import torch
 from fedsim_userdp.errors import ConfigError, PluginError, RecordChoiceError
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.run import Run
-from fedsim_userdp.participation import Cohorts
+from fedsim_userdp.participation import Cohorts, Population
 from fedsim_userdp.plugins import calling, class_name, is_own
 from fedsim_userdp.selection import expected_cohort_size, foreign_name
 
 _USERS = 4  # whose choice of records is tried out
 
 
-def check_plugins(run: Run, guarantee: Guarantee, records_per_user: int) -> None:
+def check_plugins(run: Run, guarantee: Guarantee, records_per_user: int, population: Population | None = None) -> None:
     """Raises where a class of the user's own fails at the first thing that a run will ask of it.
 
     Copies are asked, so that what a class remembers is not changed; one that cannot be copied is asked by the run only.
@@ -24,25 +24,26 @@ def check_plugins(run: Run, guarantee: Guarantee, records_per_user: int) -> None
         run: the run, with its study's selection of users, choice of records and optimizer.
         guarantee: what the run promises.
         records_per_user: k.
+        population: whom the selection is asked about; None for the study's training users.
 
     Raises:
         PluginError, ConfigError: names the class and says what it did; nothing was written.
     """
-    _check_selection(run, guarantee)
+    _check_selection(run, guarantee, population or run.study.population)
     _check_records(run, records_per_user)
     _check_optimizer(run.study.optimizer_fn)
 
 
-def _check_selection(run: Run, guarantee: Guarantee) -> None:
+def _check_selection(run: Run, guarantee: Guarantee, population: Population) -> None:
     """Tries out the denominator and the first cohort."""
-    expected_cohort_size(run.study.selector, run.study.num_users)
+    expected_cohort_size(run.study.selector, len(population))
     if foreign_name(run.study.selector) is None:
         return
     try:
         selector = copy.deepcopy(run.study.selector)
     except Exception:  # noqa: BLE001 - anybody's class can refuse to be copied
         return
-    Cohorts(selector, run.study.population, run.keys.run, guarantee.declared).draw(1)
+    Cohorts(selector, population, run.keys.run, guarantee.declared).draw(1)
 
 
 def _check_records(run: Run, records_per_user: int) -> None:
@@ -78,3 +79,5 @@ def _check_optimizer(optimizer_fn: Callable[..., torch.optim.Optimizer]) -> None
         raise PluginError(f"optimizer={class_name(kind)} is no torch.optim.Optimizer, but {class_name(optimizer)}")
     with calling("optimizer", kind, "step()"):
         optimizer.step()
+    if not bool(parameter.isfinite().all()):
+        raise PluginError(f"optimizer={class_name(kind)}: step() wrote numbers that are not finite")

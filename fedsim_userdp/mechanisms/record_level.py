@@ -52,6 +52,10 @@ class RecordLevelDP(Training):
             release = acc.RecordLevel(1.0, sampling_prob(study, self.name), self.rounds, self.records_per_user)
         return calibrated(release, study.target, self.accountant, level_of(self.accountant))
 
+    def try_out(self, run: Run) -> None:
+        """Raises ModelError where the study's engine cannot train this model."""
+        self._step(run, run.study.fresh_model(), self.guarantee(run.study)).close()
+
     def run(self, run: Run, progress: RunProgress) -> Outcome:
         """Trains with that noise."""
         guarantee = self.guarantee(run.study)

@@ -7,6 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fedsim_userdp.printable import printable
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -19,7 +21,7 @@ class StepProgress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        columns = (TextColumn("{task.description:<32}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        columns = (TextColumn("{task.description:<32}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
         self._bar = Progress(
             *columns, TextColumn("{task.fields[unit]}"), TimeRemainingColumn(), console=console,
             disable=not console.is_terminal,
@@ -37,9 +39,9 @@ class StepProgress:
 
     def start(self, name: str, total: int, unit: str) -> None:
         """Begins the step called `name` of `total` things called `unit`."""
-        self._name, self._total, self._unit = name, total, unit
+        self._name, self._total, self._unit = printable(name), total, unit
         self._start = self._last_line = time.monotonic()
-        self._task = self._bar.add_task(name, total=total, unit=unit)
+        self._task = self._bar.add_task(self._name, total=total, unit=unit)
 
     def advance(self, done: int) -> None:
         """Reports that `done` things of the step are done; a plain line every few seconds and at the end."""
@@ -50,9 +52,9 @@ class StepProgress:
         if not self.console.is_terminal and is_due:
             left = (now - self._start) / max(done, 1) * (self._total - done)
             line = f"{self._name}: {done}/{self._total} {self._unit}, {left:.0f} s left"
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             self._last_line = now
 
     def warn(self, message: str) -> None:
         """Prints a line above the bar."""
-        self.console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(message), style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -5,8 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from fedsim_userdp.data.statistics import BoundEffect, CorpusStatistics, Distribution
+from fedsim_userdp.printable import printable
 from fedsim_userdp.report.files import NOT_PRIVATE, write_csv, write_json
 
 NOTE = "computed from users' data without noise: NOT private, do not publish"
@@ -42,7 +44,7 @@ def dropped_table(statistics: CorpusStatistics) -> Table:
     table.add_column("left out or repaired")
     table.add_column("number", justify="right", no_wrap=True)
     for reason, num in sorted(statistics.dropped.items(), key=lambda item: (-item[1], item[0])):
-        table.add_row(reason, _amount(num))
+        table.add_row(Text(printable(reason)), _amount(num))
     return table
 
 

@@ -7,6 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy.figures import in_column
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -22,10 +23,10 @@ class RunProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._bar = Progress(
-            TextColumn("[bold]{task.description:<20}"),
+            TextColumn("{task.description:<20}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -44,11 +45,11 @@ class RunProgress:
 
     def start(self, name: str, total: int, unit: str, first: int = 0) -> None:
         """Begins the run called `name` of `total` rounds over `unit` ("users" or "records") after round `first`."""
-        self._name, self._total, self._unit, self._num_units = name, total, unit, 0
+        self._name, self._total, self._unit, self._num_units = printable(name), total, unit, 0
         self._start = self._last_line = time.monotonic()
-        self._task = self._bar.add_task(name, total=total, completed=first, note="")
+        self._task = self._bar.add_task(self._name, total=total, completed=first, note="")
         if not self.console.is_terminal and total:
-            self.console.print(f"{name}: {total} rounds", highlight=False)
+            self.console.print(f"{self._name}: {total} rounds", highlight=False, markup=False)
 
     def advance(self, round: int, num_units: int, epsilon: float | None, perplexity: float | None) -> None:
         """Reports that `round` is done with `num_units` units; a plain line every few seconds and at the end."""
@@ -61,12 +62,12 @@ class RunProgress:
         if not self.console.is_terminal and (due or round == self._total):
             left = seconds / max(round, 1) * (self._total - round)
             line = f"{self._name}: round {round}/{self._total}  {note}  {left:.0f} s left"
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             self._last_line = time.monotonic()
 
     def warn(self, message: str) -> None:
         """Prints a line above the bar."""
-        self.console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(message), style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def _note(self, epsilon: float | None, perplexity: float | None, rate: float) -> str:
         """What stands beside the bar."""

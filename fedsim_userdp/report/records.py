@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 Evaluated = Literal["heldout", "validation"]
-OF_RESULTS = "perplexity, train_tokens, seconds, num_failed, num_retried: from users' data without noise"
+OF_RESULTS = (
+    "perplexity, train_tokens, seconds, num_failed, num_retried, untrained_perplexity: from users' data without noise"
+)
 OF_ROUNDS = "all but mechanism, seed, round, epsilon, clip_norm: from users' data without noise"
 _PEOPLE = {"heldout": "held-out users", "validation": "validation users"}
 
@@ -37,6 +39,7 @@ class ResultRow:
         num_retried: over the rounds, times that a user's node failed and another did its work; not private.
         target_epsilon: user-level epsilon that was asked for; None where none was, or nothing is claimed.
         evaluated_on: which users the perplexity is of, "heldout" or "validation".
+        untrained_perplexity: on the same users before the first round; None where it is not finite; not private.
         not_private: which of the columns are computed from users' data without noise.
     """
 
@@ -61,6 +64,7 @@ class ResultRow:
     num_retried: int = 0
     target_epsilon: float | None = None
     evaluated_on: Evaluated = "heldout"
+    untrained_perplexity: float | None = None
     not_private: str = OF_RESULTS
 
     def to_dict(self) -> dict[str, str | int | float | None]:

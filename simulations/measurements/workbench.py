@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from peft import PeftModel
 from torch import Tensor
@@ -22,6 +21,7 @@ from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.simulations.configured import configured_run
 from fedsim_userdp.simulations.measurements.timing import BenchmarkError, Stopwatch
+from fedsim_userdp.simulations.names import made
 from fedsim_userdp.training.batches import Unit
 
 MOST_USERS = 2048  # that a part looks at
@@ -52,7 +52,7 @@ class Workbench:
     @cached_property
     def model(self) -> ModelSource:
         """The configured base model."""
-        source: ModelSource = instantiate(self.config.model)
+        source: ModelSource = made("model", self.config.model)
         return source
 
     @cached_property
@@ -72,7 +72,7 @@ class Workbench:
         Raises:
             ConfigError: when it is not user-wise.
         """
-        found = instantiate(self.config.mechanism)
+        found = made("mechanism", self.config.mechanism)
         if not isinstance(found, UserWise):
             raise ConfigError(f"mechanism={self.config.mechanism.name}: a benchmark is of mechanism=user_wise")
         return found

@@ -1,12 +1,17 @@
 """A class of the user's own that fails or answers nonsense ends in one sentence, before anything is written."""
 
+import json
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from fedsim_userdp.simulations.cli import run_command
+from fedsim_userdp.simulations.signals import stopping_in_order
+from fedsim_userdp.simulations.streams import watched_streams
 from tests.hostile.test_code import fedsim_run
 from tests.simulations.corpora import small_settings, write_jsonl
 
@@ -19,11 +24,14 @@ from fedsim_userdp.privacy import accounting as acc
 SECRET = "government people"
 
 def exits(): sys.exit(0)
+def interrupts(): raise KeyboardInterrupt
+def is_stopped(): import signal; signal.raise_signal(signal.SIGINT)
 def fails(): raise KeyError(SECRET)
 
 class Selector:
     def __init__(self, size="3.0", chosen="np.arange(3)", late=0):
         self.size, self.chosen, self.late = size, chosen, late
+        if late == "made": eval(chosen)
     def expected_cohort_size(self, num_users):
         return eval(self.size)
     def release(self, noise_multiplier, num_users, rounds):
@@ -41,6 +49,12 @@ class Optimizer(torch.optim.SGD):
     def step(self, closure=None):
         self.left -= 1
         if not self.left: raise ZeroDivisionError(SECRET)
+
+class WritesNan(torch.optim.SGD):
+    def __init__(self, params, lr, nan_in): super().__init__(params, lr); self.left = nan_in
+    def step(self, closure=None):
+        self.left -= 1
+        for p in self.param_groups[0]["params"] if self.left <= 0 else []: p.data.fill_(math.nan)
 
 class Corpus:
     name = license = source = "mine"
@@ -128,6 +142,116 @@ def test_a_choice_of_records_that_is_none_is_refused_unwritten(
     refused_unwritten(capsys, named(settings, "records", "Records", chosen=chosen), RECORDS[chosen])
 
 
+@pytest.mark.parametrize(("what", "said"), [("exits()", "SystemExit: 0"), ("interrupts()", "KeyboardInterrupt")])
+@pytest.mark.parametrize("where", ["imported", "made", "called"])
+def test_what_would_end_the_command_names_the_class_that_raised_it(
+    where: str, what: str, said: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = named(settings, "selection", "Selector", chosen=what, late="made" if where == "made" else 0)
+    if where == "imported":
+        module = Path(settings[-1].partition("=")[2] + ".py")
+        module.write_text(f"{PLUGINS}\n{what}\n")
+    with stopping_in_order():
+        refused_unwritten(capsys, given, f"raised {said}")
+        refused_unwritten(capsys, given, ".Selector: ")
+
+
+def test_ctrl_c_within_a_class_of_ones_own_stops_the_command(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
+    try:
+        with stopping_in_order():
+            code, said = fedsim_run(capsys, *named(settings, "selection", "Selector", chosen="is_stopped()"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
+    assert said == "fedsim: stopped; a run that had begun goes on with resume=PATH\n"
+
+
+def test_a_class_that_prints_to_a_reader_that_is_gone_ends_the_command_in_silence(
+    settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    GlobalHydra.instance().clear()
+    with os.fdopen(writer, "w", buffering=1) as unread, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", unread)
+        with pytest.raises(SystemExit) as stop, watched_streams():
+            run_command("run", named(settings, "selection", "Selector", chosen="print('x') or np.arange(3)"))
+    assert stop.value.code == 141
+    assert capsys.readouterr().err == ""
+    assert not os.path.lexists("run")
+
+
+@pytest.mark.parametrize(
+    ("content", "target", "said"),
+    [
+        ("class S: pass", "{}", "selection._target_={0} is a module: name a class in it, as {0}.CLASS"),
+        ("class S(:", "{}.S", "selection._target_={0}.S: importing it raised SyntaxError: invalid syntax in "),
+        ("1 / 0", "{}.S", "selection._target_={0}.S: importing it raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_is_no_class_is_refused_by_its_setting(
+    content: str, target: str, said: str, settings: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    module = f"broken_{abs(hash((tmp_path, content)))}"
+    Path(f"{module}.py").write_text(content)
+    given = [*settings[:-1], f"selection._target_={target.format(module)}", "output_dir=run"]
+    refused_unwritten(capsys, given, said.format(module))
+
+
+def test_an_optimizer_that_writes_what_is_not_finite_is_named(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused_unwritten(capsys, named(settings, "optimizer", "WritesNan", nan_in=1), "step() wrote numbers that are not")
+    code, said = fedsim_run(capsys, *named(settings, "optimizer", "WritesNan", nan_in=3))
+    assert code == 3
+    assert f"with optimizer={settings[-1].partition('=')[2]}.WritesNan" in said
+
+
+@pytest.mark.parametrize(
+    ("group", "kind", "given"),
+    [
+        ("selection", "Selector", {"chosen": "fails()"}),
+        ("records", "Records", {"chosen": "fails()"}),
+        ("optimizer", "Optimizer", {"fails_in": 1}),
+        ("data", "Corpus", {"record": "fails()"}),
+    ],
+)
+def test_an_audit_tries_classes_of_ones_own_before_it_starts(
+    group: str, kind: str, given: dict[str, object], settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    canaries = [f"audit.canaries.{one}=4" for one in ("direction", "oversized", "many_records")]
+    kept = [one for one in settings if group != "data" or not one.startswith(("data=", "data.path="))]
+    arguments = [*named(kept, group, kind, **given), *canaries, "audit.real_users=8", "audit.candidates=64"]
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stop:
+        run_command("audit", [one for one in arguments if not one.startswith(("evaluation.every", "checkpoint."))])
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert f".{kind}: " in said.err
+    assert "training" not in said.out
+    assert not os.path.lexists("run")
+
+
+def test_one_users_failure_is_said_and_its_reason_is_in_no_file(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("c.jsonl").open("a") as corpus:
+        for user in range(3):
+            corpus.write(json.dumps({"user_id": f"user {user}", "text": "the house of people and government"}) + "\n")
+    kept = [one for one in settings if not one.startswith("selection.")]
+    chosen = "records[:k] if len(records) == 6 else fails()"
+    GlobalHydra.instance().clear()
+    given = ["selection.sampling_prob=1", "mechanism.rounds=2", *named(kept, "records", "Records", chosen=chosen)]
+    assert run_command("run", given) == 0
+    said = "".join(capsys.readouterr())
+    assert "users failed: records=" in said
+    assert "KeyError: 'government people'" in said
+    assert files_with("government people", Path("run")) == []
+
+
 def files_with(text: str, folder: Path) -> list[str]:
     """The files of a folder that hold a text."""
     return [str(path) for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
@@ -193,3 +317,12 @@ def test_a_folders_name_is_printed_as_it_is_and_control_characters_escaped(
     GlobalHydra.instance().clear()
     assert run_command("run", [*settings[:-1], "mechanism=zero_shot", f"output_dir={name}"]) == 0
     assert "k[red]x[/b]\\u202e" in capsys.readouterr().out
+
+
+def test_a_plans_folder_is_printed_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+    assert run_command("budget", ["output_dir=k[red]x[/b]:smile:\u202e"]) == 0
+    assert "k[red]x[/b]:smile:\\u202e" in capsys.readouterr().out

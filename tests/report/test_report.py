@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.report.files import write_json, write_results, write_rounds, write_text
 from fedsim_userdp.report.plots import plot_comparison
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.report.table import TABLE_WIDTH, footnote, results_table
+from fedsim_userdp.report.table import TABLE_WIDTH, footnote, result_console, results_table
 
 
 def row(mechanism: str, epsilon: float | None, rounds: int = 5) -> ResultRow:
@@ -51,6 +52,55 @@ def test_a_narrow_table_leaves_out_columns_and_no_digits() -> None:
         assert "…" not in text
         assert "example_level_tight" in text
         assert "perplexity" in text
+
+
+def shown(rows: list[ResultRow], width: int = TABLE_WIDTH) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(results_table(rows, width))
+    return console.export_text()
+
+
+def test_the_untrained_perplexity_stands_beside_the_trained_one_where_it_has_no_row_of_its_own() -> None:
+    trained = replace(row("user_wise", 7.99), untrained_perplexity=181.26)
+    assert "untrained" in shown([trained])
+    assert "181.3" in shown([trained])
+    assert "untrained" in footnote([trained])
+    for rows in ([trained, replace(ROWS[2], untrained_perplexity=181.26)], [ROWS[0]]):
+        assert "untrained" not in shown(rows)
+        assert "untrained" not in footnote(rows)
+    longest = replace(trained, mechanism="example_level_tight", epsilon_tight=46.78, unit="record", seconds=1234.0)
+    assert "181.3" in shown([longest], 80)
+    assert max(map(len, shown([longest], 80).splitlines())) <= 80
+
+
+def test_a_model_that_training_made_worse_is_said_to_be() -> None:
+    worse = replace(row("user_wise", 7.99), untrained_perplexity=100.0, seed=2)
+    assert "user_wise, seed 2: the trained model is worse than the untrained one (perplexity 123.4" in footnote([worse])
+    assert "100.0 before" in footnote([worse])
+    for before, after in ((123.4, 123.42), (None, 123.4), (100.0, None), (130.0, 123.4)):
+        assert "worse" not in footnote([replace(worse, untrained_perplexity=before, perplexity=after)])
+
+
+NAME, LITERALLY = "k[red]x[/b]:smile:\x1b[31m", "k[red]x[/b]:smile:\\x1b[31m"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("progress_class", [RunProgress, StepProgress])
+def test_names_are_printed_as_they_are(
+    progress_class: type[RunProgress] | type[StepProgress], is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    console = result_console()
+    file = console.file = io.StringIO()
+    console._force_terminal = is_terminal
+    with progress_class(console) as progress:
+        progress.start(NAME, 1, "users")
+        progress.warn(f"{NAME} warns")
+        progress.advance(1, 10, 0.5, None) if isinstance(progress, RunProgress) else progress.advance(1)
+    console.print(results_table([replace(ROWS[0], mechanism=NAME)], 200))
+    console.print(footnote([replace(ROWS[0], mechanism=NAME, untrained_perplexity=1.0)]), markup=False)
+    assert "k[red]x[/b]😄" not in file.getvalue()
+    assert file.getvalue().count(LITERALLY) >= 4
 
 
 def test_results_can_be_read_back(tmp_path: Path) -> None:

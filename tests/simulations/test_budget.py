@@ -208,3 +208,11 @@ def test_a_sweep_says_the_largest_delta_once() -> None:
     words = " ".join(sweep_in_words(sweep(setting, "num_users", [7, 10_000]), "num_users"))
     assert words.count("published whole") == 1
     assert "one user in 8 could" in words
+
+
+def test_a_plan_has_three_files_and_a_late_refusal_leaves_none(tmp_path: Path) -> None:
+    assert budget(tmp_path / "plan") == 0
+    assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == ["budget.csv", "budget.json", "budget.png"]
+    with pytest.raises(SystemExit):
+        budget(tmp_path / "refused", "budget.sweep=nothing:1")
+    assert not (tmp_path / "refused").exists()

@@ -1,15 +1,19 @@
 """What is asked amiss is answered before anything trains, and what is shown for comparison stops no run."""
 
 import math
+from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.simulations.audit import claims_of
+from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.simulations.compare import compared_runs
+from tests.simulations.corpora import small_settings, write_jsonl
 
 
 def test_noise_too_little_for_an_accountant_leaves_its_column_empty_and_the_promise_as_it_is() -> None:
@@ -38,3 +42,26 @@ def test_a_comparison_names_each_run_once(mechanisms: list[str], seeds: list[int
 def test_claims_to_audit_may_be_infinite_as_yaml_spells_it() -> None:
     config = OmegaConf.create({"audit": {"epsilons": [1, ".inf"]}})
     assert claims_of(config) == (1.0, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.activation_checkpointing=true", "activation_checkpointing does not work with Opacus"),
+        ("lora.target_modules=[wpe,c_attn]", "lora.target_modules: Opacus cannot do wpe"),
+    ],
+)
+def test_what_only_opacus_refuses_is_refused_before_another_mechanism_trains(
+    setting: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE_DIR", str(tmp_path / "cache"))
+    settings = small_settings(write_jsonl(tmp_path / "corpus.jsonl"), tmp_path / "cache", rounds=1)
+    mechanisms = "compare.mechanisms=[user_wise,group_privacy]"
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stop:
+        run_command("compare", [*settings, mechanisms, setting, f"output_dir={tmp_path / 'run'}"])
+    heard = capsys.readouterr()
+    assert stop.value.code == 2
+    assert said in heard.err
+    assert "user_wise" not in heard.out
+    assert not (tmp_path / "run").exists()

@@ -7,8 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.simulations.refusals import REFUSALS, sentence
 from tests.simulations.small_runs import (
     dying_at_write,
@@ -78,3 +81,16 @@ def test_a_really_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is
         assert all(" " not in place for place in failed_at), "something else was said than which file found no room"
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_named_by_the_folder_where_a_library_names_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save(config: object, path: Path) -> None:
+        raise full()
+
+    monkeypatch.setattr(OmegaConf, "save", save)
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit):
+        run_command("run", ["--multirun", "seed=1,2", f"output_dir={tmp_path / 'sweep'}"])
+    assert capsys.readouterr().err.startswith(f"fedsim: {tmp_path / 'sweep'}: No space left on device; make room")
