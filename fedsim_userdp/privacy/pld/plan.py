@@ -16,6 +16,7 @@ _LOG_MISSING = 13.0  # -log of the mass above the window, relative to delta
 _LOG_WRAPPED = 20.0  # -log of the tilted mass that may wrap around to where it counts, or
 _LOG_WRAPPED_SHARE = 10.0  # -log of the share of delta that it may be
 _LOG_LOST = 3.0  # log of the accuracy that a tilt other than the best may cost the FFT
+_MUCH_FINER = 4  # times the points, from which a narrower window is no gain
 _LOG_NEGLIGIBLE = 30.0  # -log of the tilted mass of all releases that is raised to the floor
 _COARSE = 0.2  # first grid spacing, in tilted standard deviations of one release
 
@@ -203,8 +204,8 @@ def sharpened(releases: Releases, question: Question, plan: Plan, epsilon: float
     """Returns a plan of at most `max_points` whose tilt, window and grid suit a roughly known epsilon.
 
     The share of the FFT's rounding in delta is about e^(K(theta) - theta epsilon) / (theta (1 + theta) delta). The tilt
-    at which it is least serves best; a smaller one, which costs little accuracy, is taken only if fewer points fill its
-    window. Where rare large losses decide, its window is narrower, but its losses ask for a far finer grid.
+    at which it is least serves best. Where rare large losses decide, a smaller one gives a narrower window, at little
+    cost of accuracy; but its losses may ask for a far finer grid: then the least tilt is kept.
     """
     sketches = _sketches(releases, plan.removed)
 
@@ -218,12 +219,14 @@ def sharpened(releases: Releases, question: Question, plan: Plan, epsilon: float
 
     log_delta = question.log_delta(plan.bound)
     best = _best_tilt(sketches, log_share)
-    sharp = plan_at(best)
+    first = sharp = plan_at(best)
     while log_share(sharp.theta / 2.0) <= log_share(best) + _LOG_LOST:
-        smaller = plan_at(sharp.theta / 2.0)
-        if smaller.num_points > 0.95 * sharp.num_points:
+        narrower = plan_at(sharp.theta / 2.0)
+        if narrower.high - narrower.low > 0.95 * (sharp.high - sharp.low):
             break
-        sharp = smaller
+        sharp = narrower
+    if sharp.num_points > _MUCH_FINER * first.num_points:
+        sharp = first
     while sharp.num_points > max_points:
         sharp = sharp.coarsened()
     return sharp
