@@ -52,11 +52,12 @@ __all__ = sorted(["acc", *_PLACE_OF])
 
 
 def __getattr__(name: str) -> object:
-    """Loads a name when it is asked for first."""
+    """Loads a name when it is asked for first; usage reports of what it needs are switched off."""
     if name == "acc":
         return import_module("fedsim_userdp.privacy.accounting")
     if name not in _PLACE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module("fedsim_userdp.surroundings").send_no_reports()
     return getattr(import_module(_PLACE_OF[name]), name)
 
 

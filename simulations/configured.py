@@ -1,6 +1,6 @@
 """Hydra's configuration turned into objects: a study, a mechanism, and the mechanism's run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from fedsim_userdp.data.corpus import Corpus
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.base import Mechanism
+from fedsim_userdp.mechanisms.compare import Entry, check_central_engine, checked
 from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.study import Parts, Study, build_study, check_corpus
 from fedsim_userdp.simulations.names import made, without_unused_path
+from fedsim_userdp.simulations.refusals import settings_named
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -79,3 +81,22 @@ def configured_run(
         begin=begin,
     )
     return Run.of(configured_study(config), plain(config.mechanism), place)
+
+
+def configured_entries(configs: Sequence[DictConfig], folder: Path, sweep: Path | None = None) -> list[Entry]:
+    """Returns the runs that configurations name, all that can be refused checked before anything is written.
+
+    Args:
+        configs: the resolved configuration of each run.
+        folder: the run folder.
+        sweep: the folder of the sweep whose job it is; None outside of one.
+
+    Raises:
+        ConfigError, DataError, ModelError, CheckpointError, LedgerError, ValueError: one sentence on what is wrong.
+    """
+    entries = []
+    for one in configs:
+        with settings_named(one, one_of_many=len(configs) > 1):
+            entries.append(checked(configured_mechanism(one), configured_run(one, folder, sweep=sweep)))
+    check_central_engine(entries)
+    return entries

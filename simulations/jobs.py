@@ -25,7 +25,7 @@ from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
 from fedsim_userdp.simulations.job_folder import folder_of_job
 from fedsim_userdp.simulations.process import without_garbage_collection
-from fedsim_userdp.simulations.refusals import REFUSALS, sentence, settings_named
+from fedsim_userdp.simulations.refusals import REFUSALS, sentence
 
 DIVERGED: list[str] = []  # runs of this process whose training diverged
 FAILED: list[str] = []  # jobs of this process's sweep that were refused or stopped, each said when it was
@@ -87,7 +87,7 @@ def _run(
         _check_hydra()
         begin = beginning(config, command)
         with without_garbage_collection():
-            from fedsim_userdp.mechanisms.compare import (  # here, so that --help need not load torch
+            from fedsim_userdp.mechanisms.compare import outcomes  # here, so that --help need not load torch
                 check_central_engine,
                 checked,
                 outcomes,
@@ -95,7 +95,7 @@ def _run(
             from fedsim_userdp.mechanisms.folder import RunFolder
             from fedsim_userdp.mechanisms.sweep import jobs_of
             from fedsim_userdp.report.table import result_console
-            from fedsim_userdp.simulations.configured import configured_mechanism, configured_run
+            from fedsim_userdp.simulations.configured import configured_entries
 
         sweep = sweep_of_this_job()
         if sweep is not None:
@@ -103,11 +103,7 @@ def _run(
         configs = list(configs_fn())
         for one in configs:
             one.resume = config.resume
-        entries = []
-        for one in configs:
-            with settings_named(one, one_of_many=len(configs) > 1):
-                entries.append(checked(configured_mechanism(one), configured_run(one, path, sweep=sweep)))
-        check_central_engine(entries)
+        entries = configured_entries(configs, path, sweep)
         folder = RunFolder(path, result_console(), HydraConfig.get().runtime.choices, sweep, planned_fn())
         with folder.progress() as progress:
             for outcome in outcomes(entries, path, begin, progress):

@@ -5,14 +5,12 @@ import gc
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fedsim_userdp.surroundings import ignore_harmless_warnings, send_no_reports
+
 _ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     # Threads that wait for each other sleep soon instead of spinning: with another busy process on the machine an
     # update ran 1.5 to 3 times as fast, and as fast as before without one (docs/decisions/0006).
     "GOMP_SPINCOUNT": "1000",
@@ -23,11 +21,6 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-# Said by a dependency about its own code on every run; nothing that a user could act on.
-_HARMLESS_WARNINGS = (
-    "`is_gradient_checkpointing` is deprecated",
-    "Full backward hook is firing when gradients are computed with respect to module outputs",
-)
 # glibc's mallopt parameters, malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -43,8 +36,8 @@ def prepare_process() -> None:
     for name in ("flwr", "transformers", "opacus"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # which logs what it raises
-    for message in _HARMLESS_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
+    send_no_reports()
+    ignore_harmless_warnings()
 
 
 @contextmanager

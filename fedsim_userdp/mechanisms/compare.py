@@ -1,8 +1,9 @@
 """Running mechanisms on a study: all of them are checked before the first byte of any is written."""
 
 import copy
+import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,16 @@ from fedsim_userdp.mechanisms.plugin_checks import check_plugins
 from fedsim_userdp.mechanisms.record_level import RecordLevelDP
 from fedsim_userdp.mechanisms.result import Result
 from fedsim_userdp.mechanisms.run import Place, Run
-from fedsim_userdp.mechanisms.started import FORMAT, check_continues, read_started, write_started
+from fedsim_userdp.mechanisms.started import FORMAT, check_continues, check_same_runs, read_started, write_started
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.mechanisms.written import Written, as_value, default_mechanism, written
 from fedsim_userdp.plugins import calling, class_name, is_own, reason_of
 from fedsim_userdp.report.data import write_data_json
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.settings import Settings
+from fedsim_userdp.surroundings import without_harmless_warnings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,41 +132,48 @@ def _run_all(
     """See `compare`."""
     if folder is None and resume:
         raise ConfigError("resume=True needs the folder of the run to go on with: folder=PATH")
-    path = Path(tempfile.mkdtemp(prefix="fedsim-")) if folder is None else Path(folder).expanduser()
-    path.mkdir(parents=True, exist_ok=True)
     _check_names([one.name for one in mechanisms])
-    objects = [written("mechanism", one) for one in mechanisms]
-    with own_folder(path.resolve(), is_resumed=resume) as place_of_results:
-        content = _content(study, command, objects, place_of_results)
+    path = Path(tempfile.mkdtemp(prefix="fedsim-")) if folder is None else Path(folder).expanduser().resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    if folder is None:
+        _log.warning("the run folder is %s: name one by folder=PATH to keep it", path)
+    with own_folder(path, is_resumed=resume, going_on="resume=True"), without_harmless_warnings():
+        objects = [written("mechanism", one) for one in mechanisms]
+        content: Mapping[str, Any] = _content(study, command, objects, path)
+        place = _place(study, path, is_resumed=resume)
         if resume:
-            is_other = check_continues(
-                content["config"], path, may_change=Settings.of(study.tree).checkpoint.allow_changes
-            )
-            content = content if is_other else read_started(path)
-        settings = Settings.of(study.tree)
-        place = Place(
-            folder=place_of_results,
-            every=settings.checkpoint.every,
-            keep=settings.checkpoint.keep,
-            is_resumed=resume,
-            allow_changes=settings.checkpoint.allow_changes,
-        )
+            content = _started_with(content, [one.name for one in mechanisms], study, place)
         entries = [
             checked(one, Run.of(_own_copy(study, len(mechanisms)), {"name": one.name, **each.tree}, place))
             for one, each in zip(mechanisms, objects, strict=True)
         ]
         check_central_engine(entries)
-        console = Console()
         planned = [f"{one.name}, seed {study.seed}" for one in mechanisms] if command == "compare" else []
-        results = RunFolder(place_of_results, console, content["choices"], None, planned)
-        found = []
+        results, found = RunFolder(path, Console(emoji=False), content["choices"], None, planned), []
         with results.progress() as progress:
-            begin = partial(write_started, place_of_results, content)
-            for outcome in outcomes(entries, place_of_results, begin, progress):
+            for outcome in outcomes(entries, path, partial(write_started, path, content), progress):
                 results.add(outcome)
                 found.append(outcome)
         results.draw()
-    return Result(place_of_results, tuple(found))
+    return Result(path, tuple(found))
+
+
+def _place(study: Study, folder: Path, *, is_resumed: bool) -> Place:
+    """Where the runs write."""
+    chosen = Settings.of(study.tree).checkpoint
+    return Place(folder, chosen.every, chosen.keep, is_resumed=is_resumed, allow_changes=chosen.allow_changes)
+
+
+def _started_with(content: Mapping[str, Any], names: Sequence[str], study: Study, place: Place) -> Mapping[str, Any]:
+    """What a folder that is gone on with was started with; what is given now where that may differ.
+
+    The command writes mechanisms down in several ways: what of them counts is in the checkpoints.
+    """
+    before = read_started(place.folder)
+    check_same_runs(names, study.seed, before, place.folder)
+    of_mechanisms = frozenset({"compare", "mechanism", "tuned"})
+    changed = check_continues(content["config"], place.folder, place.allow_changes, of_mechanisms)
+    return content if changed else before
 
 
 def _content(study: Study, command: str, mechanisms: Sequence[Written], folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ MARKS = (
 
 
 @contextmanager
-def own_folder(folder: Path, *, is_resumed: bool = False) -> Iterator[Path]:
+def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resume={folder}") -> Iterator[Path]:
     """Gives a folder, kept from other processes for the duration of the block.
 
     Where the block ends in an error before anything was written, the folder is removed again.
@@ -27,6 +27,7 @@ def own_folder(folder: Path, *, is_resumed: bool = False) -> Iterator[Path]:
     Args:
         folder: the folder, which is there.
         is_resumed: whether the run that the folder holds is to be gone on with.
+        going_on: how a run is gone on with, for messages.
 
     Raises:
         ConfigError: when another process is at work in it, it holds a run that is not to be gone on with, or links or
@@ -36,8 +37,8 @@ def own_folder(folder: Path, *, is_resumed: bool = False) -> Iterator[Path]:
         with locked(folder, "output_dir"):
             if not is_resumed and (mark := mark_of_a_run(folder)):
                 raise ConfigError(
-                    f"output_dir={folder} holds a run already ({mark}): go on with it by resume={folder}, or choose "
-                    "another folder"
+                    f"output_dir={folder} holds a run already ({mark}): go on with it by "
+                    f"{going_on.format(folder=folder)}, or choose another folder"
                 )
             if not is_resumed and (above := run_above(folder)) is not None:
                 raise ConfigError(
@@ -48,13 +49,13 @@ def own_folder(folder: Path, *, is_resumed: bool = False) -> Iterator[Path]:
             with kept_inside(folder):
                 yield folder
     except PluginError as error:
-        raise ConfigError(f"{error}; mend it, and {_going_on(folder)}") from error
+        raise ConfigError(f"{error}; mend it, and {_next_step(folder, going_on)}") from error
     except SystemExit as stop:
         if type(stop) is not SystemExit:  # the command's own
             raise
         raise ConfigError(
             f"a class that a setting names called sys.exit({'' if stop.code is None else stop.code}), by which no run "
-            f"ends: leave that out, and {_going_on(folder)}"
+            f"ends: leave that out, and {_next_step(folder, going_on)}"
         ) from stop
     finally:
         _remove_if_empty(folder)
@@ -135,9 +136,9 @@ def _below(path: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in (*folders, *files))
 
 
-def _going_on(folder: Path) -> str:
-    """How to go on after a class of the user's own was mended: a run or comparison that has begun is resumed."""
-    return f"go on with resume={folder}" if (folder / "run.json").is_file() else "start again"
+def _next_step(folder: Path, going_on: str) -> str:
+    """What to do after a class of the user's own was mended: a run or comparison that has begun is resumed."""
+    return f"go on with {going_on.format(folder=folder)}" if (folder / "run.json").is_file() else "start again"
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from fedsim_userdp.mechanisms.history import Outcome
 from fedsim_userdp.mechanisms.run_files import adapter_folder
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.records import ResultRow, RoundRecord
-from fedsim_userdp.report.table import results_table
+from fedsim_userdp.report.table import ResultsTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,9 +33,9 @@ class Result:
         """One row for each mechanism, as in `results.json`; perplexities are not private."""
         return [one.row for one in self.outcomes]
 
-    def table(self) -> Table:
+    def table(self) -> ResultsTable:
         """Returns the rows as a table that shows itself in a terminal (`rich.print`) and in a notebook."""
-        return results_table(self.rows)
+        return ResultsTable(self.rows)
 
     def figure(self) -> "Figure":
         """Returns the plot of perplexities as a matplotlib figure; it is not private."""

@@ -101,7 +101,7 @@ def _is_plain(value: object) -> bool:
     """Whether YAML and JSON can hold a value."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str | Path)
 
@@ -110,6 +110,6 @@ def _plain(value: Any) -> Any:
     """The same of mappings, lists, numbers and texts only."""
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in (sorted(value) if isinstance(value, set | frozenset) else value)]
     return str(value) if isinstance(value, Path) else value

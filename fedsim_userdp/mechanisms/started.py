@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,15 @@ def write_started(folder: Path, content: Mapping[str, Any]) -> None:
     write_text(folder / CONFIG_FILE, yaml.safe_dump(content["config"], sort_keys=False, allow_unicode=True))
 
 
-def check_continues(settings: object, folder: Path, may_change: bool) -> list[str]:
-    """Returns the settings that differ from those that `folder` was run with, said as warnings.
+def check_continues(
+    settings: object, folder: Path, may_change: bool, but_for: frozenset[str] = frozenset()
+) -> list[str]:
+    """Returns the settings that differ from those that `folder` was run with, said as warnings; see `settings_changed`.
 
     Raises:
         ConfigError: some may not differ, or the folder holds no run.
     """
-    said = settings_changed(settings, folder)
+    said = settings_changed(settings, folder, but_for)
     refused = [key for key in said if not may_change or _is_part_of(key, _FIXED)]
     if refused:
         fix = "these cannot change within a run" if may_change else "checkpoint.allow_changes=true allows some changes"
@@ -72,8 +74,32 @@ def check_continues(settings: object, folder: Path, may_change: bool) -> list[st
     return list(said)
 
 
-def settings_changed(settings: object, folder: Path) -> dict[str, str]:
+def check_same_runs(names: Sequence[str], seed: int, started: Mapping[str, Any], folder: Path) -> None:
+    """Raises ConfigError unless a folder was started with runs of these names and this seed, and no other.
+
+    What else the runs depend on is held against their checkpoints.
+    """
+    config = started["config"]
+    if started.get("command") == "run":
+        before, seeds = [config["mechanism"]["name"]], [config["seed"]]
+    else:
+        entries = [one if isinstance(one, dict) else {"mechanism": one} for one in config["compare"]["mechanisms"]]
+        before = [str(one.get("name", one["mechanism"])) for one in entries]
+        seeds = config["compare"]["seeds"] or [config["seed"]]
+    if before != list(names) or seeds != [seed]:
+        raise ConfigError(
+            f"{folder} holds runs of {', '.join(map(str, before))} with seed {', '.join(map(str, seeds))}: go on with "
+            "the same, in this order, or choose another folder"
+        )
+
+
+def settings_changed(settings: object, folder: Path, but_for: frozenset[str] = frozenset()) -> dict[str, str]:
     """Returns how settings differ from those that a folder was run with, by key; free ones are not looked at.
+
+    Args:
+        settings: nested mappings.
+        folder: the run folder.
+        but_for: further keys that are not looked at.
 
     Raises:
         ConfigError: when it holds no run.
@@ -83,7 +109,7 @@ def settings_changed(settings: object, folder: Path) -> dict[str, str]:
     return {
         key: f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}"
         for key in changed
-        if not _is_part_of(key, FREE)
+        if not _is_part_of(key, FREE | but_for)
     }
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 
@@ -39,6 +40,22 @@ def footnote(rows: Sequence[ResultRow]) -> str:
     lines.extend(_unmet(row) for row in claims if _is_unmet(row))
     lines.extend(_worse(row) for row in rows if _is_worse(row))
     return "\n".join(map(printable, "\n".join(lines).split("\n")))
+
+
+class ResultsTable(JupyterMixin):
+    """The rows as a table as wide as where it is shown: a terminal, or a notebook's cell.
+
+    Args:
+        rows: the rows.
+    """
+
+    def __init__(self, rows: Sequence[ResultRow]) -> None:
+        self.rows = tuple(rows)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yields the table and what its columns mean."""
+        yield results_table(self.rows, options.max_width)
+        yield Text(" ".join(footnote(self.rows).split("\n")), style="dim")
 
 
 def results_table(rows: Sequence[ResultRow], width: int = TABLE_WIDTH) -> Table:

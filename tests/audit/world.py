@@ -68,7 +68,10 @@ class Planted:
 def small_store(folder: Path, num_users: int = 60) -> TokenStore:
     texts = [Record(f"user {user}", "some words here again") for user in range(num_users)]
     return open_store(
-        MemoryCorpus(texts, key="audit"), WordTokenizer(), TokenSettings(window=WINDOW, min_words=0), folder
+        MemoryCorpus(texts, key="audit"),
+        WordTokenizer(),
+        TokenSettings(window=WINDOW, min_words=0, min_tokens=2),
+        folder,
     )
 
 

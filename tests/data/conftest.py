@@ -13,7 +13,7 @@ from .sources import WordTokenizer
 @pytest.fixture
 def keep_all():
     """Settings that keep every user."""
-    return TokenSettings(window=8, min_words=0)
+    return TokenSettings(window=8, min_words=0, min_tokens=2)
 
 
 @pytest.fixture

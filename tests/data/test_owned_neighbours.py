@@ -17,10 +17,10 @@ from .sources import WordTokenizer, email
 
 NUM_SENDERS, NUM_PEOPLE, NUM_MAILS = 12, 18, 90
 SETTINGS = [
-    TokenSettings(window=8, min_words=0),
+    TokenSettings(window=8, min_words=0, min_tokens=2),
     TokenSettings(window=8, min_tokens=8, min_words=0),
     TokenSettings(window=6, min_tokens=4, min_words=60),
-    TokenSettings(window=16, min_words=40, long_records="truncate"),
+    TokenSettings(window=16, min_words=40, long_records="truncate", min_tokens=2),
 ]
 
 

@@ -67,7 +67,7 @@ def test_source_records_stay_in_the_corpus_order_with_their_windows_wherever_the
     texts = ["a one two three four", "b five", "c six seven eight nine", "a ten", "b"]
     store = store_of(
         MemoryCorpus([Record(text[0], text, (f"reader {n}",)) for n, text in enumerate(texts)]),
-        TokenSettings(window=3, min_words=0),
+        TokenSettings(window=3, min_words=0, min_tokens=2),
     )
     everything = [record for user in range(store.num_places) for record in store.records(user)]
     first, num = store.source_windows()
@@ -83,7 +83,7 @@ def test_no_user_and_no_record_with_owners_is_left_out_for_its_text_and_that_is_
     assert store.records_per_user.tolist() == [0, 0, 2]
     assert owner_sets(store) == [{0, 3}, {1, 3}, {2}]
     assert (store.num_places, store.stats.num_sources, store.stats.num_owners) == (3, 3, 4)
-    kept = store_of(MemoryCorpus(records), TokenSettings(window=4, min_words=5))
+    kept = store_of(MemoryCorpus(records), TokenSettings(window=4, min_words=5, min_tokens=2))
     assert kept.records_per_user.tolist() == [1, 0, 2]
     assert kept.stats.dropped["user with fewer than 5 words, used all the same as others own these records too"] == 1
 
@@ -110,7 +110,7 @@ def test_the_pool_holds_at_most_k_source_records_of_any_owner_and_gives_each_onc
 def test_a_long_source_record_gives_one_window_that_key_and_place_choose(store_of):
     text = " ".join(chr(65 + n) for n in range(27))
     records = [Record(f"u{n}", text, (f"reader {n}",)) for n in range(60)]
-    plain = store_of(MemoryCorpus(records), TokenSettings(window=4, min_words=0))
+    plain = store_of(MemoryCorpus(records), TokenSettings(window=4, min_words=0, min_tokens=2))
     windows = {tuple(window.tolist()) for window in plain.records(0)}
     pools = [OwnerBoundedStore(plain.path, 5, key).pool() for key in (KEY, KEY, b"another")]
     chosen = [[tuple(record.tokens.tolist()) for record in pool] for pool in pools]

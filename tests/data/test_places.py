@@ -12,8 +12,8 @@ from fedsim_userdp.settings import TokenSettings
 from .sources import NEED_PYARROW, TEXTS, WRITERS
 
 SETTINGS = [
-    TokenSettings(window=8, min_words=0),
-    TokenSettings(window=8, min_words=8),
+    TokenSettings(window=8, min_words=0, min_tokens=2),
+    TokenSettings(window=8, min_words=8, min_tokens=2),
     TokenSettings(window=4, min_tokens=3, min_words=0, long_records="truncate"),
 ]
 

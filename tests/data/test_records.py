@@ -88,7 +88,7 @@ def test_editing_user_b_never_changes_what_user_a_uses(selector, tmp_path):
         "edited": ["x " * 50, "Completely different.", "More of it, too."],
     }.items():
         corpus = memory_corpus({"bob": bob, **{user: TEXTS[user] for user in ("ann", "cid")}}, key=name)
-        store = open_store(corpus, WordTokenizer(), TokenSettings(window=4, min_words=0), tmp_path)
+        store = open_store(corpus, WordTokenizer(), TokenSettings(window=4, min_words=0, min_tokens=2), tmp_path)
         user = next(user for user in range(store.num_users) if store.user_id(user) == "cid")
         chosen.append(as_lists(selector.select(store.records(user), 2, np.random.default_rng(5))))
     assert chosen[0] == chosen[1]

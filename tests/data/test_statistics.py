@@ -39,7 +39,7 @@ def test_a_bound_below_one_is_refused():
 
 
 def test_statistics_of_a_store_are_json_with_drop_counts_and_marked_as_not_private(store_of):
-    store = store_of(memory_corpus(), TokenSettings(window=4, min_words=9))
+    store = store_of(memory_corpus(), TokenSettings(window=4, min_words=9, min_tokens=2))
     found = json.loads(json.dumps(corpus_statistics(store, [1, 2]).to_dict()))
     assert found["num_users"] == store.num_users
     assert found["records_per_user"]["total"] == store.stats.num_records
@@ -70,6 +70,6 @@ def test_without_declared_owners_owners_are_the_users(store_of):
 
 def test_statistics_hold_no_user_id_and_no_text(store_of):
     records = [Record("CANARY-ann", "CANARY text of hers"), Record("CANARY-bob", " "), Record("CANARY-cid", "one two")]
-    found = corpus_statistics(store_of(MemoryCorpus(records), TokenSettings(window=8, min_words=3)), [1])
+    found = corpus_statistics(store_of(MemoryCorpus(records), TokenSettings(window=8, min_words=3, min_tokens=2)), [1])
     assert found.dropped
     assert "CANARY" not in json.dumps(found.to_dict())

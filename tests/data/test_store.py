@@ -30,7 +30,7 @@ def all_records(store):
 
 
 def test_store_holds_every_record_with_its_end_mark(store_of):
-    store = store_of(memory_corpus(), TokenSettings(window=64, min_words=0))
+    store = store_of(memory_corpus(), TokenSettings(window=64, min_words=0, min_tokens=2))
     tokenizer = WordTokenizer()
     expected = {user: [[*ids, 0] for ids in tokenizer(texts)["input_ids"]] for user, texts in TEXTS.items()}
     assert all_records(store) == expected
@@ -46,15 +46,15 @@ def test_records_of_one_user_that_come_apart_are_joined_in_order(store_of):
 
 def test_split_cuts_a_long_record_into_consecutive_windows(store_of):
     corpus = MemoryCorpus([Record("a", " ".join(f"w{i:04d}{'x' * (i % 40)}" for i in range(21)))])
-    whole = store_of(corpus, TokenSettings(window=64, min_words=0)).records(0)[0]
-    windows = store_of(corpus, TokenSettings(window=8, min_words=0)).records(0)
+    whole = store_of(corpus, TokenSettings(window=64, min_words=0, min_tokens=2)).records(0)[0]
+    windows = store_of(corpus, TokenSettings(window=8, min_words=0, min_tokens=2)).records(0)
     assert [len(w) for w in windows] == [8, 8, 6]
     assert np.concatenate(windows).tolist() == whole.tolist()
 
 
 def test_truncate_keeps_the_first_window_and_counts_the_rest(store_of):
     corpus = MemoryCorpus([Record("a", "w " * 21)])
-    store = store_of(corpus, TokenSettings(window=8, min_words=0, long_records="truncate"))
+    store = store_of(corpus, TokenSettings(window=8, min_words=0, long_records="truncate", min_tokens=2))
     assert [len(r) for r in store.records(0)] == [8]
     assert store.stats.dropped["record cut to its first 8 tokens"] == 1
 
@@ -74,7 +74,7 @@ def test_short_records_and_users_with_few_words_are_left_out_and_counted(store_o
 
 def test_min_words_counts_all_words_of_a_user(store_of):
     texts = {"a": ["one two", "three four"], "b": ["one two three"]}
-    store = store_of(memory_corpus(texts), TokenSettings(min_words=4))
+    store = store_of(memory_corpus(texts), TokenSettings(min_words=4, min_tokens=2))
     assert all_records(store).keys() == {"a"}
     assert store.stats.dropped["user with fewer than 4 words"] == 1
     assert store.stats.dropped["record of a user with fewer than 4 words"] == 1
@@ -137,7 +137,7 @@ def test_a_user_outside_the_range_is_refused(store_of, user):
 
 def test_no_user_left_is_refused_with_the_counts(store_of):
     with pytest.raises(DataError, match=r"no user is left: .*user with fewer than 1000 words: 3"):
-        store_of(memory_corpus(), TokenSettings(min_words=1000))
+        store_of(memory_corpus(), TokenSettings(min_words=1000, min_tokens=2))
 
 
 def test_content_digest_tells_any_token_id_record_end_and_owner_from_another(store_of):
@@ -323,7 +323,7 @@ def slow():
         print("reading", flush=True)
         time.sleep(float(sys.argv[2]))
 corpus.records = slow
-open_store(corpus, WordTokenizer(), TokenSettings(window=8, min_words=0), Path(sys.argv[1]))
+open_store(corpus, WordTokenizer(), TokenSettings(window=8, min_words=0, min_tokens=2), Path(sys.argv[1]))
 print("done", corpus.num_passes, flush=True)
 """
 

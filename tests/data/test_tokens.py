@@ -35,7 +35,7 @@ def test_settings_out_of_range_are_refused_with_name_and_value(values, message):
 
 
 def test_a_typed_end_mark_stays_text(bpe_tokenizer):
-    (ids,) = encode_texts(bpe_tokenizer, ["the end <|endoftext|> the fox"], TokenSettings())
+    (ids,) = encode_texts(bpe_tokenizer, ["the end <|endoftext|> the fox"], TokenSettings(min_tokens=2))
     assert bpe_tokenizer.eos_token_id not in ids
     assert bpe_tokenizer.decode(ids) == "the end <|endoftext|> the fox"
 
@@ -63,7 +63,7 @@ def test_every_record_begins_once_with_the_beginning_mark_if_the_tokenizer_has_i
 ):
     tokenizer = with_bos(bpe_tokenizer, adds_it=adds_it)
     settings = TokenSettings(
-        window=8, min_words=0, append_eos=append_eos, long_records=long_records, prepend_bos=prepend_bos
+        window=8, min_words=0, append_eos=append_eos, long_records=long_records, prepend_bos=prepend_bos, min_tokens=2
     )
     corpus = MemoryCorpus([Record("a", TEXT), Record("a", "the fox"), Record("b", "<s>the fox")])
     store = store_of(corpus, settings, tokenizer)
@@ -80,17 +80,19 @@ def test_every_record_begins_once_with_the_beginning_mark_if_the_tokenizer_has_i
 
 def test_the_beginning_mark_does_not_make_up_for_text(bpe_tokenizer, store_of):
     tokenizer = with_bos(bpe_tokenizer)
-    (ids,) = encode_texts(tokenizer, ["the fox"], TokenSettings())
-    fits = TokenSettings(window=len(ids) + 1, min_words=0)
+    (ids,) = encode_texts(tokenizer, ["the fox"], TokenSettings(min_tokens=2))
+    fits = TokenSettings(window=len(ids) + 1, min_words=0, min_tokens=2)
     (record,) = store_of(MemoryCorpus([Record("a", "the fox")]), fits, tokenizer).records(0)
     assert record.tolist() == [tokenizer.bos_token_id, *ids]
 
 
 def test_a_model_without_a_beginning_mark_has_none(bpe_tokenizer):
-    assert bos_of(bpe_tokenizer, TokenSettings()) == bos_of(WordTokenizer(), TokenSettings()) == []
-    assert bos_of(ModelSource().load_tokenizer(), TokenSettings()) == []
+    assert (
+        bos_of(bpe_tokenizer, TokenSettings(min_tokens=2)) == bos_of(WordTokenizer(), TokenSettings(min_tokens=2)) == []
+    )
+    assert bos_of(ModelSource().load_tokenizer(), TokenSettings(min_tokens=2)) == []
     with pytest.raises(DataError, match=r"tokenizer WordTokenizer has no beginning-of-text token: .*prepend_bos=false"):
-        bos_of(WordTokenizer(), TokenSettings(prepend_bos=True))
+        bos_of(WordTokenizer(), TokenSettings(prepend_bos=True, min_tokens=2))
 
 
 def test_a_window_without_room_for_the_beginning_mark_is_refused(bpe_tokenizer, store_of):
@@ -102,7 +104,7 @@ def test_the_beginning_mark_has_a_store_of_its_own(bpe_tokenizer, store_of):
     corpus, found = MemoryCorpus([Record("a", TEXT)]), set()
     for prepend_bos in ("auto", True, False):
         for adds_it in (True, False):
-            settings = TokenSettings(window=8, min_words=0, prepend_bos=prepend_bos)
+            settings = TokenSettings(window=8, min_words=0, prepend_bos=prepend_bos, min_tokens=2)
             found.add(store_of(corpus, settings, with_bos(bpe_tokenizer, adds_it=adds_it)).fingerprint)
     assert len(found) == 6
 
@@ -114,7 +116,7 @@ CONTROL = ["<think>", "</think>", "[tool call]", "<|im_start|>", "\u2581<x>"]
 def test_an_added_token_that_is_not_marked_special_stays_text_when_somebody_types_it(bpe_tokenizer, store_of, token):
     tokenizer = with_bos(bpe_tokenizer, added=CONTROL)
     text = f"the end {token} the{token}fox"
-    settings = TokenSettings(window=200, min_words=0)
+    settings = TokenSettings(window=200, min_words=0, min_tokens=2)
     (record,) = store_of(MemoryCorpus([Record("a", text)]), settings, tokenizer).records(0)
     assert tokenizer.convert_tokens_to_ids(token) in tokenizer(text)["input_ids"]
     assert set(record[1:-1]).isdisjoint(tokenizer.added_tokens_decoder)
@@ -144,12 +146,14 @@ def tokenizer_of(kind):
 def test_control_tokens_of_the_vocabulary_itself_stay_text_when_somebody_types_them(store_of, kind):
     tokenizer = tokenizer_of(kind)
     text = "the fox </s> <s> <think> dog\n\nthe"
-    (record,) = store_of(MemoryCorpus([Record("a", text)]), TokenSettings(window=99, min_words=0), tokenizer).records(0)
+    (record,) = store_of(
+        MemoryCorpus([Record("a", text)]), TokenSettings(window=99, min_words=0, min_tokens=2), tokenizer
+    ).records(0)
     typed = record[:-1].tolist()
     assert not {tokenizer.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<think>")} & set(typed)
     assert tokenizer.convert_tokens_to_ids("\n\n") in typed
-    (plain,) = encode_texts(tokenizer, ["the quick fox"], TokenSettings())
-    (same,) = encode_texts(TypedText(tokenizer), ["the quick fox"], TokenSettings())
+    (plain,) = encode_texts(tokenizer, ["the quick fox"], TokenSettings(min_tokens=2))
+    (same,) = encode_texts(TypedText(tokenizer), ["the quick fox"], TokenSettings(min_tokens=2))
     assert plain.tolist() == same.tolist()
     if kind == "words":
         assert typed.count(tokenizer.unk_token_id) == 3
@@ -157,7 +161,7 @@ def test_control_tokens_of_the_vocabulary_itself_stay_text_when_somebody_types_t
 
 def test_added_tokens_of_white_space_stay_tokens(bpe_tokenizer, store_of):
     tokenizer = with_bos(bpe_tokenizer, added=["    ", "\n\n", "<think>"])
-    settings = TokenSettings(window=200, min_words=0)
+    settings = TokenSettings(window=200, min_words=0, min_tokens=2)
     (record,) = store_of(MemoryCorpus([Record("a", "the    fox\n\n<think>")]), settings, tokenizer).records(0)
     spaces = tokenizer.convert_tokens_to_ids(["    ", "\n\n"])
     assert [id for id in record[1:-1] if id in tokenizer.added_tokens_decoder] == spaces
@@ -165,36 +169,38 @@ def test_added_tokens_of_white_space_stay_tokens(bpe_tokenizer, store_of):
 
 def test_a_long_text_in_pieces_gives_the_tokens_of_the_whole(bpe_tokenizer, monkeypatch):
     text = "the quick brown fox\njumps over  the lazy dog " * 40
-    (whole,) = encode_texts(bpe_tokenizer, [text], TokenSettings())
+    (whole,) = encode_texts(bpe_tokenizer, [text], TokenSettings(min_tokens=2))
     monkeypatch.setattr(tokens, "PIECE_CHARS", 97)
-    (pieces,) = encode_texts(bpe_tokenizer, [text], TokenSettings())
+    (pieces,) = encode_texts(bpe_tokenizer, [text], TokenSettings(min_tokens=2))
     assert bpe_tokenizer.decode(pieces) == text
     assert np.mean(pieces[:100] == whole[:100]) > 0.95
 
 
 def test_a_long_text_without_white_space_is_still_tokenised_whole(bpe_tokenizer, monkeypatch):
     monkeypatch.setattr(tokens, "PIECE_CHARS", 10)
-    (ids,) = encode_texts(bpe_tokenizer, ["é" * 101], TokenSettings())
+    (ids,) = encode_texts(bpe_tokenizer, ["é" * 101], TokenSettings(min_tokens=2))
     assert bpe_tokenizer.decode(ids) == "é" * 101
 
 
 def test_a_50_mb_record_is_truncated_without_being_tokenised_whole(bpe_tokenizer, store_of):
     corpus = MemoryCorpus([Record("a", "the lazy dog " * 4_000_000), Record("b", "the fox jumps over")])
-    settings = TokenSettings(window=64, min_words=0, long_records="truncate")
+    settings = TokenSettings(window=64, min_words=0, long_records="truncate", min_tokens=2)
     store = store_of(corpus, settings, bpe_tokenizer)
     assert [len(record) for record in store.records(0)] == [64]
     assert store.stats.dropped == {"record cut to its first 64 tokens": 1}
 
 
 def test_a_record_of_megabytes_is_split_into_windows(bpe_tokenizer, store_of):
-    store = store_of(MemoryCorpus([Record("a", "the lazy dog " * 100_000)]), TokenSettings(), bpe_tokenizer)
+    store = store_of(MemoryCorpus([Record("a", "the lazy dog " * 100_000)]), TokenSettings(min_tokens=2), bpe_tokenizer)
     assert store.num_tokens(0) >= 300_000
     assert {len(record) for record in store.records(0)[:-1]} == {64}
 
 
 @pytest.mark.slow
 def test_a_50_mb_record_is_split_into_windows(bpe_tokenizer, store_of):
-    store = store_of(MemoryCorpus([Record("a", "the lazy dog " * 4_000_000)]), TokenSettings(), bpe_tokenizer)
+    store = store_of(
+        MemoryCorpus([Record("a", "the lazy dog " * 4_000_000)]), TokenSettings(min_tokens=2), bpe_tokenizer
+    )
     assert store.num_tokens(0) >= 12_000_000
 
 
@@ -218,7 +224,7 @@ def test_a_tokenizer_without_an_end_mark_is_refused_unless_none_is_wanted(store_
     corpus = MemoryCorpus([Record("a", "one two three")])
     with pytest.raises(DataError, match=r"WordTokenizer has no end-of-text token: .* tokens\.append_eos=false"):
         store_of(corpus, tokenizer=tokenizer)
-    store = store_of(corpus, TokenSettings(min_words=0, append_eos=False), tokenizer)
+    store = store_of(corpus, TokenSettings(min_words=0, append_eos=False, min_tokens=2), tokenizer)
     assert len(store.records(0)[0]) == 3
 
 
@@ -229,7 +235,7 @@ def test_a_tokenizer_without_padding_works(bpe_tokenizer, store_of):
 
 def test_tokenizer_fingerprint_ignores_padding_state_and_use_but_not_the_vocabulary(bpe_tokenizer):
     before = tokenizer_fingerprint(bpe_tokenizer)
-    encode_texts(bpe_tokenizer, ["the fox"], TokenSettings())
+    encode_texts(bpe_tokenizer, ["the fox"], TokenSettings(min_tokens=2))
     bpe_tokenizer(["the fox jumps"], truncation=True, max_length=2)
     assert tokenizer_fingerprint(bpe_tokenizer) == before
     import copy

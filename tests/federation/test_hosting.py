@@ -37,7 +37,9 @@ def zipf_users(folder: Path, num_users: int = 400) -> TrainingUsers:
             words = int(min(left, generator.integers(1, 41)))
             records.append(Record(f"user {user}", " ".join(["word"] * words)))
             left -= words
-    store = open_store(MemoryCorpus(records), WordTokenizer(), TokenSettings(window=WINDOW, min_words=0), folder)
+    store = open_store(
+        MemoryCorpus(records), WordTokenizer(), TokenSettings(window=WINDOW, min_words=0, min_tokens=2), folder
+    )
     return TrainingUsers(store, np.arange(store.num_users), RandomRecords(), MOST_RECORDS, WINDOW, RunKey.seeded(0))
 
 

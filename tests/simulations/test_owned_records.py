@@ -157,7 +157,7 @@ def test_user_wise_training_without_noise_claims_nothing_and_runs(settings: list
 def test_no_pool_has_a_record_longer_than_the_window_whoever_owns_it(tmp_path: Path) -> None:
     plain = small_store(tmp_path / "plain")
     owned = MemoryCorpus([Record("a", "one two three four five", ("b",)), Record("b", "one two", ("a",))])
-    with_owners = open_store(owned, WordTokenizer(), TokenSettings(window=16, min_words=0), tmp_path)
+    with_owners = open_store(owned, WordTokenizer(), TokenSettings(window=16, min_words=0, min_tokens=2), tmp_path)
     for store, origin in ((plain, "records=RandomRecords"), (with_owners, "the store of records with several owners")):
         task = small_task(tmp_path / "run", plain)
         assert len(with_changes(task, store=store, window=12).pool(3))

@@ -11,9 +11,10 @@ from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fedsim_userdp.mechanisms.compare import Session
+from fedsim_userdp.mechanisms.settings_tree import leaves as leaves_of
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.simulations.arguments import _leaves, check_types
+from fedsim_userdp.simulations.arguments import check_types
+from fedsim_userdp.simulations.configured import configured_entries
 from fedsim_userdp.simulations.refusals import REFUSALS, sentence
 from tests.hostile.test_settings import remembered
 from tests.simulations.corpora import small_settings, write_jsonl
@@ -68,7 +69,7 @@ def composed(overrides: list[str]) -> DictConfig:
 def test_what_is_refused_is_named(settings: list[str], choice: list[str], values: list[Any], tmp_path: Path) -> None:
     kept = [one for one in settings if "selection" not in choice[0] or not one.startswith("selection")]
     config, wrong = composed([*kept, *choice, "output_dir=run"]), []
-    leaves = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
+    leaves = dict(leaves_of(OmegaConf.to_container(config, resolve=True)))
     keys = [key for key in leaves if not key.endswith("_") and key not in ("output_dir", "resume")]
     if choice != CHOICES[0]:  # the rest is as there
         keys = [key for key in keys if key.startswith(tuple(one.partition("=")[0].split(".")[0] for one in choice))]
@@ -79,7 +80,7 @@ def test_what_is_refused_is_named(settings: list[str], choice: list[str], values
             try:
                 with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
                     check_types(changed, "run")
-                Session([changed], tmp_path / "run", lambda: None)
+                configured_entries([changed], tmp_path / "run")
             except REFUSALS as error:
                 if ELSEWHERE.get((key, value), key) not in sentence(error):
                     wrong.append(f"{key}={value}: {sentence(error)}")

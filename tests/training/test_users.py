@@ -28,7 +28,9 @@ def texts_of(num_users: int) -> dict[str, list[str]]:
 @pytest.fixture
 def opened(tmp_path: Path):
     def open_it(texts: dict[str, list[str]], selector: object, k: int = 2, seed: int = 0) -> TrainingUsers:
-        store = open_store(corpus_of(texts), WordTokenizer(), TokenSettings(window=WINDOW, min_words=0), tmp_path)
+        store = open_store(
+            corpus_of(texts), WordTokenizer(), TokenSettings(window=WINDOW, min_words=0, min_tokens=2), tmp_path
+        )
         return TrainingUsers(store, np.arange(store.num_users), selector, k, WINDOW, RunKey.seeded(seed))
 
     return open_it

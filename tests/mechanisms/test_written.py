@@ -1,0 +1,101 @@
+"""Objects written down as settings lead to the same objects again."""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+
+from fedsim_userdp import conf
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.settings_tree import tree_of
+from fedsim_userdp.mechanisms.written import as_value, defaults_in, tuned_tree, written
+from fedsim_userdp.selection import PoissonSelector
+from fedsim_userdp.settings import SECTIONS, Settings
+from fedsim_userdp.simulations.configured import plain
+
+ROOT = Path(str(conf.__file__)).resolve().parent
+FILES = [
+    (path.parent.name, path.stem)
+    for path in sorted(ROOT.glob("*/*.yaml"))
+    if path.parent.name not in ("experiment", "__pycache__")
+]
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
+        return plain(compose("compare", overrides=[*overrides, "output_dir=none"]))
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def test_what_a_file_of_settings_makes_is_written_down_as_that_file(group: str, name: str) -> None:
+    """So a run made in Python has the identity of the command's, and the command can go on with it."""
+    tree = composed(f"{group}={name}")[group]
+    found = written(group, instantiate(tree))
+    alike = {"selection": {"seldom": "poisson"}}.get(group, {}).get(name, name)
+    assert found.tree == tree
+    assert found.choice in (name, alike)
+    assert composed(f"{group}={found.choice}", *found.overrides)[group] == tree
+    assert defaults_in(group, name) == tree
+
+
+@pytest.mark.parametrize(
+    ("group", "value"),
+    [
+        ("selection", PoissonSelector(0.123)),
+        ("optimizer", partial(torch.optim.AdamW, weight_decay=0.1, betas=(0.8, 0.9))),
+        ("optimizer", partial(torch.optim.SGD)),
+    ],
+)
+def test_overrides_of_an_object_lead_to_it(group: str, value: object) -> None:
+    found = written(group, value)
+    tree = composed(f"{group}={found.choice}", *found.overrides)[group]
+    assert tree == found.tree
+    assert written(group, instantiate(tree, _convert_="all")).tree == tree
+
+
+@pytest.mark.parametrize("value", ["it's", "a\\'b", "${x}", "", "1", "[a]", None, True, 1, 1e-7, [1, "b"], {"k": "v'"}])
+def test_a_value_is_read_as_it_was_written(value: object) -> None:
+    assert composed(f"+lora.probe={as_value(value)}")["lora"]["probe"] == value
+
+
+def test_the_sections_of_the_base_file_are_the_settings_classes() -> None:
+    """One definition: same settings, same defaults."""
+    base = yaml.safe_load((ROOT / "base.yaml").read_text(encoding="utf-8"))
+    tree = Settings().to_tree()
+    for name in SECTIONS:
+        assert base[name] == tree[name], name
+    assert {name: base[name] for name in ("seed", "threads", "cache_dir")} == {
+        name: tree[name] for name in ("seed", "threads", "cache_dir")
+    }
+
+
+def test_the_mechanisms_defaults_are_the_commands() -> None:
+    tuned = composed()["tuned"]
+    assert tuned_tree() == tuned
+    from fedsim_userdp import NonPrivate, RecordLevelDP, UserWise, UserWiseAdaptive, ZeroShot
+
+    for value in (UserWise(), UserWiseAdaptive(), RecordLevelDP(), RecordLevelDP(accountant="tight"), NonPrivate()):
+        assert composed(f"mechanism={value.name}")["mechanism"] == tree_of("mechanism", value)
+        assert not written("mechanism", value).overrides
+    assert asdict(ZeroShot()) == {"name": "zero_shot"}
+
+
+class _Holder:
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+
+def test_what_cannot_be_written_down_is_refused() -> None:
+    class Local:
+        """Nobody can import this."""
+
+    with pytest.raises(ConfigError, match="must be defined at the top of a module"):
+        tree_of("selection", Local())
+    with pytest.raises(ConfigError, match="its setting thing is object"):
+        tree_of("selection", _Holder(object()))
