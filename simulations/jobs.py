@@ -88,10 +88,6 @@ def _run(
         begin = beginning(config, command)
         with without_garbage_collection():
             from fedsim_userdp.mechanisms.compare import outcomes  # here, so that --help need not load torch
-                check_central_engine,
-                checked,
-                outcomes,
-            )
             from fedsim_userdp.mechanisms.folder import RunFolder
             from fedsim_userdp.mechanisms.sweep import jobs_of
             from fedsim_userdp.report.table import result_console

@@ -106,7 +106,7 @@ def test_store_is_built_once_and_opened_afterwards(store_of):
     ],
 )
 def test_each_setting_has_a_store_of_its_own(store_of, changed):
-    plain = {"window": 8, "min_words": 0}
+    plain = {"window": 8, "min_words": 0, "min_tokens": 2}
     first = store_of(memory_corpus(), TokenSettings(**plain))
     assert store_of(memory_corpus(), TokenSettings(**(plain | changed))).fingerprint != first.fingerprint
 
