@@ -78,6 +78,11 @@ class Corpus(Protocol):
         The records of one user may come apart. Each call starts a new pass and resets `dropped`. Whoever is named
         as a user gets at least one record, if only one without text.
 
+        Assumes: one user's records do not depend on another user's.  A corpus that gives each text once, whoever wrote
+            it first, drops one of near-duplicates of several users, or scales, sorts or cuts texts by what is in
+            others, lets one user change what is used of another, so that no claim for a user holds; nothing can tell
+            that from outside.  Repeats within one user's texts may be dropped.
+
         Assumes: where records have several owners, which records are given, in which order and who owns them does
             not follow from anybody's text, as the privacy claim takes that as public.
 

@@ -16,7 +16,11 @@ class RecordSelector(Protocol):
     """Chooses what a user contributes. Any class with these members can be named by `_target_`.
 
     Guarantee: `select` is given one user's records and nothing else, so no other user's data can change what a
-        user contributes.
+        user contributes.  One that is not this package's is copied for every call (`copy.deepcopy`), so that it
+        remembers nothing: neither of other users, nor of the same user's earlier rounds, nor in a second call.
+
+    Assumes: nothing is kept in its class or module from one call to the next. A few users are asked again after others,
+        and a selection that then answers otherwise is refused; what this does not show is an assumption of the claim.
 
     Attributes:
         fresh: True to choose anew at every participation of a user, False to choose once for all. A centralized

@@ -18,7 +18,8 @@ _USERS = 4  # whose choice of records is tried out
 def check_plugins(run: Run, guarantee: Guarantee, records_per_user: int, population: Population | None = None) -> None:
     """Raises where a class of the user's own fails at the first thing that a run will ask of it.
 
-    Copies are asked, so that what a class remembers is not changed; one that cannot be copied is asked by the run only.
+    Copies are asked, so that what a class remembers is not changed; a selection of users or an optimizer that cannot be
+    copied is asked by the run only.
 
     Args:
         run: the run, with its study's selection of users, choice of records and optimizer.
@@ -47,23 +48,20 @@ def _check_selection(run: Run, guarantee: Guarantee, population: Population) -> 
 
 
 def _check_records(run: Run, records_per_user: int) -> None:
-    """Tries out the choice of records of a few users."""
+    """Tries out the choice of records of a few users, each before and after the others."""
     if is_own(run.study.records):
         return
-    try:
-        users = run.training_users(records_per_user)
-        users = type(users)(**{**vars(users), "selector": copy.deepcopy(run.study.records)})
-    except Exception:  # noqa: BLE001 - as above
-        return
-    problems = []
+    users, answers, problems = run.training_users(records_per_user), [], []
     tried = range(min(_USERS, run.study.num_users))
-    for user in tried:
-        try:
-            users.chosen_records(user, round=1)
-        except RecordChoiceError as error:
-            raise ConfigError(str(error)) from error
-        except PluginError as error:
-            problems.append(error)
+    try:
+        for user in tried:
+            try:
+                answers.append((user, users.chosen_records(user, round=1)))
+            except PluginError as error:
+                problems.append(error)
+        users.refuse_memory(reversed(answers), round=1)
+    except RecordChoiceError as error:
+        raise ConfigError(str(error)) from error
     if problems and len(problems) == len(tried):  # one user's failure is that user's
         raise problems[0]
 

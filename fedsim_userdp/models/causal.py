@@ -6,9 +6,11 @@ from torch import Tensor, nn
 
 from fedsim_userdp.errors import MODEL_FAILURES, ModelError
 from fedsim_userdp.models.precision import is_reduced, without_autocast
+from fedsim_userdp.models.special_tokens import special_ids, with_special
 
 _LENGTH = 12  # tokens
 _CHANGED = (11, 6)  # places whose token is changed in turn
+_MOST_SPECIAL = 4  # tokens of a role that are tried
 # Part of a token's own effect on the logits that may show before it by rounding, where layers see tokens in one list.
 _EFFECT = {False: 1e-4, True: 0.05}
 _LEAK = 1e-6  # the same of a gradient, into which rounding puts nothing
@@ -17,7 +19,8 @@ _LEAK = 1e-6  # the same of a gradient, into which rounding puts nothing
 def refuse_looking_ahead(model: nn.Module, location: str, length: int | None) -> None:
     """Raises ModelError when a model's logits depend on later tokens: a perplexity of such a model means nothing.
 
-    It is tried, since no name tells: a later token is changed, and earlier logits must stay.
+    It is tried, since no name tells: a later token is changed, and earlier logits must stay; on any tokens, and on some
+    of which every other one has a role, such as that of padding.
 
     Args:
         model: a language model in eval mode; left as it was.
@@ -27,9 +30,12 @@ def refuse_looking_ahead(model: nn.Module, location: str, length: int | None) ->
     name = type(model).__name__
     num_tokens = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     tokens = np.random.default_rng(0).integers(0, num_tokens, min(_LENGTH, length or _LENGTH))
+    tried = [(tokens, min(place, len(tokens) - 1)) for place in _CHANGED]
+    for special in special_ids(model)[:_MOST_SPECIAL]:
+        tried.append((with_special(tokens, (special,)), max(len(tokens) - 2, 0)))  # the last special one is changed
     try:
         with without_autocast():
-            looks_ahead = any(_shows_before(model, tokens, min(place, len(tokens) - 1)) for place in _CHANGED)
+            looks_ahead = any(_shows_before(model, text, place) for text, place in tried)
     except MODEL_FAILURES as error:
         first = str(error).partition("\n")[0]
         raise ModelError(f"model.path={location}: {name} cannot read {len(tokens)} tokens ({first})") from error

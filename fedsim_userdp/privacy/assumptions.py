@@ -19,6 +19,10 @@ _OF_EVERY_CLAIM = (
     "base model and tokenizer were made without the data of these users",
     "nodes fail for reasons that have nothing to do with the data of their users",
 )
+_OWN_RECORDS = (
+    "where one of these classes reads the users' records or chooses among them, one user's records do not depend on "
+    "another user's: none is left out, cut or put first for what another user wrote"
+)
 _KEY = {
     "seeded": "nobody towards whom anything is claimed knows or guesses the seed, which the files of this folder tell "
     "and which is 0 where nobody set it",
@@ -54,6 +58,7 @@ def assumptions_of(
         _KEY[noise_source],
         floating_point(precision),
         *(f"{name}, which is not part of this package, does what it declares, by its code alone" for name in foreign),
+        *([_OWN_RECORDS] if foreign else []),
     )
 
 

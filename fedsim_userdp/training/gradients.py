@@ -123,7 +123,7 @@ def why_not_stacked(model: nn.Module, window: int) -> str | None:
     Structure first; then both ways are tried on a few records of random tokens and adapters of which no factor is 0,
     which shows whatever mixes rows, such as experts that see the batch's tokens in one list, or depends on the batch's
     length.  Mixed precision is left out of that.  The model stays as it was.  It costs what a few short records cost,
-    and one forward and backward pass of two records of `window` tokens and one more forward pass of one.
+    and one forward and backward pass of three records of `window` tokens and one more of half of one.
 
     Args:
         model: a PEFT model.
@@ -144,8 +144,8 @@ def why_not_stacked(model: nn.Module, window: int) -> str | None:
 def _why_stacked_differs(model: nn.Module, alone: UnitGradients, probe: Probe) -> str | None:
     """Which layer's gradients are others when units are stacked, each with an adapter of its own."""
     for units in (probe.units, probe.records, probe.beside_longest):  # ragged, even, and long
-        # Beside the longest record the short one alone is compared, which costs nothing.
-        compared = units[:1] if units is probe.beside_longest else units
+        # Beside the longest record the others alone are compared, which costs little.
+        compared = units[:-1] if units is probe.beside_longest else units
         batch, adapters = collate(units, probe.device), probe.adapters(len(units))
         expected, _ = alone(probe.adapters(len(compared)), collate(compared, probe.device), PROBE_STEP)
         if unused := [name for name, gradient in expected.items() if not gradient.any()]:

@@ -227,7 +227,9 @@ def _refuse_unsupported(model: nn.Module) -> None:
 
 
 def _gradients_alone(model: nn.Module, probe: Probe) -> list[dict[str, Tensor]]:
-    """The gradients of the probe's records, before and after the change, each from a forward pass of its own.
+    """The gradients of the probe's records, before and after the change, and of those beside the longest one.
+
+    Each is from a forward pass of its own.
 
     Raises:
         ModelError: where the model mixes records whatever is done.
@@ -236,8 +238,8 @@ def _gradients_alone(model: nn.Module, probe: Probe) -> list[dict[str, Tensor]]:
     with without_autocast():
         if reason := why_rows_mix(model, alone, probe):
             raise ModelError(f"central.engine=opacus: {reason}: {_FIX}")
-        batches = [collate(records, probe.device) for records in (probe.records, probe.changed)]
-        return [alone(adapters, batch, PROBE_STEP)[0] for batch in batches]
+        tried = (probe.records, probe.changed, probe.beside_longest[:-1])
+        return [alone(adapters, collate(records, probe.device), PROBE_STEP)[0] for records in tried]
 
 
 def _try_out(step: OpacusStep, probe: Probe, expected: Sequence[dict[str, Tensor]]) -> None:
@@ -255,19 +257,14 @@ def _try_out(step: OpacusStep, probe: Probe, expected: Sequence[dict[str, Tensor
 
 def _why_wrong(step: OpacusStep, probe: Probe, expected: Sequence[dict[str, Tensor]]) -> str | None:
     """Why the step's per-record gradients or clipped sums are wrong, or None where they are right."""
-    for records, gradients in zip((probe.records, probe.changed), expected, strict=True):
+    for records, gradients in zip((probe.records, probe.changed, probe.beside_longest), expected, strict=True):
         with without_autocast():
             step.find_gradients(collate(records, probe.device), PROBE_STEP)
-        found = step.optimizer.named_samples()
+        compared = len(next(iter(gradients.values())))  # all but the longest
+        found = first_of(step.optimizer.named_samples(), compared)
         step.optimizer.forget_samples()
         if reason := why_different(step.module, found, gradients):
             return reason
-    with without_autocast():
-        step.find_gradients(collate(probe.beside_longest, probe.device), PROBE_STEP)
-    found = first_of(step.optimizer.named_samples(), 1)
-    step.optimizer.forget_samples()
-    if reason := why_different(step.module, found, first_of(expected[0], 1)):
-        return reason
     step.optimizer.max_grad_norm = float(unit_norms(expected[0]).min()) / 2  # all are clipped
     everybody = _sum_of(step, probe.records)
     for place, record in enumerate(probe.records):

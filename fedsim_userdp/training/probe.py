@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedsim_userdp.errors import MODEL_FAILURES, ModelError
 from fedsim_userdp.models.adapters import lora_layers, trainable_state, with_adapter
+from fedsim_userdp.models.special_tokens import special_ids, with_special
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, collate
 from fedsim_userdp.training.losses import token_losses
@@ -38,10 +39,11 @@ class Probe:
 
     Attributes:
         stacked: an adapter for each record, name to tensor of shape [records, ...].
-        records: units of one record each, of different lengths.
+        records: units of one record each, of different lengths; tokens that mean something to the model stand at the
+            ends of every record and inside.
         changed: the same with other tokens in all but the first.
         units: the same records as two units, the second of two records.
-        beside_longest: the first record and one of as many tokens as a record may have.
+        beside_longest: the first record, one of half as many tokens as a record may have, and one of as many.
     """
 
     stacked: dict[str, Tensor]
@@ -80,15 +82,20 @@ def probe_for(model: nn.Module, window: int) -> Probe:
         return torch.from_numpy(generator.uniform(-bound, bound, (len(_LENGTHS), *shape)).astype(np.float32))
 
     stacked = {name: drawn(tensor.shape).to(device) for name, tensor in trainable_state(model).items()}
-    first, second, third = (generator.integers(0, vocabulary_size(model), length) for length in _LENGTHS)
-    others = [generator.integers(0, vocabulary_size(model), length) for length in _LENGTHS[1:]]
-    longest = generator.integers(0, vocabulary_size(model), window)
+    special = special_ids(model)
+
+    def record(length: int, turn: int = 0) -> np.ndarray:
+        return with_special(generator.integers(0, vocabulary_size(model), length), special, turn)
+
+    first, second, third = (record(length, turn) for turn, length in enumerate(_LENGTHS))
+    others = [record(length, turn) for turn, length in enumerate(_LENGTHS[1:])]
+    longest, medium = record(window), record(min(max(window // 2, _LENGTHS[0]), window))
     return Probe(
         stacked,
         records=(Unit(0, [first]), Unit(1, [second]), Unit(2, [third])),
         changed=(Unit(0, [first]), Unit(1, [others[0]]), Unit(2, [others[1]])),
         units=(Unit(0, [first]), Unit(1, [second, third])),
-        beside_longest=(Unit(0, [first]), Unit(1, [longest])),
+        beside_longest=(Unit(0, [first]), Unit(1, [medium]), Unit(2, [longest])),
         device=device,
     )
 
@@ -111,7 +118,7 @@ def why_rows_mix(model: nn.Module, alone: GradientsFn, probe: Probe) -> str | No
             numbers, or looks at what comes after a token.
     """
     stacked = probe.adapters(len(probe.records))
-    longest = collate(probe.beside_longest[1:], probe.device)
+    longest = collate(probe.beside_longest[-1:], probe.device)
     try:
         with _watched(model):
             found, _ = alone(stacked, collate(probe.records, probe.device), PROBE_STEP)
@@ -189,11 +196,18 @@ def _check_signal(model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
     """Raises ModelError where the gradients could not show anything."""
     norms = torch.stack([_squares(tensor) for tensor in gradients.values()]).sum(0)
     if not bool(torch.isfinite(norms).all()):
-        raise ModelError(
-            f"{_kind(model)} has gradients that are not finite: are its weights whole, and is lora.alpha moderate?"
-        )
+        raise _not_finite(model)
     if not bool((norms > 0).any()):
         raise ModelError(f"lora.target_modules: no adapted layer has a say in what {type(model).__name__} predicts")
+
+
+def _not_finite(model: nn.Module) -> ModelError:
+    """The error of a model whose gradients are not finite."""
+    special = ", ".join(map(str, special_ids(model))) or "none"
+    return ModelError(
+        f"{_kind(model)} has gradients that are not finite: are its weights whole, is lora.alpha moderate, and can it "
+        f"read its special tokens in a text (ids {special})? Where one is embedded as zeros, a norm has no gradient"
+    )
 
 
 @contextmanager
@@ -260,6 +274,8 @@ def _what_is_seen(model: nn.Module, probe: Probe) -> tuple[bool, bool]:
             # All of a record's tokens, then the first ones of it, after which its own tokens come too.
             for end in (len(record.records[0]) - 1, 2):
                 (gradient,) = torch.autograd.grad(losses[row, :end].sum(), embedded[0], retain_graph=True)
+                if not bool(torch.isfinite(gradient[row, :end]).all()):
+                    raise _not_finite(model)
                 sees_rows |= _is_seen(torch.cat([gradient[:row], gradient[row + 1 :]]), gradient)
                 sees_later |= _is_seen(gradient[row, end:], gradient)
         return sees_rows, sees_later

@@ -1,5 +1,6 @@
 """The training users as privacy units: which of a user's records go into an update."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,17 +14,22 @@ from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import DataError, RecordChoiceError
 from fedsim_userdp.participation import Population
-from fedsim_userdp.plugins import calling
+from fedsim_userdp.plugins import calling, is_own, reason_of
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
 
 Records = Sequence[NDArray[np.int64]]
+_ASKED_AGAIN = 3  # users of a round, where the selection is not this package's
 
 
 @dataclass(frozen=True)
 class TrainingUsers:
     """Training users and how each picks at most k records.
+
+    Guarantee: a user's choice is that of a selection that nobody was asked of before.  One that is not this package's
+        is copied for every call and never called itself, and a few users of a round are asked again after the others,
+        which shows what it keeps in its class or module.
 
     Attributes:
         store: every user's records as token ids.
@@ -57,17 +63,20 @@ class TrainingUsers:
         return Population(np.asarray(self.store.id_hashes)[self.users])
 
     def units(self, users: Iterable[int], round: int) -> list[Unit]:
-        """Returns the chosen records of each of `users` as one unit a user; those without any are left out."""
-        chosen = ((user, self.chosen_records(user, round)) for user in users)
-        return [Unit(user, records, self.owner(user)) for user, records in chosen if records]
+        """Returns the chosen records of each of `users` as one unit a user; those without any are left out.
+
+        Raises:
+            RecordChoiceError, PluginError: see `chosen_records` and `refuse_memory`.
+        """
+        return [Unit(user, records, self.owner(user)) for user, records in self._choices(users, round) if records]
 
     def pool(self) -> Pool:
         """Returns every training record after capping each user at k once and for all, for the centralized runs."""
         hashes = self.population.id_hashes
         records = [
             (user, place, record)
-            for user in range(len(self))
-            for place, record in enumerate(self.chosen_records(user, round=0))
+            for user, chosen in self._choices(range(len(self)), round=0)
+            for place, record in enumerate(chosen)
         ]
         return Pool(
             units=[Unit(i, [record], self.owner(user), place) for i, (user, place, record) in enumerate(records)],
@@ -80,20 +89,56 @@ class TrainingUsers:
 
         Raises:
             RecordChoiceError: when the selector's answer is no choice of at most k of the user's records, or has a
-                longer one than `window`.
+                longer one than `window`; when the selector cannot be copied.
             PluginError: when a selector that is not this package's raises.
         """
         number = int(self.users[user])
         records = self.store.records(number)
         if not records:
             return []
-        address = round if self.selector.fresh else 0
+        selector = self._pristine_selector()
+        address = round if selector.fresh else 0
         generator = self.key.generator("records", round=address, user=self.store.user_id(number))
         copies = [record.copy() for record in records]
-        with calling("records", self.selector, "select()", f"in round {round}" if round else ""):
-            chosen = self.selector.select(copies, self.records_per_user, generator)
-        name = type(self.selector).__name__
+        with calling("records", selector, "select()", f"in round {round}" if round else ""):
+            chosen = selector.select(copies, self.records_per_user, generator)
+        name = type(selector).__name__
         return checked_choice(chosen, records, most=self.records_per_user, window=self.window, name=name)
+
+    def refuse_memory(self, answers: Iterable[tuple[int, Records]], round: int) -> None:
+        """Raises RecordChoiceError where the selection, asked again, answers otherwise than before.
+
+        Args:
+            answers: users with what `chosen_records` returned in the round, before others were asked.
+            round: the round.
+        """
+        for user, before in answers:
+            now = self.chosen_records(user, round)
+            if len(now) != len(before) or not all(map(np.array_equal, now, before)):
+                raise RecordChoiceError(
+                    f"records={type(self.selector).__name__} chose other records of a user when it was asked again "
+                    "after other users: a choice must follow from the user's own records, k and the generator that is "
+                    "given, and nothing may be kept in a class or module from one call to the next"
+                )
+
+    def _choices(self, users: Iterable[int], round: int) -> list[tuple[int, list[np.ndarray]]]:
+        """Users with what each gives; a selection that is not this package's is tried for a memory."""
+        answers = [(user, self.chosen_records(user, round)) for user in users]
+        if not is_own(self.selector):
+            self.refuse_memory([(user, records) for user, records in answers if records][:_ASKED_AGAIN], round)
+        return answers
+
+    def _pristine_selector(self) -> RecordSelector:
+        """The selector to ask once: a copy of one that is not this package's, so that no call leaves anything in it."""
+        if is_own(self.selector):
+            return self.selector
+        try:
+            return copy.deepcopy(self.selector)
+        except Exception as error:  # anybody's class can refuse to be copied
+            raise RecordChoiceError(
+                f"records={type(self.selector).__name__} cannot be copied ({reason_of(error)}): every user is asked of "
+                "a copy, so that nothing is kept from one user to another; keep what cannot be copied in the module"
+            ) from error
 
     def owner(self, user: int) -> str:
         """Returns the id of a training user."""

@@ -44,6 +44,19 @@ class Records:
     def __init__(self, chosen): self.chosen = chosen
     def select(self, records, k, generator): return eval(self.chosen)
 
+SEEN = set()
+class EachTextOnce:
+    fresh = False
+    def select(self, records, k, generator):
+        new = [r for r in records if r.tobytes() not in SEEN][:k]
+        SEEN.update(r.tobytes() for r in new)
+        return new
+
+class Locked(EachTextOnce):
+    def __init__(self):
+        import threading
+        self.lock = threading.Lock()
+
 class Optimizer(torch.optim.SGD):
     def __init__(self, params, lr, fails_in): super().__init__(params, lr); self.left = fails_in
     def step(self, closure=None):
@@ -250,6 +263,19 @@ def test_one_users_failure_is_said_and_its_reason_is_in_no_file(
     assert "users failed: records=" in said
     assert "KeyError: 'government people'" in said
     assert files_with("government people", Path("run")) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("EachTextOnce", "chose other records of a user when it was asked again"),
+        ("Locked", "cannot be copied (TypeError:"),
+    ],
+)
+def test_a_choice_of_records_with_a_memory_or_that_cannot_be_copied_is_refused_unwritten(
+    kind: str, said: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused_unwritten(capsys, named(settings, "records", kind), f"records={kind} {said}")
 
 
 def files_with(text: str, folder: Path) -> list[str]:

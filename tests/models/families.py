@@ -28,6 +28,7 @@ from fedsim_userdp.training.opacus_step import OpacusStep, summed_gradients
 from fedsim_userdp.training.schedule import LearningRate
 
 VOCABULARY = 40
+SPECIAL = (7, 5, 6)  # for padding, beginning and end of a text
 PARTS = ("all-linear", "attention", "feed-forward")
 _ATTENTION = ("attn", "attention", "mixer", "mamba", "conv", "recurrent", "temporal", "self_attention")
 # Those that the sizes below make small.
@@ -51,7 +52,7 @@ FAMILIES = (
 _SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32,
-    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+    "bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 7,  # none of them what batches are filled with
 }  # fmt: skip
 _EXPERTS = {
     "moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
@@ -88,13 +89,17 @@ class Outcome:
     opacus: str
 
 
-def small_base(model_type: str) -> PreTrainedModel:
+def small_base(model_type: str, **changes: object) -> PreTrainedModel:
     """Returns a random frozen model of the family, loaded as a causal one; raises whatever transformers raises."""
     config_class = {key.model_type: key for key in MODEL_FOR_CAUSAL_LM_MAPPING}[model_type]
     sizes = _SIZES | (_EXPERTS if any(name in model_type for name in _MIXTURES) else {}) | _ODD.get(model_type, {})
+    sizes = sizes | changes
     torch.manual_seed(0)
     config = config_class(**{name: size for name, size in sizes.items() if size is not None})
-    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    base = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    embedding = base.get_input_embeddings().weight
+    embedding[SPECIAL[0]] = embedding[SPECIAL[1]]  # not zeros: the one for padding often ends a text as well
+    return base
 
 
 def target_names(base: nn.Module, part: str) -> str | tuple[str, ...]:
@@ -117,9 +122,9 @@ def _is_barred(base: nn.Module, name: str) -> bool:
     return "mamba" in base.config.model_type and name.endswith("out_proj")  # type: ignore[union-attr,operator]
 
 
-def small_model(model_type: str, part: str = "all-linear") -> PeftModel:
+def small_model(model_type: str, part: str = "all-linear", **changes: object) -> PeftModel:
     """Returns the family's small model with an adapter that does something; both factors train."""
-    base = small_base(model_type)
+    base = small_base(model_type, **changes)
     names = target_names(base, part)
     if not names:
         raise ModelError(f"{model_type} has no {part} layers")
@@ -132,10 +137,16 @@ def small_model(model_type: str, part: str = "all-linear") -> PeftModel:
 
 
 def users() -> list[Unit]:
-    """Returns four users of ragged records, other ones than the program tries a model on."""
+    """Returns four users of ragged records, other ones than the program tries a model on.
+
+    Every third token is special, so that such stand at the beginning, inside and at the end of what is read.
+    """
     generator = np.random.default_rng(7)
     lengths = ([4], [9, 5], [12, 3], [7, 7])
-    return [Unit(i, [generator.integers(0, VOCABULARY, n) for n in own]) for i, own in enumerate(lengths)]
+    units = [Unit(i, [generator.integers(0, VOCABULARY, n) for n in own]) for i, own in enumerate(lengths)]
+    for record in (record for unit in units for record in unit.records):
+        record[::3] = np.resize(SPECIAL, len(record[::3]))
+    return units
 
 
 def true_gradients(model: nn.Module, records: list[np.ndarray]) -> dict[str, Tensor]:

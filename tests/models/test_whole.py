@@ -184,6 +184,16 @@ def test_a_model_that_reads_from_the_beginning_is_loaded(tmp_path: Path, family:
     assert ModelSource(path=str(tmp_path), device="cpu", dtype=dtype).load() is not None
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_reads_less_where_a_later_token_is_padding_is_refused_when_it_is_loaded(
+    tmp_path: Path, dtype: str
+) -> None:
+    """XLM reads as many tokens as are not padding, in a text that holds that token too."""
+    small_base("xlm", causal=True).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is not causal: what it says of a token changes with later ones"):
+        ModelSource(path=str(tmp_path), device="cpu", dtype=dtype).load()
+
+
 def test_an_encoder_decoder_is_refused_in_those_words(tmp_path: Path) -> None:
     sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path)

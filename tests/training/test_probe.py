@@ -11,11 +11,14 @@ from torch import nn
 
 from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.adapters import trainable_state
+from fedsim_userdp.models.special_tokens import special_ids
 from fedsim_userdp.settings import LoraSettings
-from fedsim_userdp.training.batches import StepAddress, collate
+from fedsim_userdp.training.batches import StepAddress, Unit, collate
+from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import OneByOneGradients, unit_gradients, why_not_stacked
 from fedsim_userdp.training.probe import probe_for
 from tests.conftest import small_gpt2, small_llama
+from tests.models.families import flat, small_model
 from tests.training.test_central import opacus_step, records
 from tests.training.test_gradients import _Flattening
 
@@ -151,6 +154,100 @@ def test_a_model_is_tried_on_records_as_long_as_the_window_and_no_longer() -> No
     assert "gradients of a batch are not those of its records alone" in str(why_not_stacked(model, 13))
 
 
+PAD = 7
+
+
+def reads_as_many_tokens_as_are_not_padding(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """What XLM does: others' filling, which is another token, adds to the count where a text holds the token itself."""
+    count = (ids != PAD).sum(1, keepdim=True)
+    return x * (torch.arange(ids.shape[1]) < count).unsqueeze(-1)
+
+
+class Counting(nn.Module):
+    """An embedding that shows as many of a row's tokens as are not padding."""
+
+    def __init__(self, inner: nn.Embedding, **named: int) -> None:
+        super().__init__()
+        self.inner, self.weight = inner, inner.weight
+        vars(self).update(named)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return reads_as_many_tokens_as_are_not_padding(self.inner(ids), ids)
+
+
+def causal_xlm() -> PeftModel:
+    return small_model("xlm", "attention", causal=True)
+
+
+def counting_gpt2(**named: int) -> PeftModel:
+    model = small_gpt2(pad_token_id=None if named else PAD, n_positions=32)
+    transformer = model.get_base_model().transformer
+    transformer.wte = Counting(transformer.wte, **named)
+    return model
+
+
+COUNTING = {
+    "XLM": causal_xlm,
+    "in the configuration": counting_gpt2,
+    "in a layer": lambda: counting_gpt2(padding_idx=PAD),
+}
+counting = pytest.mark.parametrize("model_fn", COUNTING.values(), ids=COUNTING.keys())
+
+
+@counting
+def test_a_model_that_takes_a_users_own_tokens_for_padding_gives_each_user_a_part_of_its_own(
+    model_fn: Callable[[], PeftModel],
+) -> None:
+    model, clip_norm = model_fn(), 1e-4
+    generator = np.random.default_rng(3)
+    records = [generator.integers(8, 40, length) for length in (8, 8, 9, 16)]
+    for record in records:
+        record[[0, 3, 5]] = PAD
+    gradients = unit_gradients(model, 16)
+
+    def total(units: list[Unit]) -> torch.Tensor:
+        found = clipped_update_sum(gradients, trainable_state(model), units, LocalTraining(max_tokens=1000), clip_norm)
+        return flat(found.clipped.total)
+
+    units = [Unit(i, [record]) for i, record in enumerate(records)]
+    moved = total(units) - total(units[:-1])
+    assert float(moved.norm()) <= clip_norm * (1 + 1e-5)
+    assert float((moved - total(units[-1:])).norm()) <= 1e-4 * clip_norm  # what is the others' stays as it was
+
+
+@counting
+def test_opacus_refuses_a_model_that_takes_own_tokens_for_padding(model_fn: Callable[[], PeftModel]) -> None:
+    with pytest.raises(ModelError, match=r"central\.engine=opacus: .*: set central.engine=stacked"):
+        opacus_step(model_fn())
+
+
+def test_a_record_of_half_the_window_is_compared_beside_the_longest_one_too() -> None:
+    """What only longer records than the shortest show, such as positions that the longest row decides."""
+
+    def later_ones(x: torch.Tensor) -> torch.Tensor:
+        scale = torch.ones(x.shape[1])
+        scale[6:] += 0.1 * (x.shape[1] > 12)
+        return x * scale[:, None]
+
+    model = changed_gpt2(later_ones)
+    assert why_not_stacked(model, 12) is None
+    assert "gradients of a batch are not those of its records alone" in str(why_not_stacked(model, 16))
+    with pytest.raises(ModelError, match="not those of its records alone"):
+        opacus_step(model)
+
+
+def test_special_tokens_are_at_both_ends_and_inside_of_every_record_and_all_in_the_longest() -> None:
+    model = small_gpt2(bos_token_id=3, eos_token_id=[4, 5], pad_token_id=PAD, n_positions=32)
+    assert special_ids(model) == (PAD, 3, 4, 5)
+    probe = probe_for(model, 24)
+    for unit in (*probe.records, *probe.changed, *probe.beside_longest):
+        (record,) = unit.records
+        assert {record[0], record[-2]} <= {3, 4, 5, PAD}
+    for unit in probe.beside_longest[1:]:
+        assert {3, 4, 5, PAD} < set(unit.records[0].tolist())
+    assert len(special_ids(small_gpt2(pad_token_id=PAD, bos_token_id=None, eos_token_id=99))) == 1
+
+
 def test_a_model_that_draws_random_numbers_is_refused_and_draws_none_of_the_programs() -> None:
     model = changed_gpt2(lambda x: nn.functional.dropout(x, 0.1, training=True))
     before = torch.random.get_rng_state()
@@ -164,6 +261,15 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     for engine in ENGINES:
         with pytest.raises(ModelError, match="not finite"):
             engine(changed_gpt2(lambda x: x * float("nan")))
+
+
+@pytest.mark.parametrize("part", ["attention", "feed-forward"])
+def test_a_token_for_padding_that_has_no_gradient_is_refused_as_such(part: str) -> None:
+    model = small_model("dory", part)
+    assert why_not_stacked(model, 16) is None
+    model.get_input_embeddings().weight.data[PAD] = 0
+    with pytest.raises(ModelError, match=r"gradients that are not finite: .*special tokens in a text \(ids 7, 5, 6\)"):
+        why_not_stacked(model, 16)
 
 
 @pytest.mark.parametrize("settings", [LoraSettings(rank=2), LoraSettings(rank=2, freeze_a=False, dropout=0.2)])

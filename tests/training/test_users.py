@@ -1,6 +1,8 @@
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -126,6 +128,98 @@ def test_nobody_has_a_record_longer_than_the_window_whatever_the_selection(opene
     for chosen in (lambda: longer.units([0, 1], round=1), longer.pool):
         with pytest.raises(RecordChoiceError, match=r"records=RandomChunks .*tokens\.window = 16"):
             chosen()
+
+
+class EachTextOnce:
+    """Leaves out what it has seen before, in whatever keeps what it has seen."""
+
+    fresh = False
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+
+    def select(self, records: list[np.ndarray], k: int, generator: np.random.Generator) -> list[np.ndarray]:
+        new = [record for record in records if record.tobytes() not in self.seen][:k]
+        self.seen |= {record.tobytes() for record in new}
+        return new
+
+
+class EachTextOnceInAClass(EachTextOnce):
+    """The same, where no copy helps."""
+
+    shared: ClassVar[set[bytes]] = set()
+
+    def __init__(self) -> None:
+        self.seen = self.shared
+
+    def __deepcopy__(self, memo: object) -> "EachTextOnceInAClass":
+        return self
+
+
+class EveryOtherCall(EachTextOnceInAClass):
+    """Gives one record more in every other call, whoever is asked."""
+
+    calls = 0
+
+    def select(self, records: list[np.ndarray], k: int, generator: np.random.Generator) -> list[np.ndarray]:
+        type(self).calls += 1
+        return records[: 1 + self.calls % k]
+
+
+class DrawsByItself(EachTextOnce):
+    """Takes no notice of the generator that it is given."""
+
+    def select(self, records: list[np.ndarray], k: int, generator: np.random.Generator) -> list[np.ndarray]:
+        return list(np.random.default_rng().permutation(np.array(records, dtype=object)))[:1]
+
+
+class Uncopyable(EachTextOnce):
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+SAME = ["one two three", "four five six", "seven eight nine ten", "eleven twelve", "and so on", "on and on"]
+
+
+def test_a_selection_with_a_memory_of_its_own_lets_no_user_change_anothers_records(opened) -> None:
+    with_bot = {"a bot": SAME} | {name: SAME[at:] for at, name in enumerate("abcd")}
+    without = {user: own for user, own in with_bot.items() if user != "a bot"}
+    both = [opened(texts, EachTextOnce(), k=6) for texts in (with_bot, without)]
+
+    def contributed(users: TrainingUsers) -> list[dict[str, list[list[int]]]]:
+        rounds = [users.units(range(len(users)), round) for round in (1, 2)]
+        return [
+            {one.owner: [list(record) for record in one.records] for one in units if one.owner != "a bot"}
+            for units in (*rounds, users.pool().units)
+        ]
+
+    assert contributed(both[0]) == contributed(both[1])
+    assert [len(own) for own in contributed(both[0])[0].values()] == [6, 5, 4, 3]
+
+
+@pytest.mark.parametrize("kind", [EachTextOnceInAClass, EveryOtherCall, DrawsByItself])
+def test_a_selection_whose_class_or_module_remembers_is_refused(opened, kind: type[EachTextOnce]) -> None:
+    users = opened(dict.fromkeys("abc", SAME), kind(), k=2)
+    for chosen in (lambda: users.units(range(3), round=1), users.pool):
+        EachTextOnceInAClass.shared.clear()
+        with pytest.raises(RecordChoiceError, match=f"records={kind.__name__} chose other records .* asked again"):
+            chosen()
+
+
+def test_a_selection_that_cannot_be_copied_is_refused(opened) -> None:
+    users = opened({"a": SAME}, Uncopyable())
+    for chosen in (lambda: users.units([0], round=1), users.pool):
+        with pytest.raises(RecordChoiceError, match=r"records=Uncopyable cannot be copied .TypeError: .*every user is"):
+            chosen()
+
+
+def test_this_packages_own_selections_are_asked_once_and_never_copied(opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    select = LongestRecords.select
+    monkeypatch.setattr(LongestRecords, "select", lambda *args: asked.append(1) or select(*args))
+    monkeypatch.setattr(LongestRecords, "__deepcopy__", None, raising=False)
+    assert len(opened({"a": SAME, "b": SAME}, LongestRecords()).units([0, 1], round=1)) == 2
+    assert len(asked) == 2
 
 
 def test_records_remembered_from_another_user_are_refused(opened) -> None:
