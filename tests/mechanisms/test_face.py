@@ -275,3 +275,22 @@ def test_importing_the_package_loads_nothing() -> None:
     program = "import sys, fedsim_userdp; print(sorted({'torch', 'numpy', 'hydra', 'flwr', 'yaml'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+class Remembering(PoissonSelector):
+    """Remembers in which rounds it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(0.3)
+        object.__setattr__(self, "asked", [])
+
+    def probability(self, round: int) -> float:
+        self.asked.append(round)
+        return self.sampling_prob
+
+
+def test_each_run_has_a_selector_of_its_own(corpus: Path, tmp_path: Path) -> None:
+    selector = Remembering()
+    mechanisms = [UserWise(rounds=2, name=name) for name in ("one", "other")]
+    compare(small_study(corpus, selection=selector), mechanisms, folder=tmp_path / "run")
+    assert selector.asked == []
