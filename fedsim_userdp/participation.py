@@ -15,7 +15,8 @@ from fedsim_userdp.wagers import Wager
 
 # Probability, over a whole run, that a selector which draws as it declares is stopped all the same.
 FALSE_ALARM = 1e-9
-_PART = FALSE_ALARM / 8  # five parts for counts of users and rounds, two for the wager
+_PART = FALSE_ALARM / 8  # five parts for counts of users and rounds, two for the wager, one for two unrelated keys
+_MOST_TRIED = 100  # rounds drawn before a run
 UserLevel = acc.UserWise | acc.FixedSize | acc.NoAmplification
 
 
@@ -208,6 +209,25 @@ class Cohorts:
                 f"{self._wager.leading}, in {round} rounds, come of another rule: who draws as declared gives such "
                 f"ones with a probability below {2 * _PART:.1e}"
             )
+
+
+def rounds_to_differ(declared: UserLevel | None, num_users: int) -> int | None:
+    """Returns how many first rounds are all equal too rarely under two unrelated keys; None where none of the run are.
+
+    Args:
+        declared: what a selector declared; only what it claims by chance differs.
+        num_users: size of the population.
+    """
+    match declared:
+        case acc.UserWise(sampling_prob=prob):
+            log_equal = num_users * math.log(prob**2 + (1 - prob) ** 2)
+        case acc.FixedSize(cohort_size=size):
+            log_equal = math.lgamma(size + 1) + math.lgamma(num_users - size + 1) - math.lgamma(num_users + 1)
+        case _:
+            return None
+    if log_equal * min(declared.rounds, _MOST_TRIED) > math.log(_PART):
+        return None
+    return math.ceil(math.log(_PART) / log_equal)
 
 
 def is_unlikely(successes: int, chances: int, prob: float, alarm: float, *, below: bool = True) -> bool:

@@ -23,7 +23,7 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
 from fedsim_userdp.privacy.statement import NOT_PRIVATE, PrivacyStatement
 from fedsim_userdp.selection import OWN, ClientSelector, PoissonSelector
-from fedsim_userdp.simulations.arguments import foreign_targets
+from fedsim_userdp.simulations.arguments import foreign_targets, is_own_code
 from fedsim_userdp.simulations.checks import is_same
 
 _UNKNOWN = object()
@@ -80,6 +80,7 @@ def _of_circumstances(statement: PrivacyStatement, config: DictConfig) -> Iterat
     told = _precision(config.model)
     is_coarser = told == "float32" and statement.precision == "bfloat16"  # of rounds before the settings were changed
     yield "model.dtype and model.autocast", statement.precision, _UNKNOWN if is_coarser else told
+    yield "selection", statement.selector, _own_selector(statement, config)
     yield "records.fresh", statement.fresh_records, _is_fresh(config)
     yield "what is not private", statement.not_private, NOT_PRIVATE
     public = [taken_as_public(config, keep_places=kept) for kept in _kept_places(statement, config, may_declare)]
@@ -189,6 +190,13 @@ def _selector(selection: DictConfig) -> ClientSelector | None:
     kind = _named(selection, OWN)
     settings = {str(key): value for key, value in selection.items() if key != "_target_"}
     return None if kind is None else kind(**settings)
+
+
+def _own_selector(statement: PrivacyStatement, config: DictConfig) -> object:
+    """The name of a foreign class that chooses who takes part; any where it is stated as foreign, as a class may have
+    several names, and another one may have been configured before a run went on under changed settings."""
+    name = str(config.selection._target_)
+    return _UNKNOWN if statement.selector in statement.foreign else "" if is_own_code(name) else name
 
 
 def _named(node: DictConfig, kinds: Sequence[type]) -> type | None:

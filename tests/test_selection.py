@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim_userdp.participation import FALSE_ALARM, Cohorts, Population, declared_release
+from fedsim_userdp.participation import FALSE_ALARM, Cohorts, Population, UserLevel, declared_release, rounds_to_differ
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import (
@@ -313,6 +313,37 @@ def batches(num_users: int, size: int) -> Callable[[int, int], object]:
         return order[at * size : (at + 1) * size]
 
     return select
+
+
+@pytest.mark.parametrize(
+    ("declared", "num_users"),
+    [
+        (acc.UserWise(1.0, 0.25, 60), 30),
+        (acc.UserWise(1.0, 0.01, 60), 300),
+        (acc.FixedSize(1.0, 12, 3, 60), 12),
+        (acc.FixedSize(1.0, 10_000, 5_000, 60), 10_000),
+    ],
+)
+def test_so_many_rounds_are_drawn_that_two_keys_seldom_agree_in_all(
+    declared: acc.UserWise | acc.FixedSize, num_users: int
+) -> None:
+    rounds = rounds_to_differ(declared, num_users)
+    assert rounds is not None
+    if isinstance(declared, acc.FixedSize):
+        equal = 1.0 / math.comb(num_users, declared.cohort_size) if num_users < 1000 else 0.0
+    else:
+        users = np.random.default_rng(0).random((2, 10**6)) < declared.sampling_prob
+        equal = (users[0] == users[1]).mean() ** num_users
+    assert equal**rounds < 1.1 * FALSE_ALARM / 8 <= (equal ** (rounds - 1) if equal else 1.0)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [None, acc.NoAmplification(1.0, 3), acc.UserWise(1.0, 1.0, 60), acc.UserWise(1.0, 0.25, 2),
+     acc.UserWise(1.0, 1e-4, 1000), acc.FixedSize(1.0, 12, 12, 60), acc.FixedSize(1.0, 12, 3, 3)],
+)  # fmt: skip
+def test_keys_are_not_compared_where_equal_cohorts_prove_nothing(declared: UserLevel | None) -> None:
+    assert rounds_to_differ(declared, 12) is None
 
 
 @pytest.mark.parametrize("num_users", [30, 200])

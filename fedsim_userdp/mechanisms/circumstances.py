@@ -21,6 +21,7 @@ class Circumstances:
         public: what is taken as public, as noun phrases.
         precision: what products are done in.
         evaluated_on: which users are scored.
+        selector: name of the class, not of this package, that chooses who takes part; empty where it is this package's.
     """
 
     foreign: tuple[str, ...] = ()
@@ -28,6 +29,7 @@ class Circumstances:
     public: tuple[str, ...] = PUBLIC
     precision: str = "float32"
     evaluated_on: Literal["heldout", "validation"] = "heldout"
+    selector: str = ""
 
     def after(self, notes: object) -> Self:
         """Returns what holds of a run that began under other settings, which its checkpoint noted.
@@ -40,11 +42,16 @@ class Circumstances:
         foreign, precision = notes.get("foreign"), str(notes.get("precision", self.precision))
         names = foreign if isinstance(foreign, list) else []
         coarser = self.precision if precision == Circumstances.precision else precision
-        return replace(self, foreign=tuple(dict.fromkeys((*map(str, names), *self.foreign))), precision=coarser)
+        return replace(
+            self,
+            foreign=tuple(dict.fromkeys((*map(str, names), *self.foreign))),
+            precision=coarser,
+            selector=self.selector or str(notes.get("selector", "")),
+        )
 
     def to_notes(self) -> dict[str, object]:
         """Returns what a checkpoint keeps of it: it held of the rounds that are done, whatever changes later."""
-        return {"foreign": list(self.foreign), "precision": self.precision}
+        return {"foreign": list(self.foreign), "precision": self.precision, "selector": self.selector}
 
 
 def foreign_classes(tree: Tree, selector: ClientSelector, *others: object) -> tuple[str, ...]:

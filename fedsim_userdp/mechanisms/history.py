@@ -178,6 +178,7 @@ class History:
             public=facts.public,
             precision=facts.precision,
             evaluated_on=facts.evaluated_on,
+            selector=facts.selector,
         )
 
     @property

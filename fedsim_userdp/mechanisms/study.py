@@ -38,7 +38,7 @@ from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import Choosing, ClientSelector, Sampling
+from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, foreign_name
 from fedsim_userdp.settings import Budget, LoraSettings, Settings, Split, TokenSettings
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
@@ -303,6 +303,7 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
             public=taken_as_public(tree, keep_places=keep_places),
             precision=model.product_dtype,
             evaluated_on=settings.evaluation.users,
+            selector=foreign_name(selector) or "",
         ),
         corpus_name=parts.corpus.name,
         licence=licence_of(tree["data"], type(parts.corpus)),

@@ -19,7 +19,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     UserWise,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
-from fedsim_userdp.privacy.assumptions import assumptions_of, single_run
+from fedsim_userdp.privacy.assumptions import assumptions_of, claims_amplification, single_run
 from fedsim_userdp.privacy.delta import large_delta_in_words
 from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
@@ -64,6 +64,7 @@ class PrivacyStatement:
         public: What is taken as public, each as a noun phrase.
         precision: In which numbers gradients are computed, such as "float32".
         evaluated_on: Which users the perplexity is of: "heldout" or "validation".
+        selector: Name of the class, not of this package, that chooses who takes part; empty where it is this package's.
 
     Raises:
         ValueError: An attribute is out of range, or level and release do not fit.
@@ -90,6 +91,7 @@ class PrivacyStatement:
     public: tuple[str, ...] = PUBLIC
     precision: str = "float32"
     evaluated_on: Literal["heldout", "validation"] = "heldout"
+    selector: str = ""
 
     def __post_init__(self) -> None:
         """Checks every attribute once."""
@@ -177,6 +179,7 @@ class PrivacyStatement:
             noise_source=self.noise_source,
             precision=self.precision,
             foreign=self.foreign,
+            selector=self.selector,
         )
 
     @property
@@ -249,6 +252,8 @@ class PrivacyStatement:
         """Where noise and cohorts came from, and who must not know, as sentences."""
         if self.accountant is None:
             return "There was no noise that a claim could rest on."
+        if self.noise_source == "os" and self.selector:
+            return self._noise_beside_own_selector(self.selector)
         if self.noise_source == "os":
             return (
                 "The noise was drawn from the operating system, the cohorts from a secret key that it drew: no file "
@@ -317,6 +322,16 @@ class PrivacyStatement:
         """Returns user-level epsilon by each accountant that fits, as a list."""
         each = {name: value for name, value in self.epsilon_by_accountant.items() if name != "record"}
         return ", ".join(f"{name} {'none' if value is None else rounded_up(value)}" for name, value in each.items())
+
+    def _noise_beside_own_selector(self, name: str) -> str:
+        """What is said of noise from the operating system where a class of one's own chooses who takes part."""
+        drawn = "The noise was drawn from the operating system: no file that is to be published tells it."
+        if self.release is None or not claims_amplification(self.release):
+            return drawn
+        return (
+            f"{drawn} That the cohorts are secret as well is assumed: {name} was given a generator with a secret key "
+            "and may go by something else."
+        )
 
     def _terms(self) -> list[str]:
         """How it was reached."""
