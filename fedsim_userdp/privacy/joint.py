@@ -20,6 +20,8 @@ Neighbouring relations are brought together so:
   known for adding or removing is taken twice (remove the one, add the other): (2 epsilon, (1 + e^epsilon) delta),
   added by basic composition, delta divided evenly among the claims that are added.
 - *Blank all records of one owner* covers emptying the records that are filed under a user, who is one of their owners.
+  It says nothing of replacing a user by a person with other records, who may own others' records too: beside a claim
+  for replacing there is no joint epsilon.
 """
 
 import dataclasses
@@ -160,6 +162,8 @@ class JointStatement:
     @functools.cached_property
     def adjacency(self) -> str | None:
         """Neighbouring relation of the sum, in words; None where there is no claim."""
+        if _blanks_and_replaces(self.claims):
+            return None
         relations = {str(run.statement.adjacency) for run in self.claims}
         if len(relations) < 2:
             return relations.pop() if relations else None
@@ -190,7 +194,7 @@ class JointStatement:
 
     def _composed(self, runs: Sequence[StatedRun], more: Sequence[PrivacyStatement] = ()) -> Composition:
         """What the releases of these runs, and of `more` with keys of their own, add up to at the joint delta."""
-        if self.delta is None or _torn_apart(runs):
+        if self.delta is None or _torn_apart(runs) or _why_not_together(runs):
             return Composition(None, None)
         statements = [*(run.statement for run in _distinct(runs)), *more]
         releases = [statement.release for statement in statements if statement.release is not None]
@@ -200,14 +204,19 @@ class JointStatement:
         """What all claims add up to."""
         if not self.claims or self.delta is None:
             return ["Nothing here promises users anything."]
-        value = _value(self.together.epsilon, self.delta)
+        value, number = _value(self.together.epsilon, self.delta), len(self.claims)
         if len(self.claims) == 1:
             return [f"One run here makes a claim for users ({self.claims[0].name}): all that it releases has {value}."]
+        if reasons := _why_not_together(self.claims):
+            return [
+                f"{number} runs here make a claim for users, each for itself. All of them together have {value}: "
+                f"{'; '.join(reasons)}.{self._repeated()}"
+            ]
         deltas = sorted({run.statement.delta or 0.0 for run in self.claims})
         least, most = rounded_up(deltas[0], 3), rounded_up(deltas[-1], 3)
         at = f"; the runs' deltas differ ({least} to {most}), this is the largest"
         return [
-            f"{len(self.claims)} runs here make a claim for users, each for itself. All of them together have {value} "
+            f"{number} runs here make a claim for users, each for itself. All of them together have {value} "
             f"by composition (accountant {self.together.accountant}; neighbouring data sets: {self.adjacency})"
             f"{at if len(deltas) > 1 else ''}. All are counted as runs on the same users; noise and cohorts of runs "
             f"with different seeds or settings are independent.{self._repeated()}"
@@ -282,6 +291,23 @@ class JointStatement:
             "Publishing the best of them, or one alone after looking at all, is a choice by data: the joint figure is "
             "what covers it, not the run's own."
         ]
+
+
+def _why_not_together(runs: Sequence[StatedRun]) -> list[str]:
+    """Why runs have no joint epsilon, whatever noise they had: a clause for each reason."""
+    found = []
+    if _blanks_and_replaces(runs):
+        found.append(
+            "some claims are for replacing a user, others for blanking all records of one of several declared owners, "
+            "and no relation is known that both cover"
+        )
+    return found
+
+
+def _blanks_and_replaces(runs: Sequence[StatedRun]) -> bool:
+    """Whether claims for all declared owners of records stand beside claims for replacing a user."""
+    is_declared = any(run.statement.ownership == "declared" for run in runs)
+    return is_declared and any(_is_replacing(part) for run in runs for part in _parts(run.statement.release))
 
 
 def _of_one_draw(runs: Sequence[StatedRun]) -> list[list[StatedRun]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.joint import JointStatement, StatedRun, composed
+from fedsim_userdp.privacy.joint import Composition, JointStatement, StatedRun, composed
 from fedsim_userdp.privacy.statement import PrivacyStatement
 
 DELTA = 1e-4
@@ -122,6 +122,20 @@ def test_an_add_or_remove_claim_beside_replacement_is_taken_twice() -> None:
     assert (1 + math.exp(own)) * left >= DELTA / 2 * 0.9
     assert "taken twice" in str(found.accountant)
     assert found.epsilon > replaced + 2 * acc.epsilon(USERS, DELTA / 2)
+
+
+def test_blanking_an_owners_records_says_nothing_of_replacing_a_user() -> None:
+    """Blanked twice, only the records that one person owned differ: the other one may own others' records as well."""
+    owned = stated(RECORDS, 1, ownership="declared")
+    for replacing in (stated(FIXED), stated(REPLACED), stated(acc.AdaptiveClipping(FIXED, 5.0))):
+        made = joint(replacing, owned)
+        assert (made.together.epsilon, made.together.accountant, made.adjacency) == (None, None, None)
+        assert "no relation is known that both cover" in made.sentences()[0]
+        assert joint(replacing, stated(RECORDS, 1)).together.epsilon is not None
+        of_records = stated(RECORDS, 2, level="record", ownership="declared")
+        assert joint(replacing, of_records).with_record_level == Composition(None, None)
+    for emptied in (stated(USERS), stated(SCHEDULE)):
+        assert joint(emptied, owned).together.epsilon is not None
 
 
 def test_a_private_search_is_added_with_its_share_of_delta() -> None:
