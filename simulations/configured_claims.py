@@ -17,7 +17,7 @@ from fedsim_userdp.data.shakespeare import ShakespeareCorpus
 from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.mechanisms.circumstances import is_add_or_remove, named_foreign, taken_as_public
 from fedsim_userdp.mechanisms.guarantee import default_count_stddev, level_of
-from fedsim_userdp.mechanisms.searches import searched_runs
+from fedsim_userdp.mechanisms.searches import search_in_words, searched_runs
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
@@ -66,7 +66,7 @@ def _of_run(statement: PrivacyStatement, config: DictConfig) -> Iterator[Pair]:
     level, method = _claim(config)
     yield "whom mechanism protects", statement.level, level
     yield "mechanism.accountant", statement.method, method
-    yield "privacy.num_searched", statement.num_searched, _num_searched(config)
+    yield from _of_search(statement, config)
 
 
 def _of_circumstances(statement: PrivacyStatement, config: DictConfig) -> Iterator[Pair]:
@@ -134,11 +134,13 @@ def _claim(config: DictConfig) -> tuple[object, object]:
     return level, accountant if level == "user" else None
 
 
-def _num_searched(config: DictConfig) -> object:
+def _of_search(statement: PrivacyStatement, config: DictConfig) -> Iterator[Pair]:
     """Runs that the settings were chosen among; unknown where that depends on the name of a foreign corpus."""
     name = _corpus_name(config.data)
     is_told = name is not None or config.privacy.num_searched is not None or config.tuned.get("searched") is None
-    return searched_runs(config, name or "") if is_told else _UNKNOWN
+    number = searched_runs(config, name or "") if is_told else _UNKNOWN
+    yield "privacy.num_searched", statement.num_searched, number
+    yield "tuned.searched", statement.searched_by, search_in_words(config, name or "") if is_told else _UNKNOWN
 
 
 def _corpus_name(data: DictConfig) -> str | None:

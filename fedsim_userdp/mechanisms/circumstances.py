@@ -22,6 +22,7 @@ class Circumstances:
         precision: what products are done in.
         evaluated_on: which users are scored.
         selector: name of the class, not of this package, that chooses who takes part; empty where it is this package's.
+        searched_by: what tells the search that the settings were chosen in from others; empty where there is none.
     """
 
     foreign: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class Circumstances:
     precision: str = "float32"
     evaluated_on: Literal["heldout", "validation"] = "heldout"
     selector: str = ""
+    searched_by: str = ""
 
     def after(self, notes: object) -> Self:
         """Returns what holds of a run that began under other settings, which its checkpoint noted.

@@ -30,7 +30,7 @@ from fedsim_userdp.mechanisms.circumstances import (
 )
 from fedsim_userdp.mechanisms.guarantee import Target
 from fedsim_userdp.mechanisms.micro_batches import local_training
-from fedsim_userdp.mechanisms.searches import searched_runs
+from fedsim_userdp.mechanisms.searches import search_in_words, searched_runs
 from fedsim_userdp.mechanisms.settings_tree import Tree, target_of
 from fedsim_userdp.mechanisms.written import Written
 from fedsim_userdp.models.adapters import attach_lora
@@ -304,6 +304,7 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
             precision=model.product_dtype,
             evaluated_on=settings.evaluation.users,
             selector=foreign_name(selector) or "",
+            searched_by=search_in_words(tree, parts.corpus.name),
         ),
         corpus_name=parts.corpus.name,
         licence=licence_of(tree["data"], type(parts.corpus)),

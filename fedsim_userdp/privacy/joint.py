@@ -132,8 +132,16 @@ class JointStatement:
 
     @property
     def num_searched(self) -> int:
-        """Runs elsewhere, on the same users, that the settings were chosen among: the most that any claim declares."""
-        return max((run.statement.num_searched for run in self.claims), default=1) - 1
+        """Runs elsewhere, on the same users, that the settings were chosen among: those of every declared search."""
+        return sum(number - 1 for number in self._searches.values())
+
+    @property
+    def _searches(self) -> dict[str, int]:
+        """How many runs each search had, by what tells it from others: several claims may come from one."""
+        found: dict[str, int] = {}
+        for statement in (run.statement for run in self.claims if run.statement.num_searched > 1):
+            found[statement.searched_by] = max(found.get(statement.searched_by, 1), statement.num_searched)
+        return found
 
     @functools.cached_property
     def costliest(self) -> StatedRun | None:
@@ -162,7 +170,7 @@ class JointStatement:
     @functools.cached_property
     def adjacency(self) -> str | None:
         """Neighbouring relation of the sum, in words; None where there is no claim."""
-        if _blanks_and_replaces(self.claims):
+        if _why_not_together(self.claims):
             return None
         relations = {str(run.statement.adjacency) for run in self.claims}
         if len(relations) < 2:
@@ -263,10 +271,11 @@ class JointStatement:
         """What the declared search adds."""
         if self.with_search is None or self.costliest is None or self.delta is None:
             return []
+        among = f" of {len(self._searches)} searches" if len(self._searches) > 1 else ""
         return [
-            f"The settings were chosen among runs elsewhere on the same users: {self.num_searched} more, each counted "
-            f"like {self.costliest.name} (an assumption; a run without noise among them is covered by nothing). With "
-            f"these, all have {_value(self.with_search.epsilon, self.delta)}."
+            f"The settings were chosen among runs elsewhere on the same users: {self.num_searched} more{among}, each "
+            f"counted like {self.costliest.name} (an assumption; a run without noise among them is covered by "
+            f"nothing). With these, all have {_value(self.with_search.epsilon, self.delta)}."
         ]
 
     def _unprotected(self) -> list[str]:

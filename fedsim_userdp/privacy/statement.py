@@ -53,6 +53,7 @@ class PrivacyStatement:
         target_epsilon: Epsilon that was asked for, in (0, inf); None if none was.
         noise_source: "seeded" (simulation: whoever knows the seed recomputes noise and cohorts) or "os".
         num_searched: How many settings were run on these users, by hand or in a sweep, before this one was chosen.
+        searched_by: What tells that search from others, as text: one for one search.
         not_private: What in the run folder the claim does not cover.
         ownership: Whose a record is: "assigned" (of the one user it is filed under) or "declared" (of everybody whom
             the data names as an owner; nobody may own more than `records_per_user` used records).
@@ -92,6 +93,7 @@ class PrivacyStatement:
     precision: str = "float32"
     evaluated_on: Literal["heldout", "validation"] = "heldout"
     selector: str = ""
+    searched_by: str = ""
 
     def __post_init__(self) -> None:
         """Checks every attribute once."""

@@ -168,6 +168,18 @@ def test_a_declared_search_is_counted_once_as_the_claim_of_which_so_many_cost_mo
     assert joint(stated(USERS)).with_search is None
 
 
+def test_runs_of_different_searches_are_all_counted_and_those_of_one_once() -> None:
+    """41 runs behind two claims and 3 behind another: each search but the run that came of it."""
+    first, again = (stated(USERS, seed, num_searched=41, searched_by="a") for seed in (0, 1))
+    other = stated(OTHERS, 2, num_searched=3, searched_by="b")
+    made = joint(first, again, other)
+    assert made.num_searched == 42
+    assert made.with_search == composed([USERS, USERS, OTHERS] + [USERS] * 42, DELTA)
+    assert "42 more of 2 searches, each counted like" in " ".join(made.sentences())
+    assert joint(first, again).num_searched == 40
+    assert joint(first, stated(OTHERS, 2)).num_searched == 40
+
+
 def test_record_level_runs_are_outside_of_the_sum_and_priced_for_users() -> None:
     protects_records = stated(RECORDS, 1, level="record", mechanism="record_level")
     made = joint(stated(USERS), protects_records)

@@ -95,6 +95,7 @@ def test_what_is_written_anew_without_a_change_agrees(run: Path) -> None:
     ("mechanism", "changes"),
     [
         ("user_wise", {"num_searched": 1}),
+        ("user_wise", {"searched_by": "another search"}),
         ("user_wise", {"not_private": ("logs",)}),
         ("user_wise", {"fresh_records": False}),
         ("group_privacy", {"fresh_records": True}),
