@@ -18,6 +18,7 @@ from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.mechanisms.circumstances import is_add_or_remove, named_foreign, taken_as_public
 from fedsim_userdp.mechanisms.guarantee import default_count_stddev, level_of
 from fedsim_userdp.mechanisms.searches import search_in_words, searched_runs
+from fedsim_userdp.mechanisms.units import user_in_words
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
@@ -80,6 +81,7 @@ def _of_circumstances(statement: PrivacyStatement, config: DictConfig) -> Iterat
     told = _precision(config.model)
     is_coarser = told == "float32" and statement.precision == "bfloat16"  # of rounds before the settings were changed
     yield "model.dtype and model.autocast", statement.precision, _UNKNOWN if is_coarser else told
+    yield "data, whose user is", statement.users, user_in_words(config.data)
     yield "selection", statement.selector, _own_selector(statement, config)
     yield "records.fresh", statement.fresh_records, _is_fresh(config)
     yield "what is not private", statement.not_private, NOT_PRIVATE

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from fedsim_userdp.mechanisms.settings_tree import OWN_CODE, Tree, foreign_targets
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.statement import PUBLIC
+from fedsim_userdp.privacy.statement import PUBLIC, USERS
 from fedsim_userdp.selection import ClientSelector, foreign_name
 
 
@@ -22,6 +22,7 @@ class Circumstances:
         precision: what products are done in.
         evaluated_on: which users are scored.
         selector: name of the class, not of this package, that chooses who takes part; empty where it is this package's.
+        users: what a user is, as a noun phrase.
         searched_by: what tells the search that the settings were chosen in from others; empty where there is none.
     """
 
@@ -31,6 +32,7 @@ class Circumstances:
     precision: str = "float32"
     evaluated_on: Literal["heldout", "validation"] = "heldout"
     selector: str = ""
+    users: str = USERS
     searched_by: str = ""
 
     def after(self, notes: object) -> Self:

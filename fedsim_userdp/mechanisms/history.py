@@ -179,6 +179,7 @@ class History:
             precision=facts.precision,
             evaluated_on=facts.evaluated_on,
             selector=facts.selector,
+            users=facts.users,
             searched_by=facts.searched_by,
         )
 

@@ -32,6 +32,7 @@ from fedsim_userdp.mechanisms.guarantee import Target
 from fedsim_userdp.mechanisms.micro_batches import local_training
 from fedsim_userdp.mechanisms.searches import search_in_words, searched_runs
 from fedsim_userdp.mechanisms.settings_tree import Tree, target_of
+from fedsim_userdp.mechanisms.units import user_in_words
 from fedsim_userdp.mechanisms.written import Written
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
@@ -304,6 +305,7 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
             precision=model.product_dtype,
             evaluated_on=settings.evaluation.users,
             selector=foreign_name(selector) or "",
+            users=user_in_words(tree["data"]),
             searched_by=search_in_words(tree, parts.corpus.name),
         ),
         corpus_name=parts.corpus.name,

@@ -6,7 +6,10 @@ Guarantee: adaptive composition of every release that a user-level claim in the 
     or sums were rounded otherwise), the difference tells of users' updates without noise, and no epsilon is finite.
     So it is where a folder was copied while a release was under way: two releases share their cohorts.  A run that went
     on under changed settings has several keys, and any of them can be another run's.
-Assumes: all runs are of the same users, the worst case; what the statements assume.
+    Where a user is not the same in all of them (other columns of ids or owners), one person may be several users of one
+    run, and no epsilon is finite.
+Assumes: all runs are of the same users, the worst case, one id being one user in every file; what the statements
+    assume.
 
 Neighbouring relations are brought together so:
 
@@ -305,6 +308,12 @@ class JointStatement:
 def _why_not_together(runs: Sequence[StatedRun]) -> list[str]:
     """Why runs have no joint epsilon, whatever noise they had: a clause for each reason."""
     found = []
+    kinds = sorted({run.statement.users for run in runs})
+    if len(kinds) > 1:
+        found.append(
+            f"a user is not the same in all of them ({'; '.join(kinds)}), and who is one user of one run may be "
+            "several of another"
+        )
     if _blanks_and_replaces(runs):
         found.append(
             "some claims are for replacing a user, others for blanking all records of one of several declared owners, "

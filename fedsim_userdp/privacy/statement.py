@@ -33,6 +33,7 @@ NOT_PRIVATE = (
     "logs, raw results and checkpoints",
 )
 PUBLIC = ("the number of users", "the settings of the run")
+USERS = "whoever a record is filed under"
 MET = 0.98  # of a target: calibration reaches 99%, but for a jump
 
 
@@ -53,6 +54,7 @@ class PrivacyStatement:
         target_epsilon: Epsilon that was asked for, in (0, inf); None if none was.
         noise_source: "seeded" (simulation: whoever knows the seed recomputes noise and cohorts) or "os".
         num_searched: How many settings were run on these users, by hand or in a sweep, before this one was chosen.
+        users: What a user is, as a noun phrase: the same text where ids and owners of records are told alike.
         searched_by: What tells that search from others, as text: one for one search.
         not_private: What in the run folder the claim does not cover.
         ownership: Whose a record is: "assigned" (of the one user it is filed under) or "declared" (of everybody whom
@@ -93,6 +95,7 @@ class PrivacyStatement:
     precision: str = "float32"
     evaluated_on: Literal["heldout", "validation"] = "heldout"
     selector: str = ""
+    users: str = USERS
     searched_by: str = ""
 
     def __post_init__(self) -> None:
@@ -348,7 +351,7 @@ class PrivacyStatement:
         ]
         if self.level != "user":
             return terms
-        owners = f"Ownership: {COVERED[self.ownership]}."
+        owners = f"A user is {self.users}. Ownership: {COVERED[self.ownership]}."
         return [*terms, owners, f"User-level epsilon by accountant: {self.epsilons_in_words()}."]
 
     def _tokens(self) -> str:

@@ -124,6 +124,25 @@ def test_an_add_or_remove_claim_beside_replacement_is_taken_twice() -> None:
     assert found.epsilon > replaced + 2 * acc.epsilon(USERS, DELTA / 2)
 
 
+def test_runs_of_which_a_user_is_not_the_same_have_no_joint_epsilon() -> None:
+    """Who writes in several threads is several users where a thread is one."""
+    by_author, by_thread = stated(USERS, users="an id in column 'a'"), stated(OTHERS, 1, users="an id in column 't'")
+    made = joint(by_author, by_thread, by_author)
+    assert (made.together.epsilon, made.together.accountant, made.adjacency) == (None, None, None)
+    assert made.to_json()["epsilon"] is None
+    assert (
+        "have no finite epsilon: a user is not the same in all of them (an id in column 'a'; an" in made.sentences()[0]
+    )
+    assert "same users" not in made.sentences()[0]
+    assert joint(by_thread).together.epsilon is not None
+    of_records = stated(RECORDS, 2, level="record", users="an id in column 't'")
+    beside = joint(by_author, of_records)
+    assert beside.together.epsilon is not None
+    assert beside.with_record_level == Composition(None, None)
+    searched = joint(by_author, replace(by_thread, statement=replace(by_thread.statement, num_searched=3)))
+    assert searched.with_search == Composition(None, None)
+
+
 def test_blanking_an_owners_records_says_nothing_of_replacing_a_user() -> None:
     """Blanked twice, only the records that one person owned differ: the other one may own others' records as well."""
     owned = stated(RECORDS, 1, ownership="declared")

@@ -109,6 +109,7 @@ def test_what_is_written_anew_without_a_change_agrees(run: Path) -> None:
         ("user_wise", {"foreign": ("my.Selector, which is proven right",)}),
         ("user_wise", {"evaluated_on": "validation"}),
         ("user_wise", {"selector": "my.Selector"}),
+        ("user_wise", {"users": "an id in column 'thread_id' of a table"}),
         ("user_wise", {"method": "rdp"}),
         ("user_wise", {"release": acc.HyperparameterSearch(acc.UserWise(3.0, 0.3, 2), 2.0)}),
         ("group_privacy", {"release": acc.UserWise(3.0, 0.3, 2), "method": None}),
