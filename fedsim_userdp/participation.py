@@ -11,9 +11,12 @@ from fedsim_userdp.plugins import calling
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, expected_cohort_size, foreign_name
+from fedsim_userdp.wagers import Wager
 
 # Probability, over a whole run, that a selector which draws as it declares is stopped all the same.
 FALSE_ALARM = 1e-9
+_PART = FALSE_ALARM / 8  # five parts for counts of users and rounds, two for the wager, one for two unrelated keys
+_MOST_TRIED = 100  # rounds drawn before a run
 UserLevel = acc.UserWise | acc.FixedSize | acc.NoAmplification
 
 
@@ -65,9 +68,10 @@ class Cohorts:
     Guarantee: every cohort is a set of users of the population; no user is in more of them than declared; cohorts of a
     declared size have it; a stated probability is at most the declared one.  Where a class that chooses by itself
     declares a sampling probability q, the users it draws in each round, over the run, and each user's rounds are held
-    against Binomial laws: one that keeps to q is stopped with a probability of at most 1e-9.  The rounds before the
-    first that is asked for are drawn as well where the count, or a memory of the selector's own, needs them, so that a
-    resumed run is where one that was never stopped would be.
+    against Binomial laws; that users are drawn independently of each other and of earlier rounds, here or in cohorts of
+    a declared size, is what `Wager` bets against: one that draws as it declares is stopped with a probability of at
+    most 1e-9.  The rounds before the first that is asked for are drawn as well where the count, or a memory of the
+    selector's own, needs them, so that a resumed run is where one that was never stopped would be.
 
     Args:
         selector: chooses the users.
@@ -90,6 +94,11 @@ class Cohorts:
         is_foreign = foreign_name(selector) is not None
         self._chooses = isinstance(selector, Choosing)  # it cannot begin to later: then nothing would be tested
         self._has_memory = self._chooses and is_foreign
+        self._wager = (
+            Wager(declared, len(population))
+            if self._has_memory and isinstance(declared, acc.UserWise | acc.FixedSize)
+            else None
+        )
         if is_foreign and isinstance(declared, acc.UserWise | acc.FixedSize):
             self._check_expected_size(declared)
 
@@ -143,6 +152,7 @@ class Cohorts:
             case acc.UserWise(sampling_prob=prob):
                 drawn = (len(cohort), len(self._population)), (self._num_drawn, len(self._population) * round)
                 self._check_rate(prob, list(drawn), round)
+        self._check_chance(cohort, round)
         return cohort
 
     def _check_expected_size(self, declared: acc.UserWise | acc.FixedSize) -> None:
@@ -174,7 +184,7 @@ class Cohorts:
         if not self._has_memory:
             return
         num_users, most = len(self._population), int(self._counts.max())
-        alarm = FALSE_ALARM / (8 * round * (round + 1))  # at most 8 such tests a round: over all rounds below 1e-9
+        alarm = _PART / (round * (round + 1))  # over all rounds `_PART`, for each of at most 5 such tests a round
         found = [
             f"{successes} of {chances} times in {round} round{'s' * (round > 1)}"
             for successes, chances in drawn
@@ -187,6 +197,37 @@ class Cohorts:
                 f"{self._name} declared that each user takes part with probability {prob:g} and chose users "
                 f"{found[0]}: who draws as declared does so with a probability below {alarm:.0e}"
             )
+
+    def _check_chance(self, cohort: NDArray[np.int64], round: int) -> None:
+        """Raises where a class that chooses by itself draws cohorts that are no draws by chance as it declared."""
+        if self._wager is None:
+            return
+        self._wager.see(cohort)
+        if self._wager.log_wealth >= -math.log(2 * _PART):
+            raise ValueError(
+                f"{self._name} declared that each user is drawn by chance, whoever else is, and chose cohorts whose "
+                f"{self._wager.leading}, in {round} rounds, come of another rule: who draws as declared gives such "
+                f"ones with a probability below {2 * _PART:.1e}"
+            )
+
+
+def rounds_to_differ(declared: UserLevel | None, num_users: int) -> int | None:
+    """Returns how many first rounds are all equal too rarely under two unrelated keys; None where none of the run are.
+
+    Args:
+        declared: what a selector declared; only what it claims by chance differs.
+        num_users: size of the population.
+    """
+    match declared:
+        case acc.UserWise(sampling_prob=prob):
+            log_equal = num_users * math.log(prob**2 + (1 - prob) ** 2)
+        case acc.FixedSize(cohort_size=size):
+            log_equal = math.lgamma(size + 1) + math.lgamma(num_users - size + 1) - math.lgamma(num_users + 1)
+        case _:
+            return None
+    if log_equal * min(declared.rounds, _MOST_TRIED) > math.log(_PART):
+        return None
+    return math.ceil(math.log(_PART) / log_equal)
 
 
 def is_unlikely(successes: int, chances: int, prob: float, alarm: float, *, below: bool = True) -> bool:

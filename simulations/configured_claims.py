@@ -17,13 +17,14 @@ from fedsim_userdp.data.shakespeare import ShakespeareCorpus
 from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.mechanisms.circumstances import is_add_or_remove, named_foreign, taken_as_public
 from fedsim_userdp.mechanisms.guarantee import default_count_stddev, level_of
-from fedsim_userdp.mechanisms.searches import searched_runs
+from fedsim_userdp.mechanisms.searches import search_in_words, searched_runs
+from fedsim_userdp.mechanisms.units import user_in_words
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
 from fedsim_userdp.privacy.statement import NOT_PRIVATE, PrivacyStatement
 from fedsim_userdp.selection import OWN, ClientSelector, PoissonSelector
-from fedsim_userdp.simulations.arguments import foreign_targets
+from fedsim_userdp.simulations.arguments import foreign_targets, is_own_code
 from fedsim_userdp.simulations.checks import is_same
 
 _UNKNOWN = object()
@@ -66,7 +67,7 @@ def _of_run(statement: PrivacyStatement, config: DictConfig) -> Iterator[Pair]:
     level, method = _claim(config)
     yield "whom mechanism protects", statement.level, level
     yield "mechanism.accountant", statement.method, method
-    yield "privacy.num_searched", statement.num_searched, _num_searched(config)
+    yield from _of_search(statement, config)
 
 
 def _of_circumstances(statement: PrivacyStatement, config: DictConfig) -> Iterator[Pair]:
@@ -80,6 +81,8 @@ def _of_circumstances(statement: PrivacyStatement, config: DictConfig) -> Iterat
     told = _precision(config.model)
     is_coarser = told == "float32" and statement.precision == "bfloat16"  # of rounds before the settings were changed
     yield "model.dtype and model.autocast", statement.precision, _UNKNOWN if is_coarser else told
+    yield "data, whose user is", statement.users, user_in_words(config.data)
+    yield "selection", statement.selector, _own_selector(statement, config)
     yield "records.fresh", statement.fresh_records, _is_fresh(config)
     yield "what is not private", statement.not_private, NOT_PRIVATE
     public = [taken_as_public(config, keep_places=kept) for kept in _kept_places(statement, config, may_declare)]
@@ -133,11 +136,13 @@ def _claim(config: DictConfig) -> tuple[object, object]:
     return level, accountant if level == "user" else None
 
 
-def _num_searched(config: DictConfig) -> object:
+def _of_search(statement: PrivacyStatement, config: DictConfig) -> Iterator[Pair]:
     """Runs that the settings were chosen among; unknown where that depends on the name of a foreign corpus."""
     name = _corpus_name(config.data)
     is_told = name is not None or config.privacy.num_searched is not None or config.tuned.get("searched") is None
-    return searched_runs(config, name or "") if is_told else _UNKNOWN
+    number = searched_runs(config, name or "") if is_told else _UNKNOWN
+    yield "privacy.num_searched", statement.num_searched, number
+    yield "tuned.searched", statement.searched_by, search_in_words(config, name or "") if is_told else _UNKNOWN
 
 
 def _corpus_name(data: DictConfig) -> str | None:
@@ -189,6 +194,13 @@ def _selector(selection: DictConfig) -> ClientSelector | None:
     kind = _named(selection, OWN)
     settings = {str(key): value for key, value in selection.items() if key != "_target_"}
     return None if kind is None else kind(**settings)
+
+
+def _own_selector(statement: PrivacyStatement, config: DictConfig) -> object:
+    """The name of a foreign class that chooses who takes part; any where it is stated as foreign, as a class may have
+    several names, and another one may have been configured before a run went on under changed settings."""
+    name = str(config.selection._target_)
+    return _UNKNOWN if statement.selector in statement.foreign else "" if is_own_code(name) else name
 
 
 def _named(node: DictConfig, kinds: Sequence[type]) -> type | None:

@@ -18,6 +18,7 @@ LAYERS = {
     "fedsim_userdp.privacy": 2,
     "fedsim_userdp.participation": 3,
     "fedsim_userdp.selection": 3,
+    "fedsim_userdp.wagers": 3,
     "fedsim_userdp.data": 3,
     "fedsim_userdp.models": 3,
     "fedsim_userdp.training": 4,

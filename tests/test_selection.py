@@ -1,10 +1,11 @@
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim_userdp.participation import Cohorts, Population, declared_release
+from fedsim_userdp.participation import FALSE_ALARM, Cohorts, Population, UserLevel, declared_release, rounds_to_differ
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import (
@@ -16,6 +17,7 @@ from fedsim_userdp.selection import (
     foreign_name,
 )
 from fedsim_userdp.strategies.every_other_user import EveryOtherUser
+from fedsim_userdp.wagers import Wager
 
 SELECTORS: list[ClientSelector] = [
     PoissonSelector(0.3), PoissonSelector(1.0), FixedSizeSelector(5), CyclicSelector(7), EveryOtherUser(),
@@ -121,6 +123,11 @@ def test_sampling_probability_must_lie_in_0_1(probability: float) -> None:
 
 def cohorts_of(selector: ClientSelector, declared: object, num_users: int = NUM_USERS, seed: int = 0) -> Cohorts:
     return Cohorts(selector, Population.numbered(num_users), RunKey.seeded(seed), declared)  # type: ignore[arg-type]
+
+
+def draw_all(cohorts: Cohorts, rounds: int) -> None:
+    for round in range(1, rounds + 1):
+        cohorts.draw(round)
 
 
 class Shuffled:
@@ -239,7 +246,8 @@ class Drawn:
         self.select_fn, self.expected, self.declared = select_fn, expected, declared
 
     def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
-        return np.asarray(self.select_fn(num_users, round))
+        chosen = self.select_fn(num_users, round)
+        return np.asarray(sorted(chosen) if isinstance(chosen, set) else chosen)
 
     def expected_cohort_size(self, num_users: int) -> float:
         return self.expected * num_users
@@ -265,13 +273,14 @@ RNG = np.random.default_rng(5)
 CONTRADICTIONS: dict[str, tuple[Drawn, str]] = {
     "everybody": (Drawn(lambda n, r: range(n)), "with probability 0.2 and chose users 200 of 200 times in 1 round:"),
     "nobody": (Drawn(lambda n, r: np.empty(0, int)), "chose users 0 of 200 times"),
-    "always the same": (Drawn(lambda n, r: range(n // 5)), "one user in"),
+    "always the same": (Drawn(lambda n, r: range(n // 5)), "overlaps with the cohort before, in 2 rounds"),
+    "one of them always": (Drawn(lambda n, r: {0, *np.flatnonzero(RNG.random(n) < 0.2).tolist()}), "one user in"),
     "a little too many": (Drawn(lambda n, r: np.flatnonzero(RNG.random(n) < 0.3)), "times in"),
     "a fixed size": (
         Drawn(lambda n, r: range(41), declared=acc.FixedSize(1.0, 200, 40, 60)), "declared cohorts of 40 users",
     ),
     "the same of a fixed size": (
-        Drawn(lambda n, r: range(40), declared=acc.FixedSize(1.0, 200, 40, 60)), "one user in",
+        Drawn(lambda n, r: range(40), declared=acc.FixedSize(1.0, 200, 40, 60)), "overlaps with the cohort before",
     ),
 }  # fmt: skip
 
@@ -280,13 +289,8 @@ CONTRADICTIONS: dict[str, tuple[Drawn, str]] = {
 def test_a_foreign_class_that_draws_otherwise_than_it_declares_stops_the_run(name: str) -> None:
     selector, said = CONTRADICTIONS[name]
     cohorts = cohorts_of(selector, selector.release(1.0, 200, 60), 200)
-
-    def run() -> None:
-        for round in range(1, 61):
-            cohorts.draw(round)
-
     with pytest.raises(ValueError, match=said):
-        run()
+        draw_all(cohorts, 60)
 
 
 def test_a_foreign_class_that_draws_as_it_declares_is_never_stopped() -> None:
@@ -296,6 +300,112 @@ def test_a_foreign_class_that_draws_as_it_declares_is_never_stopped() -> None:
         cohorts = cohorts_of(honest, honest.release(1.0, num_users, rounds), num_users)
         for round in range(1, rounds + 1):
             cohorts.draw(round)
+
+
+def batches(num_users: int, size: int) -> Callable[[int, int], object]:
+    """Everybody in a random order, batch after batch, and anew at the end."""
+    order = RNG.permutation(num_users)
+
+    def select(num_users: int, round: int) -> object:
+        nonlocal order
+        at = (round - 1) % (num_users // size)
+        order = RNG.permutation(num_users) if at == 0 else order
+        return order[at * size : (at + 1) * size]
+
+    return select
+
+
+@pytest.mark.parametrize(
+    ("declared", "num_users"),
+    [
+        (acc.UserWise(1.0, 0.25, 60), 30),
+        (acc.UserWise(1.0, 0.01, 60), 300),
+        (acc.FixedSize(1.0, 12, 3, 60), 12),
+        (acc.FixedSize(1.0, 10_000, 5_000, 60), 10_000),
+    ],
+)
+def test_so_many_rounds_are_drawn_that_two_keys_seldom_agree_in_all(
+    declared: acc.UserWise | acc.FixedSize, num_users: int
+) -> None:
+    rounds = rounds_to_differ(declared, num_users)
+    assert rounds is not None
+    if isinstance(declared, acc.FixedSize):
+        equal = 1.0 / math.comb(num_users, declared.cohort_size) if num_users < 1000 else 0.0
+    else:
+        users = np.random.default_rng(0).random((2, 10**6)) < declared.sampling_prob
+        equal = (users[0] == users[1]).mean() ** num_users
+    assert equal**rounds < 1.1 * FALSE_ALARM / 8 <= (equal ** (rounds - 1) if equal else 1.0)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [None, acc.NoAmplification(1.0, 3), acc.UserWise(1.0, 1.0, 60), acc.UserWise(1.0, 0.25, 2),
+     acc.UserWise(1.0, 1e-4, 1000), acc.FixedSize(1.0, 12, 12, 60), acc.FixedSize(1.0, 12, 3, 3)],
+)  # fmt: skip
+def test_keys_are_not_compared_where_equal_cohorts_prove_nothing(declared: UserLevel | None) -> None:
+    assert rounds_to_differ(declared, 12) is None
+
+
+@pytest.mark.parametrize("num_users", [30, 200])
+@pytest.mark.parametrize(
+    ("rule", "is_fixed", "said"),
+    [
+        ("one size", False, "cohorts whose sizes, in"),
+        ("batches", False, "cohorts whose (sizes|shares of users who were chosen more often than others), in"),
+        ("batches", True, "cohorts whose shares of users who were chosen more often than others, in"),
+    ],
+)
+def test_cohorts_that_are_too_even_for_chance_stop_the_run(
+    num_users: int, rule: str, is_fixed: bool, said: str
+) -> None:
+    size = num_users // 5
+    alike: Callable[[int, int], object] = lambda n, r: RNG.choice(n, size, replace=False)  # noqa: E731
+    select_fn = alike if rule == "one size" else batches(num_users, size)
+    declared = acc.FixedSize(1.0, num_users, size, 60) if is_fixed else acc.UserWise(1.0, 0.2, 60)
+    cohorts = cohorts_of(Drawn(select_fn, declared=declared), declared, num_users)
+    with pytest.raises(ValueError, match=said):
+        draw_all(cohorts, 60)
+
+
+def test_who_is_drawn_by_chance_seldom_wins_against_and_never_enough_to_be_stopped() -> None:
+    """2,000 runs of a few users: the wealth reaches w in at most one of w, and what stops a run in none."""
+    generator = np.random.default_rng(2)
+    most = []
+    for run in range(2000):
+        num_users, prob, size = ((3, 0.5, 1), (6, 0.3, 3), (12, 0.2, 2))[run % 3]
+        is_fixed = run % 2 == 1
+        declared = acc.FixedSize(1.0, num_users, size, 20) if is_fixed else acc.UserWise(1.0, prob, 20)
+        wager, wealth = Wager(declared, num_users), 0.0
+        for _ in range(20):
+            drawn = generator.choice(num_users, size, replace=False) if is_fixed else generator.random(num_users) < prob
+            wager.see(np.sort(drawn) if is_fixed else np.flatnonzero(drawn))
+            wealth = max(wealth, wager.log_wealth)
+        most.append(wealth)
+    for factor in (5, 20, 100):
+        assert np.mean(np.array(most) >= math.log(factor)) <= 1 / factor
+    assert max(most) < -math.log(FALSE_ALARM)
+
+
+@pytest.mark.parametrize("declared", [acc.UserWise(1.0, 0.4, 9), acc.FixedSize(1.0, 6, 2, 9)])
+def test_every_bet_is_fair(declared: acc.UserWise | acc.FixedSize) -> None:
+    """Over all cohorts that the sixth round can have, each with its probability, the mean factor of each bet is 1."""
+    generator = np.random.default_rng(3)
+    users = [np.flatnonzero([(mask >> user) & 1 for user in range(6)]) for mask in range(64)]
+    if isinstance(declared, acc.FixedSize):
+        users = [cohort for cohort in users if len(cohort) == 2]
+        probs = np.full(len(users), 1 / len(users))
+    else:
+        probs = np.array([0.4 ** len(cohort) * 0.6 ** (6 - len(cohort)) for cohort in users])
+    history = [users[at] for at in generator.integers(0, len(users), 5)]
+    means = np.zeros(21)
+    for cohort, prob in zip(users, probs, strict=True):
+        wager = Wager(declared, 6)
+        for earlier in history:
+            wager.see(earlier)
+        before = np.concatenate(wager.log_stakes)
+        wager.see(cohort)
+        means += prob * np.exp(np.concatenate(wager.log_stakes) - before)
+    np.testing.assert_allclose(means, 1.0, rtol=1e-9)
 
 
 def test_a_declaration_for_another_run_or_another_unit_is_refused() -> None:

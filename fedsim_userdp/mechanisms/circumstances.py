@@ -7,7 +7,7 @@ from typing import Literal, Self
 from fedsim_userdp.mechanisms.settings_tree import OWN_CODE, Tree, foreign_targets
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.statement import PUBLIC
+from fedsim_userdp.privacy.statement import PUBLIC, USERS
 from fedsim_userdp.selection import ClientSelector, foreign_name
 
 
@@ -21,6 +21,9 @@ class Circumstances:
         public: what is taken as public, as noun phrases.
         precision: what products are done in.
         evaluated_on: which users are scored.
+        selector: name of the class, not of this package, that chooses who takes part; empty where it is this package's.
+        users: what a user is, as a noun phrase.
+        searched_by: what tells the search that the settings were chosen in from others; empty where there is none.
     """
 
     foreign: tuple[str, ...] = ()
@@ -28,6 +31,9 @@ class Circumstances:
     public: tuple[str, ...] = PUBLIC
     precision: str = "float32"
     evaluated_on: Literal["heldout", "validation"] = "heldout"
+    selector: str = ""
+    users: str = USERS
+    searched_by: str = ""
 
     def after(self, notes: object) -> Self:
         """Returns what holds of a run that began under other settings, which its checkpoint noted.
@@ -40,11 +46,16 @@ class Circumstances:
         foreign, precision = notes.get("foreign"), str(notes.get("precision", self.precision))
         names = foreign if isinstance(foreign, list) else []
         coarser = self.precision if precision == Circumstances.precision else precision
-        return replace(self, foreign=tuple(dict.fromkeys((*map(str, names), *self.foreign))), precision=coarser)
+        return replace(
+            self,
+            foreign=tuple(dict.fromkeys((*map(str, names), *self.foreign))),
+            precision=coarser,
+            selector=self.selector or str(notes.get("selector", "")),
+        )
 
     def to_notes(self) -> dict[str, object]:
         """Returns what a checkpoint keeps of it: it held of the rounds that are done, whatever changes later."""
-        return {"foreign": list(self.foreign), "precision": self.precision}
+        return {"foreign": list(self.foreign), "precision": self.precision, "selector": self.selector}
 
 
 def foreign_classes(tree: Tree, selector: ClientSelector, *others: object) -> tuple[str, ...]:

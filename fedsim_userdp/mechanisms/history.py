@@ -178,6 +178,9 @@ class History:
             public=facts.public,
             precision=facts.precision,
             evaluated_on=facts.evaluated_on,
+            selector=facts.selector,
+            users=facts.users,
+            searched_by=facts.searched_by,
         )
 
     @property

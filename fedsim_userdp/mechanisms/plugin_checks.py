@@ -1,16 +1,18 @@
 """Trying out, before anything is written or trained, the classes of the user's own that a run names."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from fedsim_userdp.errors import ConfigError, PluginError, RecordChoiceError
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.run import Run
-from fedsim_userdp.participation import Cohorts, Population
+from fedsim_userdp.participation import Cohorts, Population, UserLevel, rounds_to_differ
 from fedsim_userdp.plugins import calling, class_name, is_own
-from fedsim_userdp.selection import expected_cohort_size, foreign_name
+from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, expected_cohort_size, foreign_name
 
 _USERS = 4  # whose choice of records is tried out
 
@@ -44,7 +46,37 @@ def _check_selection(run: Run, guarantee: Guarantee, population: Population) -> 
         selector = copy.deepcopy(run.study.selector)
     except Exception:  # noqa: BLE001 - anybody's class can refuse to be copied
         return
+    twins = [copy.deepcopy(selector) for _ in range(2)]
     Cohorts(selector, population, run.keys.run, guarantee.declared).draw(1)
+    check_follows_key(twins, population, guarantee.declared)
+
+
+def check_follows_key(twins: Sequence[ClientSelector], population: Population, declared: UserLevel | None) -> None:
+    """Raises where a class that claims amplification draws the same under two unrelated keys, so that anybody can.
+
+    Args:
+        twins: two copies of the selector, asked for nothing so far.
+        population: the training users.
+        declared: what it declared; nothing is looked at where equal cohorts would prove nothing.
+
+    Raises:
+        ConfigError: every cohort was the same; such as draw by their key do so with a probability below 1e-9.
+    """
+    rounds = rounds_to_differ(declared, len(population))
+    if rounds is None or not all(isinstance(twin, Choosing) for twin in twins):
+        return
+    keys = [RunKey.drawn() for _ in twins]
+    for round in range(1, rounds + 1):
+        one, other = (
+            draw_cohort(twin, population.id_hashes, round, key) for twin, key in zip(twins, keys, strict=True)
+        )
+        if not np.array_equal(one, other):
+            return
+    raise ConfigError(
+        f"selection={class_name(type(twins[0]))} claims amplification and chose the same users under two unrelated "
+        f"keys in round{'s 1 to' * (rounds > 1)} {rounds}: whoever runs its code knows the cohorts, so draw them from "
+        "the generator that it is given, or declare acc.Unamplified"
+    )
 
 
 def _check_records(run: Run, records_per_user: int) -> None:

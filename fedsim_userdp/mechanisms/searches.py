@@ -30,6 +30,22 @@ def searched_runs(tree: Tree, corpus_name: str) -> int:
     return runs if searched["data"] == corpus_name else 1
 
 
+def search_in_words(tree: Tree, corpus_name: str) -> str:
+    """Returns by which setting a run says what its settings were chosen among: one text for one search; empty for none.
+
+    Args:
+        tree: The run's settings.
+        corpus_name: Name of the run's corpus.
+
+    Raises:
+        ConfigError: see `searched_runs`.
+    """
+    number = searched_runs(tree, corpus_name)
+    if tree["privacy"]["num_searched"] is not None:
+        return f"privacy.num_searched={number}"
+    return f"tuned.searched: {number} runs on {corpus_name}" if number > 1 else ""
+
+
 def _count(key: str, value: object) -> int:
     """A number of runs."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

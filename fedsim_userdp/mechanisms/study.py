@@ -30,15 +30,16 @@ from fedsim_userdp.mechanisms.circumstances import (
 )
 from fedsim_userdp.mechanisms.guarantee import Target
 from fedsim_userdp.mechanisms.micro_batches import local_training
-from fedsim_userdp.mechanisms.searches import searched_runs
+from fedsim_userdp.mechanisms.searches import search_in_words, searched_runs
 from fedsim_userdp.mechanisms.settings_tree import Tree, target_of
+from fedsim_userdp.mechanisms.units import user_in_words
 from fedsim_userdp.mechanisms.written import Written
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import Choosing, ClientSelector, Sampling
+from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, foreign_name
 from fedsim_userdp.settings import Budget, LoraSettings, Settings, Split, TokenSettings
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
@@ -306,6 +307,9 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
             public=taken_as_public(tree, keep_places=keep_places),
             precision=model.product_dtype,
             evaluated_on=settings.evaluation.users,
+            selector=foreign_name(selector) or "",
+            users=user_in_words(tree["data"]),
+            searched_by=search_in_words(tree, parts.corpus.name),
         ),
         corpus_name=parts.corpus.name,
         licence=licence_of(tree["data"], type(parts.corpus)),

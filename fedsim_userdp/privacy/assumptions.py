@@ -39,6 +39,7 @@ def assumptions_of(
     noise_source: NoiseSource,
     precision: str,
     foreign: Sequence[str],
+    selector: str = "",
 ) -> tuple[str, ...]:
     """Returns the assumptions of a claim, each to be read after "the claim assumes that".
 
@@ -49,12 +50,13 @@ def assumptions_of(
         noise_source: "seeded" or "os".
         precision: In which numbers gradients are computed.
         foreign: Names of classes that are not this package's.
+        selector: Which of them chooses who takes part; empty where none does.
     """
     return (
         ASSUMED[ownership],
         *_cap(release, ownership, records_per_user),
         *_OF_EVERY_CLAIM,
-        "the cohorts are kept secret" if claims_amplification(release) else "the schedule is public, whatever the data",
+        _secrecy(selector) if claims_amplification(release) else "the schedule is public, whatever the data",
         _KEY[noise_source],
         floating_point(precision),
         *(f"{name}, which is not part of this package, does what it declares, by its code alone" for name in foreign),
@@ -85,6 +87,12 @@ def floating_point(precision: str) -> str:
         f"{precision}, norms, clip factors and sums in float32, and what one user adds depends on others in the same "
         f"micro-batch by rounding only ({moved}; not accounted)"
     )
+
+
+def _secrecy(selector: str) -> str:
+    """What must not be known of the cohorts."""
+    kept = "the cohorts are kept secret"
+    return f"{kept}, and {selector} draws them from the generator that it is given alone" if selector else kept
 
 
 def _cap(release: Description, ownership: Ownership, records_per_user: int | None) -> Iterator[str]:

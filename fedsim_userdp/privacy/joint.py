@@ -6,7 +6,10 @@ Guarantee: adaptive composition of every release that a user-level claim in the 
     or sums were rounded otherwise), the difference tells of users' updates without noise, and no epsilon is finite.
     So it is where a folder was copied while a release was under way: two releases share their cohorts.  A run that went
     on under changed settings has several keys, and any of them can be another run's.
-Assumes: all runs are of the same users, the worst case; what the statements assume.
+    Where a user is not the same in all of them (other columns of ids or owners), one person may be several users of one
+    run, and no epsilon is finite.
+Assumes: all runs are of the same users, the worst case, one id being one user in every file; what the statements
+    assume.
 
 Neighbouring relations are brought together so:
 
@@ -20,6 +23,8 @@ Neighbouring relations are brought together so:
   known for adding or removing is taken twice (remove the one, add the other): (2 epsilon, (1 + e^epsilon) delta),
   added by basic composition, delta divided evenly among the claims that are added.
 - *Blank all records of one owner* covers emptying the records that are filed under a user, who is one of their owners.
+  It says nothing of replacing a user by a person with other records, who may own others' records too: beside a claim
+  for replacing there is no joint epsilon.
 """
 
 import dataclasses
@@ -130,8 +135,16 @@ class JointStatement:
 
     @property
     def num_searched(self) -> int:
-        """Runs elsewhere, on the same users, that the settings were chosen among: the most that any claim declares."""
-        return max((run.statement.num_searched for run in self.claims), default=1) - 1
+        """Runs elsewhere, on the same users, that the settings were chosen among: those of every declared search."""
+        return sum(number - 1 for number in self._searches.values())
+
+    @property
+    def _searches(self) -> dict[str, int]:
+        """How many runs each search had, by what tells it from others: several claims may come from one."""
+        found: dict[str, int] = {}
+        for statement in (run.statement for run in self.claims if run.statement.num_searched > 1):
+            found[statement.searched_by] = max(found.get(statement.searched_by, 1), statement.num_searched)
+        return found
 
     @functools.cached_property
     def costliest(self) -> StatedRun | None:
@@ -160,6 +173,8 @@ class JointStatement:
     @functools.cached_property
     def adjacency(self) -> str | None:
         """Neighbouring relation of the sum, in words; None where there is no claim."""
+        if _why_not_together(self.claims):
+            return None
         relations = {str(run.statement.adjacency) for run in self.claims}
         if len(relations) < 2:
             return relations.pop() if relations else None
@@ -190,7 +205,7 @@ class JointStatement:
 
     def _composed(self, runs: Sequence[StatedRun], more: Sequence[PrivacyStatement] = ()) -> Composition:
         """What the releases of these runs, and of `more` with keys of their own, add up to at the joint delta."""
-        if self.delta is None or _torn_apart(runs):
+        if self.delta is None or _torn_apart(runs) or _why_not_together(runs):
             return Composition(None, None)
         statements = [*(run.statement for run in _distinct(runs)), *more]
         releases = [statement.release for statement in statements if statement.release is not None]
@@ -200,14 +215,19 @@ class JointStatement:
         """What all claims add up to."""
         if not self.claims or self.delta is None:
             return ["Nothing here promises users anything."]
-        value = _value(self.together.epsilon, self.delta)
+        value, number = _value(self.together.epsilon, self.delta), len(self.claims)
         if len(self.claims) == 1:
             return [f"One run here makes a claim for users ({self.claims[0].name}): all that it releases has {value}."]
+        if reasons := _why_not_together(self.claims):
+            return [
+                f"{number} runs here make a claim for users, each for itself. All of them together have {value}: "
+                f"{'; '.join(reasons)}.{self._repeated()}"
+            ]
         deltas = sorted({run.statement.delta or 0.0 for run in self.claims})
         least, most = rounded_up(deltas[0], 3), rounded_up(deltas[-1], 3)
         at = f"; the runs' deltas differ ({least} to {most}), this is the largest"
         return [
-            f"{len(self.claims)} runs here make a claim for users, each for itself. All of them together have {value} "
+            f"{number} runs here make a claim for users, each for itself. All of them together have {value} "
             f"by composition (accountant {self.together.accountant}; neighbouring data sets: {self.adjacency})"
             f"{at if len(deltas) > 1 else ''}. All are counted as runs on the same users; noise and cohorts of runs "
             f"with different seeds or settings are independent.{self._repeated()}"
@@ -254,10 +274,11 @@ class JointStatement:
         """What the declared search adds."""
         if self.with_search is None or self.costliest is None or self.delta is None:
             return []
+        among = f" of {len(self._searches)} searches" if len(self._searches) > 1 else ""
         return [
-            f"The settings were chosen among runs elsewhere on the same users: {self.num_searched} more, each counted "
-            f"like {self.costliest.name} (an assumption; a run without noise among them is covered by nothing). With "
-            f"these, all have {_value(self.with_search.epsilon, self.delta)}."
+            f"The settings were chosen among runs elsewhere on the same users: {self.num_searched} more{among}, each "
+            f"counted like {self.costliest.name} (an assumption; a run without noise among them is covered by "
+            f"nothing). With these, all have {_value(self.with_search.epsilon, self.delta)}."
         ]
 
     def _unprotected(self) -> list[str]:
@@ -282,6 +303,29 @@ class JointStatement:
             "Publishing the best of them, or one alone after looking at all, is a choice by data: the joint figure is "
             "what covers it, not the run's own."
         ]
+
+
+def _why_not_together(runs: Sequence[StatedRun]) -> list[str]:
+    """Why runs have no joint epsilon, whatever noise they had: a clause for each reason."""
+    found = []
+    kinds = sorted({run.statement.users for run in runs})
+    if len(kinds) > 1:
+        found.append(
+            f"a user is not the same in all of them ({'; '.join(kinds)}), and who is one user of one run may be "
+            "several of another"
+        )
+    if _blanks_and_replaces(runs):
+        found.append(
+            "some claims are for replacing a user, others for blanking all records of one of several declared owners, "
+            "and no relation is known that both cover"
+        )
+    return found
+
+
+def _blanks_and_replaces(runs: Sequence[StatedRun]) -> bool:
+    """Whether claims for all declared owners of records stand beside claims for replacing a user."""
+    is_declared = any(run.statement.ownership == "declared" for run in runs)
+    return is_declared and any(_is_replacing(part) for run in runs for part in _parts(run.statement.release))
 
 
 def _of_one_draw(runs: Sequence[StatedRun]) -> list[list[StatedRun]]:

@@ -19,7 +19,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     UserWise,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
-from fedsim_userdp.privacy.assumptions import assumptions_of, single_run
+from fedsim_userdp.privacy.assumptions import assumptions_of, claims_amplification, single_run
 from fedsim_userdp.privacy.delta import large_delta_in_words
 from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
@@ -33,6 +33,7 @@ NOT_PRIVATE = (
     "logs, raw results and checkpoints",
 )
 PUBLIC = ("the number of users", "the settings of the run")
+USERS = "whoever a record is filed under"
 MET = 0.98  # of a target: calibration reaches 99%, but for a jump
 
 
@@ -53,6 +54,8 @@ class PrivacyStatement:
         target_epsilon: Epsilon that was asked for, in (0, inf); None if none was.
         noise_source: "seeded" (simulation: whoever knows the seed recomputes noise and cohorts) or "os".
         num_searched: How many settings were run on these users, by hand or in a sweep, before this one was chosen.
+        users: What a user is, as a noun phrase: the same text where ids and owners of records are told alike.
+        searched_by: What tells that search from others, as text: one for one search.
         not_private: What in the run folder the claim does not cover.
         ownership: Whose a record is: "assigned" (of the one user it is filed under) or "declared" (of everybody whom
             the data names as an owner; nobody may own more than `records_per_user` used records).
@@ -64,6 +67,7 @@ class PrivacyStatement:
         public: What is taken as public, each as a noun phrase.
         precision: In which numbers gradients are computed, such as "float32".
         evaluated_on: Which users the perplexity is of: "heldout" or "validation".
+        selector: Name of the class, not of this package, that chooses who takes part; empty where it is this package's.
 
     Raises:
         ValueError: An attribute is out of range, or level and release do not fit.
@@ -90,6 +94,9 @@ class PrivacyStatement:
     public: tuple[str, ...] = PUBLIC
     precision: str = "float32"
     evaluated_on: Literal["heldout", "validation"] = "heldout"
+    selector: str = ""
+    users: str = USERS
+    searched_by: str = ""
 
     def __post_init__(self) -> None:
         """Checks every attribute once."""
@@ -177,6 +184,7 @@ class PrivacyStatement:
             noise_source=self.noise_source,
             precision=self.precision,
             foreign=self.foreign,
+            selector=self.selector,
         )
 
     @property
@@ -249,6 +257,8 @@ class PrivacyStatement:
         """Where noise and cohorts came from, and who must not know, as sentences."""
         if self.accountant is None:
             return "There was no noise that a claim could rest on."
+        if self.noise_source == "os" and self.selector:
+            return self._noise_beside_own_selector(self.selector)
         if self.noise_source == "os":
             return (
                 "The noise was drawn from the operating system, the cohorts from a secret key that it drew: no file "
@@ -318,6 +328,16 @@ class PrivacyStatement:
         each = {name: value for name, value in self.epsilon_by_accountant.items() if name != "record"}
         return ", ".join(f"{name} {'none' if value is None else rounded_up(value)}" for name, value in each.items())
 
+    def _noise_beside_own_selector(self, name: str) -> str:
+        """What is said of noise from the operating system where a class of one's own chooses who takes part."""
+        drawn = "The noise was drawn from the operating system: no file that is to be published tells it."
+        if self.release is None or not claims_amplification(self.release):
+            return drawn
+        return (
+            f"{drawn} That the cohorts are secret as well is assumed: {name} was given a generator with a secret key "
+            "and may go by something else."
+        )
+
     def _terms(self) -> list[str]:
         """How it was reached."""
         if self.accountant is None:
@@ -331,7 +351,7 @@ class PrivacyStatement:
         ]
         if self.level != "user":
             return terms
-        owners = f"Ownership: {COVERED[self.ownership]}."
+        owners = f"A user is {self.users}. Ownership: {COVERED[self.ownership]}."
         return [*terms, owners, f"User-level epsilon by accountant: {self.epsilons_in_words()}."]
 
     def _tokens(self) -> str:

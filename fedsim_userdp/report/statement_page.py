@@ -98,6 +98,7 @@ def _facts(statement: PrivacyStatement) -> list[tuple[str, str]]:
     unit = _DECLARED if is_of_users and statement.ownership == "declared" else _UNITS[statement.level]
     facts = [
         ("Unit", unit),
+        ("A user is", statement.users),
         ("Epsilon", f"{_number(statement.epsilon)}{'' if is_of_users else ' for one record; none for users'}"),
         ("Delta", rounded_up(statement.delta, 3)),
         ("Neighbours", str(statement.adjacency)),

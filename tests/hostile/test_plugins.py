@@ -39,6 +39,15 @@ class Selector:
     def select(self, num_users, round, generator):
         return eval(self.chosen) if round > self.late else np.arange(3)
 
+class Sampled:
+    def __init__(self, seed): self.seed = seed
+    def expected_cohort_size(self, num_users):
+        return 0.4 * num_users
+    def release(self, noise_multiplier, num_users, rounds):
+        return acc.UserWise(noise_multiplier, 0.4, rounds)
+    def select(self, num_users, round, generator):
+        return np.flatnonzero(np.random.default_rng(eval(self.seed)).random(num_users) < 0.4)
+
 class Records:
     fresh = True
     def __init__(self, chosen): self.chosen = chosen
@@ -146,6 +155,13 @@ def test_a_cohort_that_is_none_is_refused_unwritten(
     chosen: str, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused_unwritten(capsys, named(settings, "selection", "Selector", chosen=chosen), CHOICES[chosen])
+
+
+def test_cohorts_that_follow_from_the_round_are_refused_unwritten(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*named(settings, "selection", "Sampled", seed="round"), "noise.source=os", "mechanism.rounds=8"]
+    refused_unwritten(capsys, arguments, "chose the same users under two unrelated keys in rounds 1 to")
 
 
 @pytest.mark.parametrize("chosen", RECORDS)

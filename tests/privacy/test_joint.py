@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.joint import JointStatement, StatedRun, composed
+from fedsim_userdp.privacy.joint import Composition, JointStatement, StatedRun, composed
 from fedsim_userdp.privacy.statement import PrivacyStatement
 
 DELTA = 1e-4
@@ -124,6 +124,39 @@ def test_an_add_or_remove_claim_beside_replacement_is_taken_twice() -> None:
     assert found.epsilon > replaced + 2 * acc.epsilon(USERS, DELTA / 2)
 
 
+def test_runs_of_which_a_user_is_not_the_same_have_no_joint_epsilon() -> None:
+    """Who writes in several threads is several users where a thread is one."""
+    by_author, by_thread = stated(USERS, users="an id in column 'a'"), stated(OTHERS, 1, users="an id in column 't'")
+    made = joint(by_author, by_thread, by_author)
+    assert (made.together.epsilon, made.together.accountant, made.adjacency) == (None, None, None)
+    assert made.to_json()["epsilon"] is None
+    assert (
+        "have no finite epsilon: a user is not the same in all of them (an id in column 'a'; an" in made.sentences()[0]
+    )
+    assert "same users" not in made.sentences()[0]
+    assert joint(by_thread).together.epsilon is not None
+    of_records = stated(RECORDS, 2, level="record", users="an id in column 't'")
+    beside = joint(by_author, of_records)
+    assert beside.together.epsilon is not None
+    assert beside.with_record_level == Composition(None, None)
+    searched = joint(by_author, replace(by_thread, statement=replace(by_thread.statement, num_searched=3)))
+    assert searched.with_search == Composition(None, None)
+
+
+def test_blanking_an_owners_records_says_nothing_of_replacing_a_user() -> None:
+    """Blanked twice, only the records that one person owned differ: the other one may own others' records as well."""
+    owned = stated(RECORDS, 1, ownership="declared")
+    for replacing in (stated(FIXED), stated(REPLACED), stated(acc.AdaptiveClipping(FIXED, 5.0))):
+        made = joint(replacing, owned)
+        assert (made.together.epsilon, made.together.accountant, made.adjacency) == (None, None, None)
+        assert "no relation is known that both cover" in made.sentences()[0]
+        assert joint(replacing, stated(RECORDS, 1)).together.epsilon is not None
+        of_records = stated(RECORDS, 2, level="record", ownership="declared")
+        assert joint(replacing, of_records).with_record_level == Composition(None, None)
+    for emptied in (stated(USERS), stated(SCHEDULE)):
+        assert joint(emptied, owned).together.epsilon is not None
+
+
 def test_a_private_search_is_added_with_its_share_of_delta() -> None:
     search = acc.HyperparameterSearch(USERS, 3.0)
     found = composed([search, OTHERS], DELTA)
@@ -152,6 +185,18 @@ def test_a_declared_search_is_counted_once_as_the_claim_of_which_so_many_cost_mo
     words = " ".join(made.sentences())
     assert "4 more, each counted like m, seed 0 (an assumption" in words
     assert joint(stated(USERS)).with_search is None
+
+
+def test_runs_of_different_searches_are_all_counted_and_those_of_one_once() -> None:
+    """41 runs behind two claims and 3 behind another: each search but the run that came of it."""
+    first, again = (stated(USERS, seed, num_searched=41, searched_by="a") for seed in (0, 1))
+    other = stated(OTHERS, 2, num_searched=3, searched_by="b")
+    made = joint(first, again, other)
+    assert made.num_searched == 42
+    assert made.with_search == composed([USERS, USERS, OTHERS] + [USERS] * 42, DELTA)
+    assert "42 more of 2 searches, each counted like" in " ".join(made.sentences())
+    assert joint(first, again).num_searched == 40
+    assert joint(first, stated(OTHERS, 2)).num_searched == 40
 
 
 def test_record_level_runs_are_outside_of_the_sum_and_priced_for_users() -> None:

@@ -31,6 +31,7 @@ def test_json_holds_every_fact_and_no_number_that_json_lacks() -> None:
         "update_noise_multiplier", "clip_norm", "records_per_user", "delta", "target_epsilon", "epsilon",
         "epsilon_by_accountant", "record_level_epsilon", "search", "noise_source", "not_private", "assumptions",
         "release", "paragraph", "foreign", "num_lost", "window", "fresh_records", "public", "precision", "evaluated_on",
+        "selector", "searched_by", "users",
     }  # fmt: skip
     assert wanted <= set(facts)
     assert facts["sampling_prob"] == 0.05

@@ -14,8 +14,8 @@ DIGEST = "a" * 64
 USERS = acc.UserWise(1.0, 0.05, 200)
 RECORDS = acc.RecordLevel(10.0, 0.05, 200, 5)
 ROWS = [
-    "Unit", "Epsilon", "Delta", "Neighbours", "Accountant", "Sampling", "Population", "Records", "Releases",
-    "Clip norm",
+    "Unit", "A user is", "Epsilon", "Delta", "Neighbours", "Accountant", "Sampling", "Population", "Records",
+    "Releases", "Clip norm",
     "Noise", "Noise source", "Whose a record is", "Settings", "Perplexity", "Assumes", "Not covered",
 ]  # fmt: skip
 

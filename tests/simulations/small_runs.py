@@ -112,7 +112,7 @@ def small_task(folder: Path, store: TokenStore, **changes: Any) -> Run:
         evaluation_units=[Unit(0, store.records(int(split.heldout[0])))],
         evaluate_every=100,
         num_searched=1,
-        circumstances=Circumstances(foreign=(name,) if name else ()),
+        circumstances=Circumstances(foreign=(name,) if name else (), selector=name or ""),
         corpus_name="small",
         licence="unknown",
         tree={},

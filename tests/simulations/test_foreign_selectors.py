@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.plugin_checks import check_follows_key
+from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.selection import ClientSelector, PoissonSelector
 from fedsim_userdp.strategies.every_other_user import EveryOtherUser
-from tests.simulations.small_runs import run_small, small_task
+from tests.simulations.small_runs import os_noise, run_small, small_task
 
 pytestmark = pytest.mark.usefixtures("quick_accounting")
 
@@ -42,6 +45,31 @@ def test_foreign_code_that_draws_or_schedules_is_an_assumption_of_the_statement(
     run_small(small_task(tmp_path, store, selector=selector))
     assert len(believed(tmp_path)) == 1
     assert type(selector).__name__ in believed(tmp_path)[0]
+
+
+def test_that_cohorts_of_ones_own_are_secret_is_assumed(tmp_path: Path, store: TokenStore) -> None:
+    statements = {}
+    for name, selector in {"own": PoissonSelector(0.4), "sampled": SaysPoisson(0.4), "cycle": EveryOtherUser()}.items():
+        task = small_task(tmp_path / name, store, selector=selector)
+        statements[name] = run_small(os_noise(task)).statement
+    assert "no file that is to be published tells either" in statements["own"].noise
+    assert "the cohorts are kept secret" in statements["own"].assumptions
+    assert "secret as well is assumed: tests." in statements["sampled"].noise
+    assert any(one.startswith("the cohorts are kept secret, and tests.") for one in statements["sampled"].assumptions)
+    assert "cohorts" not in statements["cycle"].noise
+
+
+def test_cohorts_that_are_the_same_under_any_key_are_refused() -> None:
+    class Ignoring(SaysPoisson):
+        def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+            return super().select(num_users, round, np.random.default_rng(round))
+
+    population = Population.numbered(30)
+    declared = acc.UserWise(1.0, 0.4, 10)
+    with pytest.raises(ConfigError, match="same users under two unrelated keys in rounds 1 to 2: whoever"):
+        check_follows_key([Ignoring(0.4), Ignoring(0.4)], population, declared)
+    check_follows_key([SaysPoisson(0.4), SaysPoisson(0.4)], population, declared)
+    check_follows_key([Ignoring(0.4), Ignoring(0.4)], population, acc.NoAmplification(1.0, 10))
 
 
 def test_this_packages_own_sampling_needs_no_such_assumption(tmp_path: Path, store: TokenStore) -> None:

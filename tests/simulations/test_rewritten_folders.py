@@ -95,6 +95,7 @@ def test_what_is_written_anew_without_a_change_agrees(run: Path) -> None:
     ("mechanism", "changes"),
     [
         ("user_wise", {"num_searched": 1}),
+        ("user_wise", {"searched_by": "another search"}),
         ("user_wise", {"not_private": ("logs",)}),
         ("user_wise", {"fresh_records": False}),
         ("group_privacy", {"fresh_records": True}),
@@ -107,6 +108,8 @@ def test_what_is_written_anew_without_a_change_agrees(run: Path) -> None:
         ("user_wise", {"public": ("the settings of the run",)}),
         ("user_wise", {"foreign": ("my.Selector, which is proven right",)}),
         ("user_wise", {"evaluated_on": "validation"}),
+        ("user_wise", {"selector": "my.Selector"}),
+        ("user_wise", {"users": "an id in column 'thread_id' of a table"}),
         ("user_wise", {"method": "rdp"}),
         ("user_wise", {"release": acc.HyperparameterSearch(acc.UserWise(3.0, 0.3, 2), 2.0)}),
         ("group_privacy", {"release": acc.UserWise(3.0, 0.3, 2), "method": None}),

@@ -431,7 +431,8 @@ def test_what_a_run_began_with_stays_in_its_statement(
 ) -> None:
     """Changed settings change the rounds to come, not whose code and which numbers made those that are done."""
     task = with_changes(
-        small_task(tmp_path, store), circumstances=Circumstances(foreign=("my.Own",), precision="bfloat16")
+        small_task(tmp_path, store),
+        circumstances=Circumstances(foreign=("my.Own",), precision="bfloat16", selector="my.Own"),
     )
     if has_ended:
         run_small(task)
@@ -440,3 +441,4 @@ def test_what_a_run_began_with_stays_in_its_statement(
     changed = resumed(task, settings="others", allow_changes=True, circumstances=Circumstances(foreign=("my.Other",)))
     statement = run_small(changed, key=OTHER_KEY).statement
     assert (statement.foreign, statement.precision) == (("my.Own", "my.Other"), "bfloat16")
+    assert statement.selector == "my.Own"

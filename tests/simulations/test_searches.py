@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.mechanisms.searches import searched_runs
+from fedsim_userdp.mechanisms.searches import search_in_words, searched_runs
 
 
 def searched(*overrides: str, corpus: str = "chitchat") -> int:
@@ -31,6 +31,22 @@ def test_what_is_given_by_hand_counts_instead() -> None:
     assert searched("privacy.num_searched=1") == 1
     assert searched("privacy.num_searched=7", corpus="jsonl") == 7
     assert searched("tuned.searched=null") == 1
+
+
+def test_searches_are_told_from_each_other_by_the_settings_that_name_them() -> None:
+    def words(*overrides: str) -> str:
+        with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
+            return search_in_words(compose("run", overrides=list(overrides)), "chitchat")
+
+    told = [
+        words(),
+        words("experiment=smollm2_chitchat"),
+        words("privacy.num_searched=3"),
+        words("tuned.searched=null"),
+    ]
+    assert len(set(told)) == 4
+    assert told[0] == words("mechanism=group_privacy", "seed=1")
+    assert told[3] == words("experiment=paper_enron") == ""
 
 
 @pytest.mark.parametrize(
