@@ -1,0 +1,1 @@
+"""A small CNN in Flower."""
