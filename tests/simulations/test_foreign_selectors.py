@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client_selector import EveryOtherUser
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.selection import ClientSelector, PoissonSelector
-from fedsim_userdp.strategies.every_other_user import EveryOtherUser
 from tests.simulations.small_runs import run_small, small_task
 
 pytestmark = pytest.mark.usefixtures("quick_accounting")
