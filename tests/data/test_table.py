@@ -47,7 +47,10 @@ def file(tmp_path):
             '{\n"user_id": "a", "text": "x"}',
             r"mine\.jsonl:1: not valid JSON: .*; JSON lines have one whole object a line",
         ),
-        (gzip.compress(b'{"user_id": "a", "text": "x"}', mtime=0), r"mine\.jsonl:1: the file is compressed: unpack it first"),
+        (
+            gzip.compress(b'{"user_id": "a", "text": "x"}', mtime=0),
+            r"mine\.jsonl:1: the file is compressed: unpack it first",
+        ),
         (bz2.compress(b"x"), r"mine\.jsonl:1: the file is compressed"),
         (lzma.compress(b"x"), r"mine\.jsonl:1: the file is compressed"),
         ('{"user_id": "a", "text": "x"}'.encode("utf-16-le"), r"mine\.jsonl:1: the file is UTF-16; save it as UTF-8"),
