@@ -38,6 +38,10 @@ class RecordChoiceError(Exception):
     """A choice of records that breaks its rules: to be mended; no user counts as zero for it."""
 
 
+class ClippingError(Exception):
+    """A clipping of the user's own that breaks its bound: to be mended; no user counts as zero for it."""
+
+
 class RoundError(RuntimeError):
     """A round that cannot be finished; nothing of it was released."""
 

@@ -103,7 +103,7 @@ class AuditSession:
         kinds = kinds_of(settings.canaries, canary_kinds(mechanism.records_per_user, settings.window))
         check_delta(run.study.target.delta, len(kinds), settings.significance)
         self._users = _real_users(run, settings.num_real_users)
-        self._worker = run.worker(mechanism.records_per_user)
+        self._worker = run.worker(mechanism.records_per_user, mechanism.clipping())
         self._state = trainable_state(self._model)
         size = sum(tensor.numel() for tensor in self._state.values())
         directions = Directions(size, settings.num_candidates, run.study.seed)
@@ -168,7 +168,7 @@ class AuditSession:
             canaries,
         )
         gradients = GradientsWithCanaries(self._worker.gradients, canaries, mechanism.clip_norm)
-        audited = Worker(gradients, audited_users, run.study.local)
+        audited = Worker(gradients, audited_users, run.study.local, clipping=mechanism.clipping())
         noise = replace(run.noise, key=keys.run) if isinstance(run.noise, SeededNoise) else run.noise
         settings = UserLevelSettings(
             population=audited_users.population,

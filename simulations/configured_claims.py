@@ -62,8 +62,9 @@ def differences(statement: PrivacyStatement, config: DictConfig) -> list[str]:
 
 def _of_run(statement: PrivacyStatement, config: DictConfig) -> Iterator[Pair]:
     """What the mechanism's settings say of a statement."""
-    yield "mechanism.records_per_user", statement.records_per_user, config.mechanism.get("records_per_user")
-    yield "mechanism.clip_norm", statement.clip_norm, config.mechanism.get("clip_norm")
+    missing = None if unit_of(config) else _UNKNOWN  # a foreign class may have a default of its own
+    yield "mechanism.records_per_user", statement.records_per_user, config.mechanism.get("records_per_user", missing)
+    yield "mechanism.clip_norm", statement.clip_norm, config.mechanism.get("clip_norm", missing)
     level, method = _claim(config)
     yield "whom mechanism protects", statement.level, level
     yield "mechanism.accountant", statement.method, method

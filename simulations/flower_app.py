@@ -104,7 +104,9 @@ def _build(settings: str, key: RunKey, overrides: str) -> Worker:
     if strange := foreign_targets(config, shlex.split(overrides)):
         raise NodeRefusal(f"{strange[0]} is code that the run configuration of this node does not name")
     with tempfile.TemporaryDirectory(prefix="fedsim-node-") as folder:
-        worker = configured_run(config, Path(folder)).worker(made("mechanism", config.mechanism).records_per_user)
+        mechanism = made("mechanism", config.mechanism)
+        clipping = mechanism.clipping() if hasattr(mechanism, "clipping") else None
+        worker = configured_run(config, Path(folder)).worker(mechanism.records_per_user, clipping)
         return replace(worker, users=replace(worker.users, key=key))
 
 

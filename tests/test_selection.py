@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from client_selector import EveryOtherUser
 from fedsim_userdp.participation import FALSE_ALARM, Cohorts, Population, UserLevel, declared_release, rounds_to_differ
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
@@ -16,7 +17,6 @@ from fedsim_userdp.selection import (
     draw_cohort,
     foreign_name,
 )
-from fedsim_userdp.strategies.every_other_user import EveryOtherUser
 from fedsim_userdp.wagers import Wager
 
 SELECTORS: list[ClientSelector] = [
@@ -112,7 +112,7 @@ def test_selectors_of_this_package_have_no_foreign_name_and_others_do() -> None:
         assert foreign_name(known) is None
     assert str(foreign_name(Own(0.1))).endswith("Own")
     assert str(foreign_name(Renamed(0.1))).endswith("Renamed")
-    assert foreign_name(EveryOtherUser()) == "fedsim_userdp.strategies.every_other_user.EveryOtherUser"
+    assert foreign_name(EveryOtherUser()) == "client_selector.EveryOtherUser"
 
 
 @pytest.mark.parametrize("probability", [0.0, -0.1, 1.1, float("nan")])

@@ -12,13 +12,14 @@ import torch
 from fedsim_userdp import __version__
 from fedsim_userdp.data.perplexity import PerplexityRecords
 from fedsim_userdp.data.store import TokenStore
-from fedsim_userdp.errors import DataError, ModelError, NodeRefusal, PluginError, RecordChoiceError
+from fedsim_userdp.errors import ClippingError, DataError, ModelError, NodeRefusal, PluginError, RecordChoiceError
 from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.time_limit import ending_process_after
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
 from fedsim_userdp.plugins import reason_of
+from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, in_float32, zero_update
 from fedsim_userdp.training.gradients import UnitGradients, unit_gradients
@@ -36,12 +37,14 @@ class Worker:
         users: the training users.
         local: local training.
         fingerprint: what this node's updates depend on, see `node_fingerprint`.
+        clipping: what shrinks a user's update; None for scaling it as a whole.
     """
 
     gradients: UnitGradients
     users: TrainingUsers
     local: LocalTraining
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    clipping: Clipping | None = None
 
     def train(self, request: TrainRequest) -> CohortUpdate:
         """Returns the sum of the requested users' clipped updates; users without records add an exact zero.
@@ -51,12 +54,12 @@ class Worker:
 
         Raises:
             NodeRefusal: when the request is of a run on other data, another model or other settings, or the choice of
-                records breaks its rules.
+                records or a clipping of the user's own breaks its rules.
         """
         request.run.check(self.fingerprint)
         try:
             return self._train(request)
-        except RecordChoiceError as error:
+        except (RecordChoiceError, ClippingError) as error:
             raise NodeRefusal(f"round {request.round}: {error}") from error
 
     def _train(self, request: TrainRequest) -> CohortUpdate:
@@ -105,6 +108,7 @@ class Worker:
                 request.clip_norm,
                 round=request.round,
                 key=self.users.key,
+                clipping=self.clipping,
             )
         except torch.OutOfMemoryError:
             if len(users) == 1 or local.max_tokens == 1:  # micro-batches of one user each
@@ -133,6 +137,7 @@ class WorkerRecipe:
         threads: CPU threads of torch in the process, at least 1; None for torch's default.
         time_limit: seconds, above 0, after which a request ends the process, so that a hung one is started anew; None
             for no limit; loading the model does not count.  For processes that do nothing else only.
+        clipping: what shrinks a user's update; None for scaling it as a whole.
     """
 
     settings: str
@@ -143,6 +148,7 @@ class WorkerRecipe:
     seed: int
     threads: int | None = None
     time_limit: float | None = None
+    clipping: Clipping | None = None
 
     def build(self) -> Worker:
         """Returns a worker with the model loaded."""
@@ -151,9 +157,8 @@ class WorkerRecipe:
         source = replace(self.model)  # a copy without what the other process found out, such as its device
         model = attach_lora(source.load(), self.lora, self.seed)
         users = self.users.open()
-        return Worker(
-            unit_gradients(model, users.window), users, self.local, node_fingerprint(users, source, self.settings)
-        )
+        fingerprint = node_fingerprint(users, source, self.settings)
+        return Worker(unit_gradients(model, users.window), users, self.local, fingerprint, self.clipping)
 
     def train(self, request: TrainRequest) -> CohortUpdate:
         """Answers with this process's worker for the recipe, built at the first request.

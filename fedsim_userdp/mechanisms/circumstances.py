@@ -1,5 +1,6 @@
 """What a run's privacy statement says besides what was released: foreign code, and what is taken as public."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self
@@ -35,6 +36,10 @@ class Circumstances:
     users: str = USERS
     searched_by: str = ""
 
+    def naming(self, foreign: Sequence[str]) -> Self:
+        """Returns the same with more classes that are not this package's."""
+        return replace(self, foreign=tuple(dict.fromkeys((*self.foreign, *foreign))))
+
     def after(self, notes: object) -> Self:
         """Returns what holds of a run that began under other settings, which its checkpoint noted.
 
@@ -68,8 +73,9 @@ def foreign_classes(tree: Tree, selector: ClientSelector, *others: object) -> tu
 
 
 def named_foreign(tree: Tree) -> tuple[str, ...]:
-    """Returns the `_target_`s of settings that are not this package's, as they are named there."""
-    return tuple(dict.fromkeys(foreign_targets(tree)))
+    """Returns the `_target_`s of a run's settings that are not this package's, as they are named there."""
+    of_run = {key: value for key, value in tree.items() if key != "compare"}  # which names other runs' mechanisms
+    return tuple(dict.fromkeys(foreign_targets(of_run)))
 
 
 def is_add_or_remove(selector: ClientSelector, num_users: int, rounds: int) -> bool:

@@ -1,16 +1,18 @@
 """Trying out, before anything is written or trained, the classes of the user's own that a run names."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fedsim_userdp.errors import ConfigError, PluginError, RecordChoiceError
+from fedsim_userdp.errors import ClippingError, ConfigError, PluginError, RecordChoiceError
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.participation import Cohorts, Population, UserLevel, rounds_to_differ
 from fedsim_userdp.plugins import calling, class_name, is_own
+from fedsim_userdp.privacy.clipping import Clipping, clipped_by
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, expected_cohort_size, foreign_name
 
@@ -35,6 +37,26 @@ def check_plugins(run: Run, guarantee: Guarantee, records_per_user: int, populat
     _check_selection(run, guarantee, population or run.study.population)
     _check_records(run, records_per_user)
     _check_optimizer(run.study.optimizer_fn)
+
+
+def try_out_clipping(clipping: Clipping, adapter: Mapping[str, Tensor], clip_norm: float) -> None:
+    """Raises where a clipping of the user's own fails at updates within its bound and far above it.
+
+    Args:
+        clipping: what a mechanism shrinks a user's update by.
+        adapter: names and shapes of an update.
+        clip_norm: the bound.
+
+    Raises:
+        PluginError, ConfigError: names it and says what it did.
+    """
+    size = sum(tensor.numel() for tensor in adapter.values())
+    for norm in (clip_norm / 2, 100 * clip_norm):
+        update = {name: torch.full_like(tensor, norm / size**0.5) for name, tensor in adapter.items()}
+        try:
+            clipped_by(clipping, update, clip_norm)
+        except ClippingError as error:
+            raise ConfigError(f"mechanism: {error}") from error
 
 
 def _check_selection(run: Run, guarantee: Guarantee, population: Population) -> None:

@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.messages import RunDescription
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
+from fedsim_userdp.mechanisms.circumstances import named_foreign
 from fedsim_userdp.mechanisms.identity import NEVER_CHANGED, identity_of, keys_of_run, settings_digest
 from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.mechanisms.settings_tree import Tree
 from fedsim_userdp.mechanisms.study import Study, at_least_one
 from fedsim_userdp.mechanisms.versions import code_versions
+from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.training.central import Pool
@@ -78,6 +80,7 @@ class Run:
             ConfigError, CheckpointError: one sentence on what is wrong.
         """
         name, tree = str(mechanism["name"]), {**study.tree, "mechanism": mechanism}
+        study = replace(study, circumstances=study.circumstances.naming(named_foreign({"mechanism": mechanism})))
         settings = settings_digest(tree)
         fingerprint = study.fingerprint(settings)
         path = checkpoint_path(place.folder, run_name(name, study.seed))
@@ -122,14 +125,19 @@ class Run:
         """Returns the records of a centralized run; see `Study.pool`."""
         return self.study.pool(records_per_user, self.keys.run.of_nodes())
 
-    def worker(self, records_per_user: int) -> Worker:
-        """Returns this process's worker: a freshly loaded model with a fresh adapter."""
+    def worker(self, records_per_user: int, clipping: Clipping | None = None) -> Worker:
+        """Returns this process's worker: a freshly loaded model with a fresh adapter.
+
+        Args:
+            records_per_user: k.
+            clipping: what shrinks a user's update; None for scaling it as a whole.
+        """
         study = self.study
         gradients = study.gradients(study.fresh_model())
-        return Worker(gradients, self.training_users(records_per_user), study.local, self.fingerprint)
+        return Worker(gradients, self.training_users(records_per_user), study.local, self.fingerprint, clipping)
 
-    def worker_recipe(self, records_per_user: int) -> WorkerRecipe:
-        """Returns what another process needs to build this run's worker."""
+    def worker_recipe(self, records_per_user: int, clipping: Clipping | None = None) -> WorkerRecipe:
+        """Returns what another process needs to build this run's worker; arguments as of `worker`."""
         study = self.study
         users = TrainingUsersRecipe(
             store_path=study.store.path,
@@ -142,7 +150,7 @@ class Run:
             window=study.window,
             key=self.keys.run.of_nodes(),
         )
-        return WorkerRecipe(self.settings, study.model, study.lora, users, study.local, study.seed)
+        return WorkerRecipe(self.settings, study.model, study.lora, users, study.local, study.seed, clipping=clipping)
 
 
 def run_name(mechanism: str, seed: int) -> str:

@@ -4,12 +4,12 @@ An object in them is a mapping of `_target_`, where its class is, and of its set
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fedsim_userdp import conf
 from fedsim_userdp.errors import ConfigError
@@ -26,11 +26,16 @@ def leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, list) and any(isinstance(item, dict | list) for item in node):
+    elif _is_list(node) and any(isinstance(item, Mapping) or _is_list(item) for item in node):
         for number, item in enumerate(node):
             yield from leaves(item, f"{prefix}.{number}")
     else:
         yield prefix, node
+
+
+def _is_list(node: object) -> TypeGuard[Sequence[object]]:
+    """Whether something is a list, Hydra's own included."""
+    return isinstance(node, Sequence) and not isinstance(node, str | bytes)
 
 
 def foreign_targets(node: object) -> list[str]:

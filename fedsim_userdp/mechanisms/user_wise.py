@@ -12,12 +12,14 @@ from fedsim_userdp.mechanisms.base import Training, check_positive, result_row
 from fedsim_userdp.mechanisms.guarantee import Guarantee, calibrated
 from fedsim_userdp.mechanisms.history import History, Outcome
 from fedsim_userdp.mechanisms.persistence import RunState, open_run_state
+from fedsim_userdp.mechanisms.plugin_checks import try_out_clipping
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
 from fedsim_userdp.naming import settings_of
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
@@ -39,10 +41,21 @@ class UserWise(Training):
         super().__post_init__()
         check_positive("clip_norm", self.clip_norm)
 
+    def clipping(self) -> Clipping | None:
+        """Returns what shrinks one user's update, for a mechanism of one's own; None for scaling it as a whole.
+
+        It takes name to tensor and the clip norm, and returns tensors of the same names and shapes whose L2 norm, over
+        all of them, is at most that: a run stops where it is above. It is a function at the top of a module, or a
+        method, so that nodes in other processes find it.
+        """
+        return None
+
     def run(self, run: Run, progress: RunProgress) -> Outcome:
         """Trains on the engine's nodes with noise calibrated to the study's budget."""
-        guarantee = self.guarantee(run.study)
-        worker = run.worker(self.records_per_user)
+        guarantee, clipping = self.guarantee(run.study), self.clipping()
+        worker = run.worker(self.records_per_user, clipping)
+        if clipping is not None:
+            try_out_clipping(clipping, trainable_state(worker.gradients.model), self.clip_norm)
         history = History(self.name, "users", self.rounds, run, guarantee, worker.gradients.model, progress)
         with open_run_state(history) as state:
             adapter = trainable_state(history.model)
@@ -54,7 +67,8 @@ class UserWise(Training):
             state.follow(strategy.cohorts)
             rounds = Rounds(state.first, history.num_rounds)
             if rounds.first <= rounds.last:
-                run.study.engine.run(strategy, run.worker_recipe(self.records_per_user), worker, adapter, rounds)
+                recipe = run.worker_recipe(self.records_per_user, clipping)
+                run.study.engine.run(strategy, recipe, worker, adapter, rounds)
         load_trainable_state(history.model, optimizer.state)
         history.score_last()
         return history.outcome(result_row(self.name, "user", history, guarantee.in_words(), self, self.clip_norm))

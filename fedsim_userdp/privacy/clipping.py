@@ -1,11 +1,17 @@
 """Clipping of per-unit updates and their sum, whose sensitivity is `clip_norm` (docs/design.md, rules 2 and 5)."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from fedsim_userdp.errors import ClippingError
+from fedsim_userdp.plugins import calling, class_name
+
+# One user's update, name to tensor, and the clip norm, to what the user adds instead: of an L2 norm of at most that.
+Clipping = Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]]
 
 # Keeps a clipped update at or below clip_norm after it is rounded to float32.
 _ROUNDING_MARGIN = 1e-6
@@ -76,6 +82,70 @@ def clip_and_sum(updates: Mapping[str, Tensor], clip_norm: float) -> ClippedSum:
         num_clipped=int(num_clipped),
         norm_sum=norm_sum,
     )
+
+
+def clip_each_and_sum(updates: Mapping[str, Tensor], clip_norm: float, clipping: Clipping) -> ClippedSum:
+    """Returns the sum of what `clipping` makes of each unit's update, in the place of scaling it as a whole.
+
+    Guarantee: that of `clip_and_sum`, whatever `clipping` returns: it sees one unit at a time, in float32, and what it
+    returns is held to the bound.  A unit whose update is not finite contributes an exact zero and is not shown to it.
+    Assumes: what `clipping` returns follows from its arguments alone; nothing of other units is remembered.
+
+    Args:
+        updates: as for `clip_and_sum`.
+        clip_norm: as for `clip_and_sum`.
+        clipping: one unit's update and `clip_norm` to tensors of the same names and shapes, of L2 norm <= `clip_norm`.
+
+    Returns:
+        The sum in float32; counts and norms are those of the updates as they came.
+
+    Raises:
+        ClippingError: when what it returned is no such update, or longer than clip_norm * (1 + 1e-6).
+        PluginError: when `clipping` itself raises.
+        ValueError: as for `clip_and_sum`.
+    """
+    norms = unit_norms(updates)
+    is_finite = torch.isfinite(norms)
+    shrunk = {name: torch.zeros_like(tensor.detach(), dtype=torch.float32) for name, tensor in updates.items()}
+    for unit in is_finite.nonzero().flatten().tolist():
+        update = {name: tensor[unit].detach().float().clone() for name, tensor in updates.items()}
+        for name, tensor in clipped_by(clipping, update, clip_norm).items():
+            shrunk[name][unit] = tensor
+    kept = norms[is_finite]
+    return replace(
+        clip_and_sum(shrunk, clip_norm),
+        num_nonfinite=len(norms) - len(kept),
+        num_clipped=int((kept > clip_norm).sum()),
+        norm_sum=float(kept.sum()),
+    )
+
+
+def clipped_by(clipping: Clipping, update: Mapping[str, Tensor], clip_norm: float) -> dict[str, Tensor]:
+    """Returns what a clipping of the user's own makes of one unit's update, after checking that it can be that.
+
+    Raises:
+        ClippingError, PluginError: as for `clip_each_and_sum`.
+    """
+    shapes = {name: tensor.shape for name, tensor in update.items()}
+    with calling("mechanism", clipping, "clipping a user's update"):
+        answer = clipping(update, clip_norm)
+    name = class_name(clipping)
+    is_alike = isinstance(answer, Mapping) and answer.keys() == shapes.keys()
+    if not is_alike or not all(_is_real(answer[key], shape) for key, shape in shapes.items()):
+        raise ClippingError(f"{name} must return a user's update as it came: tensors of the same names and shapes")
+    found = {key: answer[key].detach() for key in shapes}
+    norm = float(unit_norms({key: tensor.unsqueeze(0) for key, tensor in found.items()}))
+    if not norm <= clip_norm * (1 + _ROUNDING_MARGIN):
+        raise ClippingError(
+            f"{name} returned a user's update whose L2 norm is above clip_norm={clip_norm:g}, or no number: the noise "
+            "covers no more than that"
+        )
+    return found
+
+
+def _is_real(tensor: object, shape: torch.Size) -> bool:
+    """Whether something is a tensor of real numbers, of that shape."""
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.shape == shape
 
 
 def _check_units(updates: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsim_userdp.models.precision import is_reduced
 from fedsim_userdp.models.stacked import stack
-from fedsim_userdp.privacy.clipping import ClippedSum, clip_and_sum
+from fedsim_userdp.privacy.clipping import ClippedSum, Clipping, clip_and_sum, clip_each_and_sum
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, micro_batches
 from fedsim_userdp.training.gradients import UnitGradients
@@ -77,6 +77,7 @@ def clipped_update_sum(
     *,
     round: int = 0,
     key: RunKey | None = None,
+    clipping: Clipping | None = None,
 ) -> CohortUpdate:
     """Returns the sum over the units of their clipped updates.
 
@@ -96,6 +97,7 @@ def clipped_update_sum(
         clip_norm: bound on the norm of a unit's update, above 0.
         round: the round, which addresses dropout masks.
         key: what dropout masks derive from; None where nothing is dropped.
+        clipping: what shrinks a unit's update; None for scaling it as a whole.
     """
     device = next(gradients.model.parameters()).device
     state = {name: tensor.to(device) for name, tensor in state.items()}
@@ -103,7 +105,7 @@ def clipped_update_sum(
     max_units = 1 if is_alone else units_in_memory(state, device, copies=_COPIES)
     total, at = zero_update(state, torch.float64), StepAddress(round, key=key)
     for batch in micro_batches(units, local.max_tokens, device, max_units=max_units):
-        total = add(total, _clipped_sum_of(gradients, state, batch, local, clip_norm, at))
+        total = add(total, _clipped_sum_of(gradients, state, batch, local, clip_norm, at, clipping))
     return in_float32(total)
 
 
@@ -114,10 +116,11 @@ def _clipped_sum_of(
     local: LocalTraining,
     clip_norm: float,
     at: StepAddress,
+    clipping: Clipping | None,
 ) -> CohortUpdate:
     """The sum of a micro-batch's clipped updates; whatever else it needed is free again when it is there."""
     updates, losses = local_updates(gradients, state, batch, local, at)
-    clipped = clip_and_sum(updates, clip_norm)
+    clipped = clip_each_and_sum(updates, clip_norm, clipping) if clipping else clip_and_sum(updates, clip_norm)
     return CohortUpdate(clipped, float(losses.nansum()), batch.num_tokens * local.steps)
 
 

@@ -5,6 +5,7 @@ What `flwr run` does, in this process: its server app and its client app, the ru
 
 import json
 import logging
+import pickle
 import re
 import shlex
 import shutil
@@ -38,6 +39,7 @@ from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.simulations import flower_app
 from fedsim_userdp.simulations.configured import configured_run
 from fedsim_userdp.simulations.flower_app import run_on_nodes, train_fn_of
+from mechanism import clip_each_tensor
 
 Meddle = Callable[[Message], None]
 K = 2
@@ -336,6 +338,17 @@ def test_code_that_the_nodes_own_run_configuration_names_is_run(world: World) ->
     assert train_fn_of(named)(request).clipped.num_units == 6
     with pytest.raises(NodeRefusal, match="FirstRecords is code that"):
         train_fn_of("")(request)
+
+
+def test_a_node_clips_as_the_runs_own_mechanism_does(world: World) -> None:
+    named = "mechanism._target_=mechanism.ClipEachTensor"
+    request = replace(a_request(world.task(named)), clip_norm=1e-3)
+    found = train_fn_of(named)(request).clipped.total
+    expected = world.task(named).worker(K, clip_each_tensor).train(request).clipped.total
+    usual = world.task(named).worker(K).train(request).clipped.total
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    assert not any(torch.allclose(tensor, usual[name]) for name, tensor in found.items() if tensor.any())
+    assert pickle.loads(pickle.dumps(world.task(named).worker_recipe(K, clip_each_tensor))).clipping is clip_each_tensor  # noqa: S301
 
 
 @pytest.mark.parametrize("text", ["${oc.env:HOME}", "a/${oc.env:HOME}"])

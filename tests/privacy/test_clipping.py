@@ -1,11 +1,13 @@
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim_userdp.privacy.clipping import clip_and_sum, unit_norms
+from fedsim_userdp.errors import ClippingError, PluginError
+from fedsim_userdp.privacy.clipping import clip_and_sum, clip_each_and_sum, unit_norms
 
 NASTY = [0.0, 1.0, -1.0, 1e-30, 1e30, -3e38, math.nan, math.inf, -math.inf]
 numbers = st.one_of(st.sampled_from(NASTY), st.floats(-1e3, 1e3, width=32))
@@ -95,3 +97,72 @@ def test_tensors_must_agree_on_the_number_of_units(updates: dict[str, torch.Tens
 def test_infinite_clip_norm_only_sums() -> None:
     update = {"a": torch.tensor([[1e6], [1.0]])}
     assert clip_and_sum(update, math.inf).total["a"].item() == 1e6 + 1
+
+
+def scaled_as_a_whole(update: Mapping[str, torch.Tensor], clip_norm: float) -> dict[str, torch.Tensor]:
+    """A clipping of one's own that does what is done without one."""
+    length = torch.stack([tensor.double().norm() for tensor in update.values()]).norm()
+    factor = min(1.0, clip_norm * (1 - 1e-6) / max(float(length), 1e-300))
+    return {name: (tensor.double() * factor).float() for name, tensor in update.items()}
+
+
+@given(values=st.lists(numbers, min_size=12, max_size=12), clip_norm=st.floats(1e-2, 1e2), removed=st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_with_a_clipping_of_ones_own_a_unit_moves_the_sum_by_at_most_clip_norm(
+    values: list[float], clip_norm: float, removed: int
+) -> None:
+    update = {"a": torch.tensor(values).reshape(4, 3)}
+    rest = {"a": torch.cat([update["a"][:removed], update["a"][removed + 1 :]])}
+    totals = [clip_each_and_sum(each, clip_norm, scaled_as_a_whole) for each in (update, rest)]
+    assert difference(totals[0].total, totals[1].total) <= clip_norm * (1 + 1e-5)
+    usual = clip_and_sum(update, clip_norm)
+    assert (totals[0].num_units, totals[0].num_nonfinite) == (usual.num_units, usual.num_nonfinite)
+    assert (totals[0].num_clipped, totals[0].norm_sum) == (usual.num_clipped, pytest.approx(usual.norm_sum))
+    assert difference(totals[0].total, usual.total) <= 1e-5 * clip_norm
+
+
+LIES = {
+    "too long": lambda update, bound: {name: tensor * 0 + 1.01 * bound / 2 for name, tensor in update.items()},
+    "not finite": lambda update, bound: {name: tensor * math.nan for name, tensor in update.items()},
+    "infinite": lambda update, bound: {name: tensor * math.inf for name, tensor in update.items()},
+    "untouched": lambda update, bound: update,
+    "a tensor less": lambda update, bound: {"a": update["a"] * 0},
+    "a tensor more": lambda update, bound: {**update, "c": update["a"]},
+    "another shape": lambda update, bound: {"a": torch.zeros(4), "b": update["b"] * 0},
+    "whole numbers": lambda update, bound: {name: tensor.int() for name, tensor in update.items()},
+    "no tensors": lambda update, bound: {name: tensor.tolist() for name, tensor in update.items()},
+    "nothing": lambda update, bound: None,
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_a_clipping_of_ones_own_returns_is_held_to_its_bound(lie: str) -> None:
+    update = {"a": torch.tensor([[0.0, 0.0], [3.0, 4.0]]), "b": torch.tensor([[0.0, 0.0], [5.0, 6.0]])}
+    with pytest.raises(ClippingError, match="test_clipping"):
+        clip_each_and_sum(update, 1.0, LIES[lie])
+
+
+def test_a_clipping_of_ones_own_within_the_rounding_is_taken_and_its_sum_is_within_the_bound() -> None:
+    nearly = {"a": torch.tensor([[5.0]])}
+    total = clip_each_and_sum(nearly, 1.0, lambda update, bound: {"a": torch.tensor([bound * (1 + 5e-7)]).double()})
+    assert norm(total.total) <= 1.0
+
+
+def test_a_clipping_of_ones_own_sees_one_finite_unit_at_a_time_and_cannot_change_another() -> None:
+    seen = []
+
+    def watching(update: Mapping[str, torch.Tensor], clip_norm: float) -> Mapping[str, torch.Tensor]:
+        seen.append(update["a"].tolist())
+        update["a"].fill_(0.25)
+        return update
+
+    update = {"a": torch.tensor([[3.0], [math.nan], [4.0]])}
+    result = clip_each_and_sum(update, 1.0, watching)
+    assert seen == [[3.0], [4.0]]
+    assert update["a"][0].item() == 3.0
+    assert (result.total["a"].item(), result.num_units, result.num_nonfinite, result.num_clipped) == (0.5, 3, 1, 2)
+
+
+def test_a_clipping_of_ones_own_that_raises_is_named() -> None:
+    with pytest.raises(PluginError, match=r"mechanism=.*test_clipping.*clipping a user's update raised KeyError: 'b'"):
+        clip_each_and_sum({"a": torch.ones(1, 1)}, 1.0, lambda update, bound: update["b"])

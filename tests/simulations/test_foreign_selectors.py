@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client_selector import EveryOtherUser
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.plugin_checks import check_follows_key
 from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.selection import ClientSelector, PoissonSelector
-from fedsim_userdp.strategies.every_other_user import EveryOtherUser
 from tests.simulations.small_runs import os_noise, run_small, small_task
 
 pytestmark = pytest.mark.usefixtures("quick_accounting")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from client_selector import EveryOtherUser
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.guarantee import Target
@@ -19,7 +20,6 @@ from fedsim_userdp.report.audit import AuditedClaim, observers, summary
 from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector, PoissonSelector
 from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
-from fedsim_userdp.strategies.every_other_user import EveryOtherUser
 from tests.simulations.small_runs import os_noise, small_task
 
 CLAIMS = (0.5, 1.0)

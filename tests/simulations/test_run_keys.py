@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+import client_selector
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
@@ -23,7 +24,6 @@ from fedsim_userdp.selection import draw_cohort
 from fedsim_userdp.simulations.adapter_checks import own_class
 from fedsim_userdp.simulations.arguments import complete_arguments
 from fedsim_userdp.simulations.configured import configured_run
-from fedsim_userdp.strategies import every_other_user
 from tests.simulations.corpora import small_settings, write_jsonl
 
 
@@ -88,7 +88,7 @@ def test_another_version_of_ones_own_code_is_another_run(
     tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    source = Path(every_other_user.__file__).read_text()
+    source = Path(client_selector.__file__).read_text()
     for name, text in (("choice_one", source), ("choice_two", source + "\n# another version\n")):
         (tmp_path / f"{name}.py").write_text(text)
     keys = []
@@ -103,16 +103,14 @@ def test_another_version_of_ones_own_code_is_another_run(
 
 def package(folder: Path) -> Path:
     (folder / "helped").mkdir()
-    (folder / "helped" / "__init__.py").write_text(
-        "from fedsim_userdp.strategies.every_other_user import EveryOtherUser as Choice\n"
-    )
+    (folder / "helped" / "__init__.py").write_text("from client_selector import EveryOtherUser as Choice\n")
     (folder / "helped" / "chooser.py").write_text(f"{CLASS}from helped import table\n")
     (folder / "helped" / "table.py").write_text("SIZE = 1\n")
     (folder / "helped" / "sizes.csv").write_text("1\n")
     return folder / "helped"
 
 
-IMPORT = "from fedsim_userdp.strategies.every_other_user import EveryOtherUser"
+IMPORT = "from client_selector import EveryOtherUser"
 CLASS = f"{IMPORT}\n\n\nclass Choice(EveryOtherUser):\n    pass\n\n\n"
 
 

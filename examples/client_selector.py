@@ -1,13 +1,15 @@
-"""A selector to copy from: even-numbered users in odd rounds, odd-numbered users in even rounds.
+"""A client selector of one's own: even-numbered users in odd rounds, odd-numbered users in even rounds.
 
-Use it with
+Beside this file:
 
-    fedsim run selection._target_=fedsim_userdp.strategies.every_other_user.EveryOtherUser '~selection.sampling_prob'
+    fedsim run selection._target_=client_selector.EveryOtherUser '~selection.sampling_prob'
+
+In Python: `Study.of(records, selection=EveryOtherUser())`.
 """
 
 import numpy as np
 
-from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp import acc
 
 
 class EveryOtherUser:
