@@ -1,5 +1,6 @@
 """What libraries say and send by themselves: switched off, unless the user's environment sets it."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ _NO_REPORTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+NOISY_LOGGERS = ("flwr", "transformers", "opacus")
 # Said by a dependency about its own code on every run; nothing that a user could act on.
 _HARMLESS_WARNINGS = (
     "`is_gradient_checkpointing` is deprecated",
@@ -30,8 +32,16 @@ def ignore_harmless_warnings() -> None:
 
 
 @contextmanager
-def without_harmless_warnings() -> Iterator[None]:
-    """Within the block, warnings of dependencies that nobody can act on are not shown."""
+def quiet_libraries() -> Iterator[None]:
+    """Within the block, warnings and hints of libraries that nobody can act on are not shown."""
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         ignore_harmless_warnings()
-        yield
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedsim_userdp.surroundings import ignore_harmless_warnings, send_no_reports
+from fedsim_userdp.surroundings import NOISY_LOGGERS, ignore_harmless_warnings, send_no_reports
 
 _ENVIRONMENT = {
     # Threads that wait for each other sleep soon instead of spinning: with another busy process on the machine an
@@ -33,7 +33,7 @@ def prepare_process() -> None:
         os.environ.setdefault(name, value)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration are raised, not printed
     os.environ["MPLBACKEND"] = "Agg"  # plots are files; a notebook's backend is none that this process could have
-    for name in ("flwr", "transformers", "opacus"):
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # which logs what it raises
     send_no_reports()

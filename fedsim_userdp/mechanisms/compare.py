@@ -31,7 +31,7 @@ from fedsim_userdp.plugins import calling, class_name, is_own, reason_of
 from fedsim_userdp.report.data import write_data_json
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.settings import Settings
-from fedsim_userdp.surroundings import without_harmless_warnings
+from fedsim_userdp.surroundings import quiet_libraries
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _run_all(
     path.mkdir(parents=True, exist_ok=True)
     if folder is None:
         _log.warning("the run folder is %s: name one by folder=PATH to keep it", path)
-    with own_folder(path, is_resumed=resume, going_on="resume=True"), without_harmless_warnings():
+    with own_folder(path, is_resumed=resume, going_on="resume=True"), quiet_libraries():
         objects = [written("mechanism", one) for one in mechanisms]
         content: Mapping[str, Any] = _content(study, command, objects, path)
         place = _place(study, path, is_resumed=resume)

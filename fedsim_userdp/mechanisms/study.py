@@ -41,6 +41,7 @@ from fedsim_userdp.plugins import calling
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, foreign_name
 from fedsim_userdp.settings import Budget, LoraSettings, Settings, Split, TokenSettings
+from fedsim_userdp.surroundings import quiet_libraries
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
 from fedsim_userdp.training.cohort import LocalTraining
@@ -180,7 +181,8 @@ class Study:
         flat |= {"min_words": min_words, "window": window, "seed": seed}
         given = settings_of({**({} if budget is None else {"budget": budget}), **flat, **settings})
         tree, objects = tree_and_choices(given, parts)
-        return replace(build_study(tree, parts), written=tuple(objects))
+        with quiet_libraries():
+            return replace(build_study(tree, parts), written=tuple(objects))
 
     @property
     def population(self) -> Population:
