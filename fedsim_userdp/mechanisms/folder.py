@@ -2,7 +2,6 @@
 
 import errno
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from fedsim_userdp.mechanisms.keys import mark_of_draw
 from fedsim_userdp.mechanisms.run_files import CARD, WEIGHTS, adapter_folder, ledger_file, tokenizer_digest
 from fedsim_userdp.mechanisms.sweep import draws_in, path_to, update_sweep
 from fedsim_userdp.models.adapters import ADAPTER, trainable_state
-from fedsim_userdp.plain_files import make_folder, read_file, write_file
+from fedsim_userdp.plain_files import make_folder, read_file
 from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy import ledger
 from fedsim_userdp.privacy.joint import StatedRun
@@ -90,15 +89,10 @@ class RunFolder:
         with replacing(path) as folder:
             make_folder(folder)
             try:
-                # Elsewhere first: these writers would follow what is put in the way of their files.
-                with tempfile.TemporaryDirectory() as written:
-                    # Of the base nothing: it is frozen, and PEFT would add layers whose adapters are embeddings'.
-                    outcome.model.save_pretrained(written, save_embedding_layers=False)
-                    outcome.source.load_tokenizer().save_pretrained(written)
-                    for file in filter(Path.is_file, sorted(Path(written).rglob("*"))):
-                        target = folder / file.relative_to(written)
-                        make_folder(target.parent)
-                        write_file(target, file.read_bytes())
+                # Into a folder just made, where nothing is in the way of these writers, which would follow it.
+                # Of the base nothing: it is frozen, and PEFT would add layers whose adapters are embeddings'.
+                outcome.model.save_pretrained(str(folder), save_embedding_layers=False)
+                outcome.source.load_tokenizer().save_pretrained(str(folder))
             except Exception as error:  # how writers in Rust say that the disk is full
                 number = re.search(r"os error (\d+)", str(error))
                 if number is None and not isinstance(error, SafetensorError):

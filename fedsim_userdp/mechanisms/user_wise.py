@@ -5,6 +5,7 @@ from functools import partial
 
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.engines import has_node_per_user
+from fedsim_userdp.federation.engines.deployment import DeploymentEngine
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds
 from fedsim_userdp.federation.worker import Worker
@@ -79,7 +80,8 @@ class UserWise(Training):
             if isinstance(study.selector, CyclicSelector | FixedSizeSelector):
                 study.selector.expected_cohort_size(study.num_users)  # which refuses more users than there are
             declared = declared_release(study.selector, 1.0, study.num_users, self.rounds)
-        study.engine.num_nodes_for(study.num_users)  # which refuses more nodes than users
+        if not isinstance(study.engine, DeploymentEngine):  # which counts its nodes when they are there
+            study.engine.num_nodes_for(study.num_users)  # which refuses more nodes than users
         if not study.keep_places and declared.adjacency is not acc.Adjacency.ADD_OR_REMOVE_USER:
             raise ConfigError(
                 f"selection={type(study.selector).__name__} declares another claim for {self.rounds} rounds than for "

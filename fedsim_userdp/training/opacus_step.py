@@ -265,7 +265,10 @@ def _why_wrong(step: OpacusStep, probe: Probe, expected: Sequence[dict[str, Tens
         step.optimizer.forget_samples()
         if reason := why_different(step.module, found, gradients):
             return reason
-    step.optimizer.max_grad_norm = float(unit_norms(expected[0]).min()) / 2  # all are clipped
+    norms = unit_norms(expected[0])
+    if not bool((norms > 0).any()):
+        return "no record has a gradient"
+    step.optimizer.max_grad_norm = float(norms[norms > 0].min()) / 2  # all that have a gradient are clipped
     everybody = _sum_of(step, probe.records)
     for place, record in enumerate(probe.records):
         own = _sum_of(step, [record])

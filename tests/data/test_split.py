@@ -89,7 +89,7 @@ def test_one_user_cannot_be_split_but_can_be_trained_on(population):
 
 
 def test_negative_numbers_are_refused(population):
-    with pytest.raises(DataError, match=">= 0, got -1"):
+    with pytest.raises(DataError, match=r"split\.heldout_users=-1 must be at least 0"):
         split_users(population(IDS), heldout_users=-1, seed=0)
 
 

@@ -51,7 +51,7 @@ def test_users_are_dealt_by_size_only_where_a_failed_nodes_users_are_done_again(
     ids=str,
 )
 def test_how_users_are_hosted_does_not_change_with_one_user_more(engine: Engine) -> None:
-    found = {(engine.deals_by_size(number), has_node_per_user(engine, number)) for number in range(2, 8)}
+    found = {(engine.deals_by_size(number), has_node_per_user(engine, number)) for number in range(4, 10)}
     assert len(found) == 1
 
 

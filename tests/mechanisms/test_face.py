@@ -57,7 +57,8 @@ def small_study(corpus: Path, **changes: object) -> Study:
     keywords: dict[str, object] = {
         "cache_dir": corpus.parent / "cache", "heldout_users": 2, "min_words": 0, "window": 16, "threads": 1,
         "selection": PoissonSelector(0.3), "model": ModelSource(device="cpu"),
-        "evaluation": Evaluation(records_per_user=1, every=100), "checkpoint": {"every": 1}, "local": {"max_tokens": 512},
+        "evaluation": Evaluation(records_per_user=1, every=100), "checkpoint": {"every": 1},
+        "local": {"max_tokens": 512},
     }  # fmt: skip
     return Study.of(corpus, **(keywords | changes))  # type: ignore[arg-type]
 

@@ -131,7 +131,10 @@ def test_without_declared_owners_the_claim_is_for_the_user_a_record_is_filed_und
     ("overrides", "said"),
     [
         (["mechanism=user_wise"], "clipping a user's update bounds nobody else's part"),
-        (["mechanism=user_wise", "selection=cyclic"], "clipping a user's update bounds nobody else's part"),
+        (
+            ["mechanism=user_wise", "selection=cyclic", "selection.cohort_size=4"],
+            "clipping a user's update bounds nobody else's part",
+        ),
         (["mechanism=group_privacy", "records=longest"], "only records=random keeps everybody within k"),
         (["mechanism=group_privacy", "records=random_chunk"], "only records=random keeps everybody within k"),
         (["mechanism=non_private", "records=shortest"], "only records=random keeps everybody within k"),

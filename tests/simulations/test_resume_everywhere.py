@@ -1,7 +1,6 @@
 """A run that dies at any write and is resumed ends as if it had never died; in this process, with a small model."""
 
 import csv
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from fedsim_userdp import __version__
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.guarantee import Target
+from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.versions import code_versions
-from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, PoissonSelector, draw_cohort
 from fedsim_userdp.training.checkpoints import CheckpointError
@@ -31,6 +30,7 @@ from tests.simulations.small_runs import (
     small_store,
     small_task,
     what_a_run_left,
+    with_changes,
 )
 
 ROUNDS = 2
@@ -92,9 +92,7 @@ def test_a_checkpoint_of_other_settings_data_or_code_is_refused_with_the_differe
         with pytest.raises(CheckpointError, match=r"data was absent and is other.*data cannot change within a run"):
             run_small(changed)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "fedsim_userdp.mechanisms.study.code_versions", lambda: {**code_versions(), "fedsim_userdp": "9.9"}
-        )
+        patch.setattr("fedsim_userdp.mechanisms.run.code_versions", lambda: {**code_versions(), "fedsim_userdp": "9.9"})
         with pytest.raises(CheckpointError, match=rf"fedsim_userdp was {__version__} and is 9.9"):
             run_small(resumed(task))
 
@@ -108,9 +106,10 @@ def test_changes_can_be_allowed_but_not_of_the_promise(
         with pytest.raises(Killed):
             run_small(task)
     changed = resumed(task, settings="others", allow_changes=True)
-    for wrong in ({"target": Target(4.0, 0.05)}, {"noise": OperatingSystemNoise()}, {"selector": PoissonSelector(0.5)}):
+    released = {"noise_source": "os", "keys": RunKeys.of(RunKey.drawn())}
+    for wrong in ({"target": Target(4.0, 0.05)}, released, {"selector": PoissonSelector(0.5)}):
         with pytest.raises(CheckpointError, match=r"its ledger would be wrong|another noise.source"):
-            run_small(dataclasses.replace(changed, **wrong))
+            run_small(with_changes(changed, **wrong))
     run_small(changed)
     assert "settings was the settings and is others" in caplog.text
     assert releases_of(task)[0] == (1, 2, 3)
