@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ _NO_REPORTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+_ONE_AT_A_TIME = threading.RLock()
 NOISY_LOGGERS = ("flwr", "transformers", "opacus")
 # Said by a dependency about its own code on every run; nothing that a user could act on.
 _HARMLESS_WARNINGS = (
@@ -33,10 +35,13 @@ def ignore_harmless_warnings() -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within the block, warnings and hints of libraries that nobody can act on are not shown."""
+    """Within the block, warnings and hints of libraries that nobody can act on are not shown.
+
+    One thread at a time is in such a block: what it changes, and what loads models, belongs to the whole process.
+    """
     loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
         ignore_harmless_warnings()
         for logger in loggers:
             logger.setLevel(logging.ERROR)

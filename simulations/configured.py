@@ -7,10 +7,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim_userdp.data.corpus import Corpus
+from fedsim_userdp.data.in_memory import InMemoryCorpus
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.compare import Entry, check_central_engine, checked
 from fedsim_userdp.mechanisms.run import Place, Run
+from fedsim_userdp.mechanisms.settings_tree import target_of
 from fedsim_userdp.mechanisms.study import Parts, Study, build_study, check_corpus
 from fedsim_userdp.simulations.names import made, without_unused_path
 from fedsim_userdp.simulations.refusals import settings_named
@@ -31,6 +33,8 @@ def configured_corpus(config: DictConfig) -> Corpus:
         ConfigError: when the class is no corpus.
         DataError: when one of its settings is wrong.
     """
+    if config.data._target_ == target_of(InMemoryCorpus):
+        raise ConfigError("the records of this run were given in Python: go on there, with the same and resume=True")
     return check_corpus(made("data", without_unused_path(config.data)), config.data._target_)
 
 

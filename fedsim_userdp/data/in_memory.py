@@ -87,7 +87,7 @@ def _record(number: int, pair: object) -> Record:
     if isinstance(pair, str | bytes | Mapping) or not isinstance(pair, Iterable) or len(found := list(pair)) != 2:
         raise DataError(f"{at} must be a pair of a user's id and a text, got {type(pair).__name__}")
     user, text = found
-    is_missing = text is None or text != text  # NaN, as a data frame has it
+    is_missing = text is None or (isinstance(text, float) and text != text)  # NaN, as a data frame has it
     if not is_missing and not isinstance(text, str):
         raise DataError(f"{at}: its text is {type(text).__name__}: give (user, text) pairs, the text as str")
     return Record(user_id=_id(user, at), text="" if is_missing else str(text), at=at, is_missing=is_missing)

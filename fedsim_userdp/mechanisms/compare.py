@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from rich.console import Console
 
 from fedsim_userdp import __version__
 from fedsim_userdp.data.statistics import corpus_statistics
-from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.errors import ConfigError, PluginError
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.folder import RunFolder
+from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.history import Outcome
 from fedsim_userdp.mechanisms.keywords import overrides_of
 from fedsim_userdp.mechanisms.own_folder import own_folder
@@ -52,7 +54,13 @@ def checked(mechanism: Mechanism, run: Run) -> Entry:
             written to the run's folder.
     """
     if hasattr(mechanism, "guarantee"):  # one's own need not have it
-        guarantee = mechanism.guarantee(run.study)
+        with calling("mechanism", mechanism, "guarantee()"):
+            guarantee = mechanism.guarantee(run.study)
+        if not isinstance(guarantee, Guarantee):
+            raise PluginError(
+                f"mechanism={class_name(mechanism)}: guarantee() must return a Guarantee, got "
+                f"{type(guarantee).__name__}"
+            )
         check_saved(run, guarantee)
         if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
             check_plugins(run, guarantee, records_per_user)
@@ -97,6 +105,10 @@ def outcomes(
         )
         with calling("mechanism", mechanism, "run()"):
             outcome = mechanism.run(replace(run, place=replace(run.place, begin=begin_once)), progress)
+        if not isinstance(outcome, Outcome):
+            raise PluginError(
+                f"mechanism={class_name(mechanism)}: run() must return an Outcome, got {type(outcome).__name__}"
+            )
         begin_once()
         yield outcome
 
@@ -132,9 +144,8 @@ def _run_all(
     """See `compare`."""
     if folder is None and resume:
         raise ConfigError("resume=True needs the folder of the run to go on with: folder=PATH")
-    _check_names([one.name for one in mechanisms])
-    path = Path(tempfile.mkdtemp(prefix="fedsim-")) if folder is None else Path(folder).expanduser().resolve()
-    path.mkdir(parents=True, exist_ok=True)
+    _check_given(study, mechanisms)
+    path = Path(tempfile.mkdtemp(prefix="fedsim-")) if folder is None else _made(folder)
     if folder is None:
         _log.warning("the run folder is %s: name one by folder=PATH to keep it", path)
     with own_folder(path, is_resumed=resume, going_on="resume=True"), quiet_libraries():
@@ -178,8 +189,6 @@ def _started_with(content: Mapping[str, Any], names: Sequence[str], study: Study
 
 def _content(study: Study, command: str, mechanisms: Sequence[Written], folder: Path) -> dict[str, Any]:
     """What `run.json` holds of a study made in Python: the settings and command line that lead to it."""
-    if not study.written:
-        raise ConfigError("the study must be made by Study.of(...)")
     overrides = [*overrides_of(Settings.of(study.tree), study.written), f"output_dir={as_value(str(folder))}"]
     choices = {one.group: one.choice for one in study.written}
     base = {"output_dir": str(folder), "resume": None, **study.tree}
@@ -210,8 +219,29 @@ def _entry(one: Written) -> str | dict[str, Any]:
     return {"mechanism": one.choice, **changed} if changed else one.choice
 
 
-def _check_names(names: Sequence[str]) -> None:
-    """Raises ConfigError unless there is a mechanism and each has another name."""
+def _made(folder: str | Path) -> Path:
+    """The folder of a run, made if need be."""
+    if not isinstance(folder, str | os.PathLike) or not str(folder).strip():
+        raise ConfigError(f"folder={folder!r} names no folder: name one, or leave it out for a temporary one")
+    try:
+        path = Path(folder).expanduser().resolve()
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"folder={str(folder)!r} cannot be made ({reason_of(error)}): name another one") from error
+    return path
+
+
+def _check_given(study: object, mechanisms: object) -> None:
+    """Raises ConfigError unless there is a study, and a list of mechanisms of which each has another name."""
+    if not isinstance(study, Study) or not study.written:
+        raise ConfigError(f"study={type(study).__name__} is none: make it by Study.of(...)")
+    if not isinstance(mechanisms, list | tuple):
+        raise ConfigError(f"mechanisms={type(mechanisms).__name__} must be a list, such as [UserWise()]")
+    for one in mechanisms:
+        if isinstance(one, type) or not isinstance(getattr(one, "name", None), str) or not hasattr(one, "run"):
+            said = f"the class {one.__name__}" if isinstance(one, type) else repr(one)
+            raise ConfigError(f"mechanisms holds {said}, which is no mechanism: give objects, such as UserWise()")
+    names = [one.name for one in mechanisms]
     if not names:
         raise ConfigError("mechanisms is empty: give at least one")
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:

@@ -1,5 +1,6 @@
 """A study from keyword arguments: the settings of the command, under the same names and with the same defaults."""
 
+import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -7,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedsim_userdp.data.corpus import Corpus
@@ -19,12 +21,13 @@ from fedsim_userdp.mechanisms.study import Parts, check_corpus
 from fedsim_userdp.mechanisms.written import Written, settings_overrides, tuned_tree, written
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.selection import PoissonSelector
-from fedsim_userdp.settings import SECTIONS, Settings
+from fedsim_userdp.settings import SECTIONS, Budget, Settings
 
 _FORMS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _DEFAULT_PROB = 0.16  # of conf/selection/poisson.yaml
 _FLAT = {one.name: name for name in ("split", "tokens") for one in fields(SECTIONS[name]) if one.name != "seed"}
 _SECTION_WORDS = {"budget": "privacy"}
+_WHOLE = ("heldout_users", "validation_users", "min_words", "min_tokens", "window", "seed")
 
 
 def parts_of(
@@ -104,7 +107,12 @@ def settings_of(keywords: Mapping[str, Any]) -> Settings:
     given: dict[str, Any] = {}
     flat: dict[str, dict[str, Any]] = {}
     for name, value in keywords.items():
+        value = value.item() if isinstance(value, np.generic) else value
         section = _SECTION_WORDS.get(name, name)
+        if name in _SECTION_WORDS.values():
+            raise ConfigError(f"Study.of() has no keyword {name}: it is budget, such as budget=Budget(epsilon=8.0)")
+        if name in _WHOLE and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ConfigError(f"{name}={value!r} must be a whole number")
         if name in _FLAT and name not in SECTIONS:
             flat.setdefault(_FLAT[name], {})[name] = value
         elif section in SECTIONS:
@@ -118,6 +126,16 @@ def settings_of(keywords: Mapping[str, Any]) -> Settings:
     for section, values in flat.items():
         given[section] = replace(given.get(section, SECTIONS[section]()), **values)
     return Settings(**given)
+
+
+def _unknown(name: str) -> str:
+    """That there is no such keyword, with those that may be meant."""
+    if name in {one.name for one in fields(Budget)}:
+        return f"Study.of() has no keyword {name}: it is one of budget, as in budget=Budget({name}=...)"
+    known = sorted({*known_keywords(), "model", "selection", "records", "optimizer", "engine"})
+    if near := difflib.get_close_matches(name, known, n=2, cutoff=0.6):
+        return f"Study.of() has no keyword {name}: did you mean {' or '.join(near)}?"
+    return f"Study.of() has no keyword {name}: expected one of {', '.join(known)}"
 
 
 def known_keywords() -> set[str]:

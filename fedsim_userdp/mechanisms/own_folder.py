@@ -34,7 +34,7 @@ def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resum
             other things that are no files (see `check_plain`).
     """
     try:
-        with locked(folder, "output_dir"):
+        with locked(folder, "output_dir"), _removed_if_empty(folder):
             if not is_resumed and (mark := mark_of_a_run(folder)):
                 raise ConfigError(
                     f"output_dir={folder} holds a run already ({mark}): go on with it by "
@@ -57,8 +57,6 @@ def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resum
             f"a class that a setting names called sys.exit({'' if stop.code is None else stop.code}), by which no run "
             f"ends: leave that out, and {_next_step(folder, going_on)}"
         ) from stop
-    finally:
-        _remove_if_empty(folder)
 
 
 def mark_of_a_run(folder: Path) -> str:
@@ -97,6 +95,8 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
             raise ConfigError(
                 f"{setting}={folder} is in use by another run: wait for it, or name another folder"
             ) from error
+        if not os.path.lexists(folder) or not os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+            raise ConfigError(f"{setting}={folder} was removed by another run that was refused: start again")
         yield
     finally:
         os.close(descriptor)
@@ -141,7 +141,11 @@ def _next_step(folder: Path, going_on: str) -> str:
     return f"go on with {going_on.format(folder=folder)}" if (folder / "run.json").is_file() else "start again"
 
 
-def _remove_if_empty(folder: Path) -> None:
-    """Removes a folder where nothing is in it."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+@contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    """Removes a folder at the end of the block where nothing is in it; whoever holds its lock only may."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -70,6 +70,9 @@ def tree_of(setting: str, value: object) -> dict[str, Any]:
         ConfigError: its class has no place from which it could be imported again, or a setting is no plain value.
     """
     kind = value.func if isinstance(value, partial) else type(value)
+    if isinstance(value, type) or kind.__module__ == "builtins":
+        said = f"the class {value.__qualname__}" if isinstance(value, type) else repr(value)
+        raise ConfigError(f"{setting}={said} must be an object, made by its class")
     if "<" in kind.__qualname__:
         raise ConfigError(f"{setting}={kind.__qualname__} must be defined at the top of a module, not in a function")
     given = _settings_of(value)
@@ -108,13 +111,20 @@ def _is_plain(value: object) -> bool:
         return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
     if isinstance(value, list | tuple | set | frozenset):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str | Path)
+    return value is None or isinstance(value, bool | int | float | str | Path) or _is_number_of_numpy(value)
 
 
 def _plain(value: Any) -> Any:
-    """The same of mappings, lists, numbers and texts only."""
+    """The same of mappings, lists, numbers and texts only, numbers being Python's own."""
+    if _is_number_of_numpy(value):
+        return value.item()
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(one) for one in (sorted(value) if isinstance(value, set | frozenset) else value)]
     return str(value) if isinstance(value, Path) else value
+
+
+def _is_number_of_numpy(value: object) -> bool:
+    """Whether a value is a single number of numpy, which need not be imported to tell."""
+    return type(value).__module__ == "numpy" and hasattr(value, "item") and not hasattr(value, "__len__")

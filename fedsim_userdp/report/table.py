@@ -52,6 +52,13 @@ class ResultsTable(JupyterMixin):
     def __init__(self, rows: Sequence[ResultRow]) -> None:
         self.rows = tuple(rows)
 
+    def __str__(self) -> str:
+        """Returns the table as plain text."""
+        console = result_console()
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yields the table and what its columns mean."""
         yield results_table(self.rows, options.max_width)

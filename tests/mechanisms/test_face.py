@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,8 @@ from fedsim_userdp import (
     run,
 )
 from fedsim_userdp.errors import ConfigError, DataError
+from fedsim_userdp.mechanisms.guarantee import Guarantee
+from fedsim_userdp.mechanisms.own_folder import own_folder
 from fedsim_userdp.settings import Evaluation
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.small_runs import Killed, what_a_run_left
@@ -219,7 +222,16 @@ def test_without_a_folder_a_temporary_one_is_named(
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"epsilom": 2.0}, "has no keyword epsilom"),
+        ({"heldout_user": 2}, r"has no keyword heldout_user: did you mean heldout_users\?"),
+        ({"epsilon": 2.0}, r"it is one of budget, as in budget=Budget\(epsilon=...\)"),
+        ({"privacy": {"epsilon": 2.0}}, "it is budget"),
+        ({"heldout_users": "many"}, "heldout_users='many' must be a whole number"),
+        ({"heldout_users": 1.5}, "must be a whole number"),
+        ({"seed": None}, "seed=None must be a whole number"),
+        ({"seed": True}, "seed=True must be a whole number"),
+        ({"selection": "poisson"}, "selection='poisson' must be an object, made by its class"),
+        ({"selection": PoissonSelector}, "selection=the class PoissonSelector must be an object"),
+        ({"engine": "flower"}, "engine='flower' must be an object"),
         ({"budget": "8 or so"}, None),
         ({"budget": Budget(epsilon=-1.0)}, r"privacy\.epsilon=-1 must be above 0"),
         ({"lora": {"rnk": 4}}, "lora has no setting rnk"),
@@ -258,10 +270,14 @@ def test_text_that_is_none_is_named(text: object, message: str | None) -> None:
 def test_mechanisms_of_one_name_and_foreign_values_are_refused(corpus: Path, tmp_path: Path) -> None:
     for mechanisms, message in (
         ([], "mechanisms is empty"),
+        (None, "mechanisms=NoneType must be a list"),
+        (UserWise(), "mechanisms=UserWise must be a list"),
+        ([UserWise], "mechanisms holds the class UserWise, which is no mechanism"),
+        (["user_wise"], "mechanisms holds 'user_wise', which is no mechanism"),
         ([MECHANISMS[0], UserWise(rounds=2)], "two mechanisms are called user_wise"),
     ):
         with pytest.raises(ConfigError, match=message):
-            compare(small_study(corpus), mechanisms, folder=tmp_path / "run")
+            compare(small_study(corpus), mechanisms, folder=tmp_path / "run")  # type: ignore[arg-type]
         assert not (tmp_path / "run").exists()
 
 
@@ -296,3 +312,49 @@ def test_each_run_has_a_selector_of_its_own(corpus: Path, tmp_path: Path) -> Non
     mechanisms = [UserWise(rounds=2, name=name) for name in ("one", "other")]
     compare(small_study(corpus, selection=selector), mechanisms, folder=tmp_path / "run")
     assert selector.asked == []
+
+
+@pytest.mark.parametrize("folder", ["", "/proc/x", "~nobody-of-this-name/x", "a\0b", "x" * 300, 5])
+def test_a_folder_that_cannot_be_is_named(corpus: Path, folder: object) -> None:
+    with pytest.raises(ConfigError, match="folder="):
+        compare(small_study(corpus), [ZeroShot()], folder=folder)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(corpus: Path, tmp_path: Path) -> None:
+    numbers = {"heldout_users": np.int64(2), "seed": np.int64(0), "selection": PoissonSelector(np.float64(0.3))}
+    assert small_study(corpus, **numbers).tree == small_study(corpus).tree
+
+
+def test_what_a_mechanism_of_ones_own_answers_is_checked(corpus: Path, tmp_path: Path) -> None:
+    class Mine(UserWise):
+        def guarantee(self, study: Study) -> Guarantee:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(ConfigError, match=r"must be defined at the top of a module"):
+        compare(small_study(corpus), [Mine()], folder=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"Silent: guarantee\(\) must return a Guarantee, got NoneType"):
+        compare(small_study(corpus), [Silent()], folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Silent(UserWise):
+    """Guarantees nothing that is one."""
+
+    def guarantee(self, study: Study) -> Guarantee:
+        return None  # type: ignore[return-value]
+
+
+def test_records_in_memory_go_on_in_python_only(corpus: Path, tmp_path: Path, processes: Zygote) -> None:
+    study = Study.of(records_of(corpus), heldout_users=2, min_words=0, window=16, cache_dir=corpus.parent / "cache")
+    compare(study, [ZeroShot()], folder=tmp_path / "run")
+    ended = processes.run("compare", f"resume={tmp_path / 'run'}")
+    assert ended.returncode == 2
+    assert "were given in Python: go on there, with the same and resume=True" in ended.stderr
+
+
+def test_a_refused_process_leaves_the_folder_to_the_one_that_has_it(tmp_path: Path) -> None:
+    with own_folder(tmp_path):
+        with pytest.raises(ConfigError, match="in use by another run"), own_folder(tmp_path):
+            raise AssertionError("both are in")
+        assert tmp_path.is_dir(), "nothing is in it yet, and it is the first one's"
+    assert not tmp_path.exists()
