@@ -120,9 +120,7 @@ def settings_of(keywords: Mapping[str, Any]) -> Settings:
         elif section in ("seed", "threads", "cache_dir"):
             given[section] = None if value is None else str(value) if section == "cache_dir" else value
         else:
-            raise ConfigError(
-                f"Study.of() has no keyword {name}: expected one of {', '.join(sorted(known_keywords()))}"
-            )
+            raise ConfigError(_unknown(name))
     for section, values in flat.items():
         given[section] = replace(given.get(section, SECTIONS[section]()), **values)
     return Settings(**given)

@@ -76,7 +76,7 @@ def command_settings(corpus: Path) -> list[str]:
 
 
 def test_the_seven_lines_of_the_readme_make_a_whole_folder_without_hydra(tmp_path: Path) -> None:
-    corpus = write_jsonl(tmp_path / "corpus.jsonl", num_users=40, records=4, words=20)
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", num_users=40, records=1, words=70)
     program = (
         f"import json, sys\nrecords = {records_of(corpus)!r}\n{SEVEN_LINES}\nimport rich; rich.print(result.table())"
     )
