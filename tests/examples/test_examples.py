@@ -84,7 +84,10 @@ def test_every_example_is_short_shown_and_run_here() -> None:
         assert f"examples/{file.name}" in page
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("client_selector", "mechanism"))) for name in CLASSES],
+)
 def test_an_example_runs_through_the_command(name: str, folder: Path, processes: Zygote) -> None:
     cache = f"cache_dir={folder / 'cache'}"
     settings = [*SMALL, cache, *([] if name == "corpus" else ["data=jsonl", "data.path=texts.jsonl"])]

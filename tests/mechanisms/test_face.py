@@ -107,8 +107,6 @@ def test_python_and_the_command_make_the_same_files_bit_for_bit(corpus: Path, by
     result = compare(small_study(corpus), MECHANISMS, folder=tmp_path / "python")
     left = what_a_run_left(by_command)
     assert what_a_run_left(result.folder) == left
-    pairs = compare(small_study(corpus, selection=PoissonSelector(0.3)), MECHANISMS, folder=tmp_path / "again")
-    assert what_a_run_left(pairs.folder) == left, "a selector of its own for each run"
 
 
 def test_records_in_memory_are_the_records_of_a_file(corpus: Path, by_command: Path, tmp_path: Path) -> None:
