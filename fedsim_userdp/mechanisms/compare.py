@@ -119,7 +119,8 @@ def compare(
     """Returns what each mechanism makes of a study; the folder is as `fedsim compare` writes it.
 
     It holds the ledger, which is written before every release, statement, results, rounds, plot, adapters, and what
-    the run was started with. A run that was stopped goes on with `resume=True`, or `fedsim compare resume=FOLDER`.
+    the run was started with. A run that was stopped goes on with `resume=True`, where its text is a file's also with
+    `fedsim compare resume=FOLDER`.
 
     Args:
         study: what is compared.
@@ -155,7 +156,7 @@ def _run_all(
         if resume:
             content = _started_with(content, [one.name for one in mechanisms], study, place)
         entries = [
-            checked(one, Run.of(_own_copy(study, len(mechanisms)), {"name": one.name, **each.tree}, place))
+            checked(one, Run.of(_own_copy(study), {"name": one.name, **each.tree}, place))
             for one, each in zip(mechanisms, objects, strict=True)
         ]
         check_central_engine(entries)
@@ -178,11 +179,12 @@ def _place(study: Study, folder: Path, *, is_resumed: bool) -> Place:
 def _started_with(content: Mapping[str, Any], names: Sequence[str], study: Study, place: Place) -> Mapping[str, Any]:
     """What a folder that is gone on with was started with; what is given now where that may differ.
 
-    The command writes mechanisms down in several ways: what of them counts is in the checkpoints.
+    The command writes mechanisms down in several ways: what of them counts is in the checkpoints. Where these may be of
+    other settings, what is written down is compared as it stands.
     """
     before = read_started(place.folder)
     check_same_runs(names, study.seed, before, place.folder)
-    of_mechanisms = frozenset({"compare", "mechanism", "tuned"})
+    of_mechanisms = frozenset() if place.allow_changes else frozenset({"compare", "mechanism", "tuned"})
     changed = check_continues(content["config"], place.folder, place.allow_changes, of_mechanisms)
     return content if changed else before
 
@@ -248,20 +250,20 @@ def _check_given(study: object, mechanisms: object) -> None:
         raise ConfigError(f"two mechanisms are called {twice[0]}: give one of them another name=")
 
 
-def _own_copy(study: Study, num_runs: int) -> Study:
-    """The study for one of several runs: what a selector remembers of one must not tell in another.
+def _own_copy(study: Study) -> Study:
+    """The study for one run: what a selector remembers of one must not tell in another.
 
     Raises:
         ConfigError: its selector cannot be copied.
     """
-    if is_own(study.selector) or num_runs == 1:
+    if is_own(study.selector):
         return study
     try:
         return replace(study, selector=copy.deepcopy(study.selector))
     except Exception as error:  # anybody's class can refuse to be copied
         raise ConfigError(
-            f"selection={class_name(study.selector)} cannot be copied ({reason_of(error)}), and each mechanism needs "
-            "one of its own: compare them by one run() each"
+            f"selection={class_name(study.selector)} cannot be copied ({reason_of(error)}), and each run needs one "
+            "of its own: give it what copy.deepcopy can copy"
         ) from error
 
 

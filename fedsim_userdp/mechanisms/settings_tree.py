@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -75,7 +75,7 @@ def tree_of(setting: str, value: object) -> dict[str, Any]:
         raise ConfigError(f"{setting}={said} must be an object, made by its class")
     if "<" in kind.__qualname__:
         raise ConfigError(f"{setting}={kind.__qualname__} must be defined at the top of a module, not in a function")
-    given = _settings_of(value)
+    given = _settings_of(setting, value)
     for key, one in given.items():
         if not _is_plain(one):
             raise ConfigError(
@@ -93,16 +93,28 @@ def target_of(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _settings_of(value: object) -> Mapping[str, object]:
-    """The settings that an object was made with: what its class takes and it keeps under the same name."""
+def _settings_of(setting: str, value: object) -> Mapping[str, object]:
+    """The settings that an object was made with: what its class takes and it keeps under the same name.
+
+    One that is lost would make two runs the same run to their noise: it is refused.
+    """
     if isinstance(value, partial):
+        if value.args:
+            raise ConfigError(f"{setting}: partial() must be given its arguments by name")
         return value.keywords
     if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value) if field.init and field.repr}
-    if type(value).__init__ is object.__init__:
-        return {}
+        return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
     kept = vars(value) if hasattr(value, "__dict__") else {}
-    return {name: kept[name] for name in signature(type(value)).parameters if name in kept}
+    named = {} if type(value).__init__ is object.__init__ else signature(type(value)).parameters
+    takes = [name for name, one in named.items() if one.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
+    is_own = type(value).__module__.partition(".")[0] == OWN_CODE  # whose text, say, is no setting
+    lost = [name for name in takes if name not in kept] or ([] if named else list(kept))
+    if lost and not is_own:
+        raise ConfigError(
+            f"{setting}={type(value).__qualname__}: a run is written down with its settings: take {lost[0]} as an "
+            f"argument, and keep it as self.{lost[0]}"
+        )
+    return {name: kept[name] for name in takes if name in kept}
 
 
 def _is_plain(value: object) -> bool:

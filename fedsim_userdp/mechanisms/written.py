@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from fedsim_userdp import conf
-from fedsim_userdp.mechanisms.settings_tree import Tree, foreign_targets, leaves, tree_of
+from fedsim_userdp.mechanisms.settings_tree import Tree, leaves, tree_of
 from fedsim_userdp.settings import Settings
 
 _ROOT = Path(str(conf.__file__)).resolve().parent
@@ -114,11 +114,6 @@ def tuned_tree() -> dict[str, Any]:
     """Returns the section of settings that differ between mechanisms, as `fedsim compare` has it by default."""
     found: dict[str, Any] = dict(_file("", "base")["tuned"])
     return {**found, "searched": _SEARCHED}
-
-
-def is_own(tree: Tree) -> bool:
-    """Returns whether all code that settings name is this package's."""
-    return not foreign_targets(tree)
 
 
 def _nearest(group: str, tree: Tree) -> str:

@@ -310,6 +310,15 @@ def test_each_run_has_a_selector_of_its_own(corpus: Path, tmp_path: Path) -> Non
     mechanisms = [UserWise(rounds=2, name=name) for name in ("one", "other")]
     compare(small_study(corpus, selection=selector), mechanisms, folder=tmp_path / "run")
     assert selector.asked == []
+    run(small_study(corpus, selection=selector), UserWise(rounds=2), folder=tmp_path / "alone")
+    assert selector.asked == [], "nor does one run tell in the next call"
+
+
+def test_allowed_changes_do_not_reach_what_a_claim_says_of_its_mechanism(corpus: Path, tmp_path: Path) -> None:
+    study = small_study(corpus, checkpoint={"every": 1, "allow_changes": True})
+    run(study, MECHANISMS[0], folder=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"mechanism\.records_per_user was 2 and is 1 \(these cannot change"):
+        run(study, replace(MECHANISMS[0], records_per_user=1), folder=tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("folder", ["", "/proc/x", "~nobody-of-this-name/x", "a\0b", "x" * 300, 5])

@@ -101,6 +101,28 @@ class _Holder:
         self.thing = thing
 
 
+class _Hiding:
+    def __init__(self, q: float) -> None:
+        self._q = q
+
+
+class _Changed:
+    """Takes nothing."""
+
+
+def test_a_setting_that_would_be_lost_is_refused() -> None:
+    """Two runs that differ in it alone would have one noise."""
+    with pytest.raises(ConfigError, match=r"selection=_Hiding: .*take q as an argument, and keep it as self\.q"):
+        tree_of("selection", _Hiding(0.5))
+    changed = _Changed()
+    assert tree_of("selection", changed) == {"_target_": f"{__name__}._Changed"}
+    changed.q = 0.5  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="take q as an argument"):
+        tree_of("selection", changed)
+    with pytest.raises(ConfigError, match=r"partial\(\) must be given its arguments by name"):
+        tree_of("optimizer", partial(torch.optim.SGD, [], 0.1))
+
+
 def test_what_cannot_be_written_down_is_refused() -> None:
     class Local:
         """Nobody can import this."""
