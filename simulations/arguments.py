@@ -4,6 +4,7 @@ What a run was started with is kept in its `run.json`.  Going on takes settings 
 the program, no settings of Hydra, and no code but what this package's own configuration names.
 """
 
+import difflib
 import logging
 import os
 import re
@@ -109,6 +110,7 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         flags = [argument for argument in quoted if argument in _SWEEP]  # Hydra takes none between settings
         return [*flags, *(argument for argument in quoted if argument not in _SWEEP)]
     folder = str(found[-1])
+    _check_one_place(quoted, folder)
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
     is_sweep = bool(_SWEEP & set(quoted))
     stored = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
@@ -122,6 +124,15 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     return [*flags, *kept, *settings, f"output_dir={_quoted(folder)}"]
 
 
+def _check_one_place(arguments: Sequence[str], folder: str) -> None:
+    """Raises ConfigError where `output_dir` names another folder than the one that is gone on with."""
+    named = [str(_parsed(argument).value()) for argument in arguments if override_key(argument) == "output_dir"]
+    if named and os.path.abspath(named[-1]) != os.path.abspath(folder):
+        raise ConfigError(
+            f"resume={folder} goes on in that folder, and output_dir={named[-1]} names another: leave one of them out"
+        )
+
+
 def _check_known(argument: str, after: str) -> None:
     """Raises ConfigError for a flag or a setting that there is not.
 
@@ -133,7 +144,12 @@ def _check_known(argument: str, after: str) -> None:
         flag, _, value = argument.partition("=")
         if flag not in _FLAGS:
             said = f"there is no flag {flag}: settings are KEY=VALUE, without dashes"
-            raise ConfigError(said + _meant(flag.lstrip("-"), value or after))
+            near = difflib.get_close_matches(
+                flag.replace("_", "-"), [one for one in _FLAGS if one.startswith("--")], n=1, cutoff=0.8
+            )
+            raise ConfigError(
+                said + (f"; did you mean {near[0]}?" if near else _meant(flag.lstrip("-"), value or after))
+            )
     elif "=" in argument or argument.startswith("~"):
         key = override_key(argument)
         names.check_name(key, groups=GROUPS)
@@ -216,6 +232,11 @@ def beginning(config: DictConfig, command: str) -> Callable[[], None]:
 def override_key(override: str) -> str:
     """Returns the key of an override such as `+a.b=c` or `~a`."""
     return override.split("=")[0].lstrip("+~")
+
+
+def override_value(override: str) -> object:
+    """Returns the value of an override."""
+    return _parsed(override).value()
 
 
 _DEPTH = 12  # of a job's folder in that of its sweep, at most
