@@ -1,6 +1,6 @@
 """Hydra's configuration turned into objects: a study, a mechanism, and the mechanism's run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,18 @@ def configured_study(config: DictConfig) -> Study:
         engine=made("engine", config.engine),
         records=made("records", config.records),
         optimizer=made("optimizer", config.optimizer),
+        metrics={str(name): made(f"metrics.{name}", node) for name, node in _metrics(config).items()},
     )
     return build_study(plain(config), parts, int(config.mechanism.get("rounds", 1)))
+
+
+def _metrics(config: DictConfig) -> Mapping[Any, DictConfig]:
+    """The settings of each metric, by name."""
+    given = config.get("metrics") or {}
+    for name, node in given.items():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ConfigError(f"metrics.{name} needs the class of a metric: +metrics.{name}._target_=CLASS")
+    return given
 
 
 def configured_mechanism(config: DictConfig) -> Mechanism:

@@ -49,7 +49,7 @@ def read_settings(path: Path) -> SettingsFile:
         ends[end.line] = max(ends.get(end.line, 0), end.column)
         if isinstance(value, yaml.SequenceNode) and is_block:
             settings[name] = f"[{', '.join(str(item.value) for item in value.value)}]"
-        elif not isinstance(value, yaml.MappingNode):
+        elif not isinstance(value, yaml.MappingNode) or not value.value:
             settings[name] = text[value.start_mark.index : value.end_mark.index].strip()
     said = {key: _comment(lines, line, ends.get(line, 0)) for line, key in sorted(keys.items())}
     explained = {key: comment for key, comment in said.items() if comment}

@@ -47,11 +47,16 @@ def check_name(key: str, *, groups: frozenset[str]) -> None:
         groups: names of the choices.
     """
     first = key.partition(".")[0]
-    if "/" in key or "@" in key or first in groups or first == _HYDRA or key in known():
+    if "/" in key or "@" in key or first in groups or first == _HYDRA or key in known() or _is_of_metric(key):
         return
     if any(name.startswith(f"{key}.") for name in known()):
         raise ConfigError(f"{key} is a section of settings: set one of {', '.join(_below(key))}")
     raise ConfigError(unknown(key))
+
+
+def _is_of_metric(key: str) -> bool:
+    """Whether a key is of a metric, whose name is the user's."""
+    return key.startswith("metrics.") and key.count(".") > 1
 
 
 def unknown(key: str) -> str:
@@ -86,7 +91,9 @@ def whole_name(section: str, said: str) -> str:
 
 def check_arguments(config: DictConfig) -> None:
     """Raises ConfigError where a node has settings that its `_target_` does not take."""
-    for key, node in config.items_ex(resolve=False):
+    nodes = [*config.items_ex(resolve=False)]
+    nodes += [(f"metrics.{name}", node) for name, node in (config.get("metrics") or {}).items()]
+    for key, node in nodes:
         if not isinstance(node, DictConfig) or "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
             continue
         _check_importable(str(key), str(node["_target_"]))

@@ -13,8 +13,8 @@ from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.accounting.descriptions import RecordLevel
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
-from fedsim_userdp.report.files import csv_text
-from fedsim_userdp.report.records import OF_RESULTS, ROW_FIELDS, ResultRow
+from fedsim_userdp.report.files import results_csv
+from fedsim_userdp.report.records import OF_RESULTS, ResultRow
 from fedsim_userdp.simulations.arguments import foreign_targets
 from fedsim_userdp.simulations.checks import Check, difference
 from fedsim_userdp.simulations.configured_claims import unit_of
@@ -34,7 +34,7 @@ def results_checks(
         text = read_file(folder / "results.csv").decode(errors="replace")
     except FileNotFoundError:
         text = ""
-    same = text == csv_text(ROW_FIELDS, [row.to_dict() for row in rows])
+    same = text == results_csv(rows)
     yield Check("results.csv", "" if same else "it is not what results.json says")
 
 
@@ -47,8 +47,11 @@ def result_rows(folder: Path) -> list[ResultRow]:
     """
     stored: Any = json.loads(read_file(folder / "results.json"))
     names = {field.name for field in fields(ResultRow)}
-    if not isinstance(stored, list) or not all(isinstance(row, dict) and row.keys() == names for row in stored):
-        raise ValueError("it holds something else than result rows")
+    for row in stored if isinstance(stored, list) else [None]:
+        if not isinstance(row, dict) or row.keys() | {"metrics"} != names:  # which earlier versions did not have
+            raise ValueError("it holds something else than result rows")
+        if not isinstance(row.get("metrics", {}), dict):
+            raise ValueError("its metrics are no mapping")
     return [ResultRow(**row) for row in stored]
 
 

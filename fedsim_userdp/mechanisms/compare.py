@@ -192,6 +192,8 @@ def _started_with(content: Mapping[str, Any], names: Sequence[str], study: Study
 def _content(study: Study, command: str, mechanisms: Sequence[Written], folder: Path) -> dict[str, Any]:
     """What `run.json` holds of a study made in Python: the settings and command line that lead to it."""
     overrides = [*overrides_of(Settings.of(study.tree), study.written), f"output_dir={as_value(str(folder))}"]
+    for name, metric in study.tree["metrics"].items():
+        overrides += [f"+metrics.{name}.{key}={as_value(value)}" for key, value in metric.items()]
     choices = {one.group: one.choice for one in study.written}
     base = {"output_dir": str(folder), "resume": None, **study.tree}
     if command == "run":

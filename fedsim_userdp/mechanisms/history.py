@@ -8,6 +8,7 @@ from typing import get_type_hints
 
 from peft import PeftModel
 
+from fedsim_userdp.errors import PluginError
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.run import Run
@@ -149,9 +150,20 @@ class History:
     def outcome(self, row: ResultRow) -> Outcome:
         """Returns the outcome of the finished run."""
         run = self.run
+        row = replace(row, metrics=self._metrics())
         return Outcome(
             row, self._statement(row), self.rounds, self.model, run.keys.run, run.study.model, run.study.licence
         )
+
+    def _metrics(self) -> dict[str, float | None]:
+        """The further figures of the model as it is; None where one is not finite or its class fails, which is said."""
+        study = self.run.study
+        try:
+            found = study.metrics_of(self.model)
+        except PluginError as error:  # training has ended, and its result stays
+            self._progress.warn(f"{self.name}: {error}")
+            return dict.fromkeys(study.metrics)
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
     def _statement(self, row: ResultRow) -> PrivacyStatement:
         """What the run promises."""

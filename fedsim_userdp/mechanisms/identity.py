@@ -16,7 +16,7 @@ from fedsim_userdp.privacy.streams import RunKey
 
 _WITHOUT_EFFECT = FREE | {
     # what is digested by itself, or decides nothing that is released
-    *("compare", "data", "evaluation", "hydra", "noise", "seed", "split", "tokens", "tuned"),
+    *("compare", "data", "evaluation", "hydra", "metrics", "noise", "seed", "split", "tokens", "tuned"),
     *("local.max_tokens", "mechanism.name", "model.device", "model.name", "model.package", "model.path"),
     "model.activation_checkpointing",
     "privacy.num_searched",
@@ -46,7 +46,8 @@ def settings_digest(tree: Tree) -> str:
         kept[group] = {k: v for k, v in kept[group].items() if f"{group}.{k}" not in _WITHOUT_EFFECT}
     mechanism = kept["mechanism"]
     mechanism["_target_"] = _LASTING_NAMES.get(mechanism.get("_target_"), mechanism.get("_target_"))
-    for target in sorted(set(foreign_targets(tree))):
+    of_releases = {key: value for key, value in tree.items() if key != "metrics"}
+    for target in sorted(set(foreign_targets(of_releases))):
         kept[f"source of {target}"] = _source_digest(target)
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -17,6 +17,7 @@ from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.mechanisms.settings_tree import tree_of
 from fedsim_userdp.mechanisms.study import Parts, check_corpus
 from fedsim_userdp.mechanisms.written import Written, settings_overrides, tuned_tree, written
 from fedsim_userdp.models.loading import ModelSource
@@ -38,6 +39,7 @@ def parts_of(
     records: object = None,
     optimizer: object = None,
     engine: object = None,
+    metrics: object = None,
 ) -> Parts:
     """Returns the objects of a study, defaults for those that are None.
 
@@ -48,7 +50,10 @@ def parts_of(
         records: how a user picks records.
         optimizer: a class of `torch.optim`, or a `functools.partial` of one; its learning rate is the mechanism's.
         engine: what runs the nodes.
+        metrics: further figures on the evaluation users, by name.
     """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ConfigError(f"metrics={type(metrics).__name__} must be a mapping of names to metrics")
     source = ModelSource() if model is None else model
     if isinstance(source, str | os.PathLike):
         source = ModelSource(name=Path(source).name, path=str(source))
@@ -62,6 +67,7 @@ def parts_of(
         selection=PoissonSelector(_DEFAULT_PROB) if selection is None else selection,  # type: ignore[arg-type]
         optimizer=partial(chosen) if isinstance(chosen, type) else chosen,
         engine=InProcessEngine() if engine is None else engine,  # type: ignore[arg-type]
+        metrics=dict(metrics or {}),
     )
 
 
@@ -130,7 +136,7 @@ def _unknown(name: str) -> str:
     """That there is no such keyword, with those that may be meant."""
     if name in {one.name for one in fields(Budget)}:
         return f"Study.of() has no keyword {name}: it is one of budget, as in budget=Budget({name}=...)"
-    known = sorted({*known_keywords(), "model", "selection", "records", "optimizer", "engine"})
+    known = sorted({*known_keywords(), "model", "selection", "records", "optimizer", "engine", "metrics"})
     if near := difflib.get_close_matches(name, known, n=2, cutoff=0.6):
         return f"Study.of() has no keyword {name}: did you mean {' or '.join(near)}?"
     return f"Study.of() has no keyword {name}: expected one of {', '.join(known)}"
@@ -154,6 +160,7 @@ def tree_and_choices(settings: Settings, parts: Parts) -> tuple[dict[str, Any], 
     }
     found = [written(group, value) for group, value in objects.items()]
     tree: dict[str, Any] = {**settings.to_tree(), "tuned": tuned_tree(), **{one.group: dict(one.tree) for one in found}}
+    tree["metrics"] = {name: tree_of(f"metrics.{name}", metric) for name, metric in parts.metrics.items()}
     return tree, found
 
 

@@ -37,6 +37,8 @@ def check_plugins(run: Run, guarantee: Guarantee, records_per_user: int, populat
     _check_selection(run, guarantee, population or run.study.population)
     _check_records(run, records_per_user)
     _check_optimizer(run.study.optimizer_fn)
+    if not all(map(is_own, run.study.metrics.values())):
+        run.study.metrics_of(run.study.fresh_model(), most=_USERS)
 
 
 def try_out_clipping(clipping: Clipping, adapter: Mapping[str, Tensor], clip_norm: float) -> None:

@@ -55,7 +55,8 @@ def _own_targets() -> frozenset[str]:
     files = Path(str(conf.__file__)).resolve().parent.rglob("*.yaml")
     texts = (file.read_text(encoding="utf-8") for file in files)
     found = (target for text in texts for target in re.findall(r"^\s*_target_:\s*(\S+)", text, re.M))
-    return frozenset((*found, "fedsim_userdp.data.in_memory.InMemoryCorpus"))
+    metrics = (f"{OWN_CODE}.training.metrics.{name}" for name in ("BitsPerByte", "NextTokenAccuracy"))
+    return frozenset((*found, *metrics, f"{OWN_CODE}.data.in_memory.InMemoryCorpus"))
 
 
 def tree_of(setting: str, value: object) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """What is compared, apart from how: data, split, model, adapter, selection, records, optimizer, budget and engine."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +38,7 @@ from fedsim_userdp.mechanisms.written import Written
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import Population
-from fedsim_userdp.plugins import calling
+from fedsim_userdp.plugins import calling, class_name
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, foreign_name
 from fedsim_userdp.settings import Budget, LoraSettings, Settings, Split, TokenSettings
@@ -47,6 +48,7 @@ from fedsim_userdp.training.central import Pool
 from fedsim_userdp.training.cohort import LocalTraining
 from fedsim_userdp.training.evaluation import perplexity
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
+from fedsim_userdp.training.metrics import Metric, scored
 from fedsim_userdp.training.scoring import BaseModelScorer
 from fedsim_userdp.training.users import TrainingUsers, check_lengths, in_order_of_ids
 
@@ -66,6 +68,7 @@ class Parts:
         selection: who takes part in a round.
         optimizer: (parameters, learning rate) to a `torch.optim` optimizer, of the server.
         engine: what runs the nodes.
+        metrics: further figures on the evaluation users, by name.
     """
 
     corpus: Corpus
@@ -74,6 +77,7 @@ class Parts:
     selection: ClientSelector
     optimizer: OptimizerFn
     engine: Engine
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Study:
         central_engine: what record-level DP-SGD runs on, "opacus" or "stacked".
         evaluation_units: the users that perplexity is computed on, capped.
         evaluate_every: rounds between evaluations.
+        metrics: further figures on the evaluation users, by name.
         num_searched: runs on these users, this one included, that the settings were chosen among; for the statement.
         circumstances: what the privacy statement says besides.
         corpus_name: of the corpus.
@@ -125,6 +130,7 @@ class Study:
     central_engine: Literal["opacus", "stacked"]
     evaluation_units: list[Unit]
     evaluate_every: int
+    metrics: Mapping[str, Metric]
     num_searched: int
     circumstances: Circumstances
     corpus_name: str
@@ -144,6 +150,7 @@ class Study:
         records: RecordSelector | None = None,
         optimizer: OptimizerFn | None = None,
         engine: Engine | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         heldout_users: int = Split.heldout_users,
         validation_users: int = Split.validation_users,
         min_words: int = TokenSettings.min_words,
@@ -164,6 +171,7 @@ class Study:
             records: how a user picks records.
             optimizer: of the server: a class of `torch.optim`, or a `functools.partial` of one.
             engine: what runs the nodes.
+            metrics: further figures on the evaluation users, by name; not private.
             heldout_users: users that are only scored.
             validation_users: users set aside for tuning.
             min_words: users with fewer words are left out; 0 keeps everybody.
@@ -176,7 +184,15 @@ class Study:
         """
         from fedsim_userdp.mechanisms.keywords import parts_of, settings_of, tree_and_choices
 
-        parts = parts_of(text, model=model, selection=selection, records=records, optimizer=optimizer, engine=engine)
+        parts = parts_of(
+            text,
+            model=model,
+            selection=selection,
+            records=records,
+            optimizer=optimizer,
+            engine=engine,
+            metrics=metrics,
+        )
         flat = {"heldout_users": heldout_users, "validation_users": validation_users}
         flat |= {"min_words": min_words, "window": window, "seed": seed}
         given = settings_of({**({} if budget is None else {"budget": budget}), **flat, **settings})
@@ -253,6 +269,16 @@ class Study:
         """Returns the perplexity of `model` on the evaluation users."""
         return perplexity(model, self.evaluation_units, 2 * self.local.max_tokens)
 
+    def metrics_of(self, model: torch.nn.Module, most: int | None = None) -> dict[str, float]:
+        """Returns the further figures of `model` on the evaluation users, or on the first `most` of them.
+
+        Raises:
+            PluginError: a metric of the user's own raised, gave no number, or changed the model.
+        """
+        if not self.metrics:
+            return {}
+        return scored(self.metrics, model, self.evaluation_units[:most], self.model.load_tokenizer())
+
 
 def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
     """Returns the study of some objects and of the settings in a tree.
@@ -302,6 +328,7 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
         central_engine=_central_engine(settings.central.engine),
         evaluation_units=_evaluation_units(settings, store, split),
         evaluate_every=at_least_one("evaluation.every", settings.evaluation.every),
+        metrics=_metrics(parts.metrics),
         num_searched=searched_runs(tree, parts.corpus.name),
         circumstances=Circumstances(
             foreign=foreign_classes(tree, selector, records, parts.optimizer, parts.engine, model),
@@ -489,6 +516,16 @@ def _evaluation_units(settings: Settings, store: TokenStore, split: UserSplit) -
     if not (units := chosen.units(range(len(users)), round=0)):
         raise ConfigError(f"none of the {len(users)} {evaluation.users} users has a usable record: set aside more")
     return units
+
+
+def _metrics(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
+    """The metrics, each with a name that a column can have, and a score()."""
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w{0,39}", name):
+            raise ConfigError(f"metrics.{name}: a metric's name must be a letter, then letters, digits and '_'")
+        if isinstance(metric, type) or not callable(getattr(metric, "score", None)):
+            raise ConfigError(f"metrics.{name}={class_name(metric)} has no score(): see fedsim_userdp.training.metrics")
+    return metrics
 
 
 def _central_engine(name: str) -> Literal["opacus", "stacked"]:

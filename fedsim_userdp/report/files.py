@@ -78,9 +78,20 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
 
 def write_results(folder: Path, rows: Sequence[ResultRow]) -> None:
     """Writes `results.csv` and `results.json`."""
-    dicts = [row.to_dict() for row in rows]
-    write_csv(folder / "results.csv", ROW_FIELDS, dicts)
-    write_json(folder / "results.json", dicts)
+    write_text(folder / "results.csv", results_csv(rows))
+    write_json(folder / "results.json", [row.to_dict() for row in rows])
+
+
+def results_csv(rows: Sequence[ResultRow]) -> str:
+    """Returns the rows as CSV, each metric in a column `metric_NAME`."""
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    columns = (*ROW_FIELDS[:-1], *(f"metric_{name}" for name in names), ROW_FIELDS[-1])
+    dicts = [
+        {key: value for key, value in row.to_dict().items() if key != "metrics"}
+        | {f"metric_{name}": row.metrics.get(name) for name in names}
+        for row in rows
+    ]
+    return csv_text(columns, dicts)
 
 
 def write_rounds(folder: Path, records: Sequence[RoundRecord]) -> None:

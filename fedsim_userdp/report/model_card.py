@@ -82,7 +82,7 @@ def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigi
         f"{statement.search}. What the run folder promises as a whole: its `PRIVACY.md`.",
         "## Settings\n\n| setting | value |\n|---|---|\n" + "\n".join(settings),
         f"Perplexity on {people(row.evaluated_on)}: {_perplexity(row)} "
-        "(computed from their text without noise: not private).",
+        "(computed from their text without noise: not private)." + _metrics(row),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -90,6 +90,12 @@ def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigi
 def _tokenizer(origin: AdapterOrigin) -> str:
     """What is said of the tokenizer."""
     return f" Its tokenizer is beside this card (sha256 of its files: {origin.tokenizer})." if origin.tokenizer else ""
+
+
+def _metrics(row: ResultRow) -> str:
+    """What is said of further figures."""
+    known = [f"{name} {value:.4g}" for name, value in row.metrics.items() if value is not None]
+    return f" On the same users: {', '.join(known)}." if known else ""
 
 
 def _perplexity(row: ResultRow) -> str:

@@ -1,12 +1,13 @@
 """What a run leaves behind, as typed rows."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
 Evaluated = Literal["heldout", "validation"]
 OF_RESULTS = (
-    "perplexity, train_tokens, seconds, num_failed, num_retried, untrained_perplexity: from users' data without noise"
+    "perplexity, train_tokens, seconds, num_failed, num_retried, untrained_perplexity, metrics: from users' data "
+    "without noise"
 )
 OF_ROUNDS = "all but mechanism, seed, round, epsilon, clip_norm: from users' data without noise"
 _PEOPLE = {"heldout": "held-out users", "validation": "validation users"}
@@ -40,6 +41,8 @@ class ResultRow:
         target_epsilon: user-level epsilon that was asked for; None where none was, or nothing is claimed.
         evaluated_on: which users the perplexity is of, "heldout" or "validation".
         untrained_perplexity: on the same users before the first round; None where it is not finite; not private.
+        metrics: further figures on the same users by name, a column each in `results.csv`; None where one is not
+            finite or could not be computed; not private.
         not_private: which of the columns are computed from users' data without noise.
     """
 
@@ -65,10 +68,11 @@ class ResultRow:
     target_epsilon: float | None = None
     evaluated_on: Evaluated = "heldout"
     untrained_perplexity: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     not_private: str = OF_RESULTS
 
-    def to_dict(self) -> dict[str, str | int | float | None]:
-        """Returns the row as plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the row as plain values, `metrics` as a mapping of them."""
         return asdict(self)
 
 
@@ -119,5 +123,5 @@ def people_of(rows: Sequence[ResultRow]) -> str:
     return " or ".join(dict.fromkeys(people(row.evaluated_on) for row in rows))
 
 
-ROW_FIELDS = tuple(field.name for field in fields(ResultRow))
-ROUND_FIELDS = tuple(field.name for field in fields(RoundRecord))
+ROW_FIELDS = tuple(one.name for one in fields(ResultRow) if one.name != "metrics")
+ROUND_FIELDS = tuple(one.name for one in fields(RoundRecord))

@@ -68,13 +68,14 @@ class ResultsTable(JupyterMixin):
 def results_table(rows: Sequence[ResultRow], width: int = TABLE_WIDTH) -> Table:
     """Returns the rows as a table at most `width` characters wide; a dash stands for "does not apply".
 
-    Where it would be wider, columns are left out, never digits: all but mechanism, eps, delta and perplexity may be.
-    The perplexity before training has a column where no row is the untrained model's.
+    Where it would be wider, columns are left out, never digits: all but mechanism, eps, delta and perplexity may be,
+    and `results.json` has them all.  The perplexity before training has a column where no row is the untrained model's.
     """
-    headings, lines = ["mechanism", "unit", *HEADINGS], [_cells(row) for row in rows]
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    headings, lines = ["mechanism", "unit", *HEADINGS, *metrics], [_cells(row, metrics) for row in rows]
     widths = [max(len(line[at]) for line in [headings, *lines]) for at in range(len(headings))]
     shown = [at for at, name in enumerate(headings) if name != "untrained" or _shows_untrained(rows)]
-    for heading in _DROPPED_FIRST:
+    for heading in (*_DROPPED_FIRST, *reversed(metrics)):
         if sum(widths[at] + 3 for at in shown) + 1 <= width:  # a column's padding and border; the last border
             break
         shown = [at for at in shown if headings[at] != heading]
@@ -86,8 +87,8 @@ def results_table(rows: Sequence[ResultRow], width: int = TABLE_WIDTH) -> Table:
     return table
 
 
-def _cells(row: ResultRow) -> list[str]:
-    """The row's cells."""
+def _cells(row: ResultRow, metrics: Sequence[str]) -> list[str]:
+    """The row's cells, those of the metrics last."""
     without = "none" if row.rounds else "-"
     return [
         printable(row.mechanism),
@@ -101,6 +102,7 @@ def _cells(row: ResultRow) -> list[str]:
         "-" if row.untrained_perplexity is None else f"{row.untrained_perplexity:.1f}",
         "diverged" if row.perplexity is None else f"{row.perplexity:.1f}",
         f"{row.seconds:.0f}",
+        *("-" if (value := row.metrics.get(name)) is None else f"{value:.4g}" for name in metrics),
     ]
 
 

@@ -21,6 +21,7 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.privacy.clipping import Clipping
 from mechanism import ClipEachTensor
+from metric import WorstTenth
 from record_selection import MostVaried
 from server_optimizer import SignDescent
 from tests.simulations.zygote import Zygote
@@ -35,6 +36,7 @@ SMALL = [
 CLASSES = {
     "client_selector": "EveryOtherUser", "record_selection": "MostVaried", "corpus": "FolderOfUsers",
     "server_optimizer": "SignDescent", "mechanism": "ClipEachTensor",
+    "metric": "WorstTenth",
 }  # fmt: skip
 PROGRAMS = {"accounting": "noise multiplier 1.2", "training_loop": "at epsilon 4.00"}
 
@@ -112,6 +114,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "corpus": lambda: {"text": FolderOfUsers("texts")},
     "server_optimizer": lambda: {"optimizer": SignDescent},
     "mechanism": dict,
+    "metric": lambda: {"metrics": {"worst_tenth": WorstTenth()}},
 }
 
 

@@ -1,0 +1,114 @@
+"""Further figures of a model on the evaluation users, besides perplexity; not private, and no part of any promise."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from fedsim_userdp.errors import PluginError
+from fedsim_userdp.plugins import calling, class_name
+from fedsim_userdp.training.batches import IGNORED, MicroBatch, Unit, micro_batches
+from fedsim_userdp.training.losses import token_losses
+
+_MAX_TOKENS = 1024  # of a micro-batch, whose logits are held
+
+
+class Metric(Protocol):
+    """A figure of a trained model on the evaluation users."""
+
+    def score(self, model: nn.Module, users: Sequence[Unit], tokenizer: PreTrainedTokenizerBase) -> float:
+        """Returns the figure.
+
+        Args:
+            model: the causal language model with the trained adapter, in eval mode; it is not to be changed.
+            users: whom it is scored on, each with `records`, a sequence of token ids of shape [tokens].
+            tokenizer: the model's.
+        """
+        ...
+
+
+class NextTokenAccuracy:
+    """The share of next tokens that the model gives the highest probability, in [0, 1]."""
+
+    def score(self, model: nn.Module, users: Sequence[Unit], tokenizer: PreTrainedTokenizerBase) -> float:
+        """Returns the share over all tokens of the users."""
+        correct = total = 0
+        for batch in _batches(model, users):
+            logits: Tensor = model(input_ids=batch.input_ids, use_cache=False).logits
+            correct += int((logits.argmax(-1) == batch.targets).sum())
+            total += int((batch.targets != IGNORED).sum())
+        return correct / total
+
+
+class BitsPerByte:
+    """The model's loss in bits for each byte of the text, which compares models with different tokenizers.
+
+    The loss is that of all tokens but the first of each record, which nothing predicts; the bytes are those of their
+    text in UTF-8.  Special tokens, such as the end of a text, cost bits and have no bytes.
+    """
+
+    def score(self, model: nn.Module, users: Sequence[Unit], tokenizer: PreTrainedTokenizerBase) -> float:
+        """Returns bits per byte over all records of the users."""
+        nats = sum(float(token_losses(model, batch).double().sum()) for batch in _batches(model, users))
+        texts = (
+            tokenizer.decode(record[1:].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for user in users
+            for record in user.records
+        )
+        return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+
+
+def scored(
+    metrics: Mapping[str, Metric], model: nn.Module, users: Sequence[Unit], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
+    """Returns what each metric says of a model.
+
+    Raises:
+        PluginError: a metric of the user's own raised, gave no number, or changed the model; the model is as before.
+    """
+    found: dict[str, float] = {}
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters() if _is_of_adapter(name)}
+    for name, metric in metrics.items():
+        try:
+            with torch.inference_mode(), calling(f"metrics.{name}", metric, "score()"):
+                value = metric.score(model, users, tokenizer)
+        finally:
+            is_changed = _restore(model, before)
+        if is_changed:
+            raise PluginError(f"metrics.{name}={class_name(metric)}: score() changed the model, which it may only read")
+        if isinstance(value, bool) or not isinstance(value, int | float | Tensor) or not _is_single(value):
+            raise PluginError(
+                f"metrics.{name}={class_name(metric)}: score() must return a number, got {type(value).__name__}"
+            )
+        found[name] = float(value)
+    return found
+
+
+def _is_single(value: float | Tensor) -> bool:
+    """Whether a value is one number."""
+    return not isinstance(value, Tensor) or value.numel() == 1
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, before: Mapping[str, Tensor]) -> bool:
+    """Puts an adapter's parameters and the model's mode back; returns whether the parameters had been changed."""
+    model.eval()
+    now = dict(model.named_parameters())
+    changed = [name for name, tensor in before.items() if not torch.equal(now[name], tensor)]
+    for name in changed:
+        now[name].copy_(before[name])
+    return bool(changed)
+
+
+def _is_of_adapter(name: str) -> bool:
+    """Whether a parameter is an adapter's, as PEFT names them; those that are not trained are saved as well."""
+    return "lora_" in name
+
+
+def _batches(model: nn.Module, users: Sequence[Unit]) -> Iterator[MicroBatch]:
+    """The users' records as micro-batches on the model's device."""
+    records = [Unit(number, [one]) for number, one in enumerate(record for user in users for record in user.records)]
+    return iter(micro_batches(records, _MAX_TOKENS, next(model.parameters()).device))
