@@ -25,7 +25,7 @@ from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.writer import StoreWriter
 from fedsim_userdp.federation.engines import InProcessEngine
-from fedsim_userdp.mechanisms import study as task_module
+from fedsim_userdp.mechanisms import study as study_module
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.circumstances import Circumstances, is_add_or_remove
 from fedsim_userdp.mechanisms.folder import RunFolder
@@ -100,7 +100,7 @@ def small_task(folder: Path, store: TokenStore, **changes: Any) -> Run:
         split=replace(split, train=in_order_of_ids(store, split.train)),
         split_seed=0,
         keep_places=not is_add_or_remove(selector, store.num_users, ROUNDS),
-        model=SmallModel(),
+        model=SmallModel(),  # type: ignore[arg-type]
         lora=LoraSettings(rank=2),
         window=12,
         records=RandomRecords(),
@@ -257,14 +257,14 @@ def remember_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
 def remember_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes models of one shape be tried out, and the template of their cards be read, once only."""
     answers: dict[str, str | None] = {}
-    real = task_module.why_not_stacked
+    real = study_module.why_not_stacked
 
     def why_not_stacked(model: torch.nn.Module, window: int) -> str | None:
         if repr(model) not in answers:
             answers[repr(model)] = real(model, window)
         return answers[repr(model)]
 
-    monkeypatch.setattr(task_module, "why_not_stacked", why_not_stacked)
+    monkeypatch.setattr(study_module, "why_not_stacked", why_not_stacked)
     monkeypatch.setattr(jinja2.Environment, "compile", cache(jinja2.Environment.compile))
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_update_and_count_together_cost_what_the_budget_allows(
     release = outcome.statement.release
     assert isinstance(release, acc.AdaptiveClipping)
     assert release.run == plain.release
-    assert outcome.row.epsilon == pytest.approx(acc.epsilon(plain.release, 0.05))  # type: ignore[arg-type]
+    assert outcome.row.epsilon == pytest.approx(acc.epsilon(plain.release, 0.05))
     pair = (outcome.row.noise_multiplier**-2 + (2 * release.count_stddev) ** -2) ** -0.5
     assert pair == pytest.approx(plain.noise_multiplier)
     assert outcome.row.noise_multiplier > plain.noise_multiplier * 1.1
@@ -133,6 +134,6 @@ def test_more_noise_on_the_count_than_the_budget_asks_for_is_a_choice_and_less_i
 @pytest.mark.parametrize(
     "wrong", [{"target_quantile": 0.0}, {"target_quantile": 1.0}, {"clip_learning_rate": 0.0}, {"count_stddev": -1.0}]
 )
-def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"mechanism.{next(iter(wrong))}="):
         UserWiseAdaptive(name=NAME, rounds=1, records_per_user=1, learning_rate=0.1, clip_norm=0.3, **wrong)

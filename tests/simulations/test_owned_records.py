@@ -3,14 +3,17 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
+from transformers import PreTrainedTokenizerBase
 
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.store import open_store
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.settings import TokenSettings
 from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.simulations.configured import configured_run
@@ -22,7 +25,7 @@ NUM_SENDERS, NUM_PEOPLE = 20, 30
 WORDS = ["gas", "desk", "opens", "nine", "today", "send", "curve", "before", "lunch", "contract", "phone", "meeting"]
 
 
-def write_messages(path: Path, seed: int = 0) -> list[dict[str, object]]:
+def write_messages(path: Path, seed: int = 0) -> list[dict[str, Any]]:
     """Messages to up to four people each; every text is told apart by its number."""
     generator = np.random.default_rng(seed)
     rows = []
@@ -46,12 +49,12 @@ def settings(tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def task_of(settings: list[str], folder: Path):
+def task_of(settings: list[str], folder: Path) -> Run:
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return configured_run(compose("run", overrides=settings), folder)
 
 
-def numbers_of(records: list[np.ndarray], tokenizer) -> list[int]:
+def numbers_of(records: list[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Which messages these token ids are."""
     return [int(tokenizer.decode(record).split()[0]) for record in records]
 

@@ -3,18 +3,22 @@
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import BudgetExceeded, CheckpointError, LedgerError, ReleasedOtherwise
 from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import read_request, to_arrays, write_reply
-from fedsim_userdp.federation.rounds import run_rounds
+from fedsim_userdp.federation.rounds import RetryingStrategy, Rounds, run_rounds
+from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.mechanisms.circumstances import Circumstances
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.privacy import accounting as acc
@@ -188,7 +192,14 @@ class FailsOnce:
     def deals_by_size(self, num_users: int) -> bool:
         return False
 
-    def run(self, strategy, recipe, worker, state, rounds) -> None:  # type: ignore[no-untyped-def]
+    def run(
+        self,
+        strategy: RetryingStrategy,
+        recipe: WorkerRecipe,
+        worker: Worker,
+        state: Mapping[str, Tensor],
+        rounds: Rounds,
+    ) -> None:
         app, failing = ClientApp(), self.round
 
         @app.train()
@@ -381,8 +392,8 @@ def test_the_operating_systems_noise_is_no_seeds(
 def test_a_torn_line_of_the_ledger_is_completed_only_by_the_very_same_release(tmp_path: Path) -> None:
     release = acc.UserWise(1.0, 0.4, 1)
 
-    def opened(**changes: object) -> Ledger:
-        return Ledger.open(tmp_path / "l", **{"delta": 0.05, "run": "c"} | changes)
+    def opened(**changes: Any) -> Ledger:
+        return Ledger.open(tmp_path / "l", **{"delta": 0.05, "run": "c", **changes})
 
     with opened() as ledger:
         ledger.record(1, release, "everybody")

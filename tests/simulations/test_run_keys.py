@@ -93,12 +93,18 @@ def test_another_version_of_ones_own_code_is_another_run(
         (tmp_path / f"{name}.py").write_text(text)
     keys = []
     for name in ("choice_one", "choice_two"):
-        changed = OmegaConf.merge(composed(settings), {"selection": {"_target_": f"{name}.EveryOtherUser"}})
+        changed = merged(settings, {"selection": {"_target_": f"{name}.EveryOtherUser"}})
         keys.append(settings_digest(changed))
         (tmp_path / "choice_one.py").write_text((tmp_path / "choice_two.py").read_text())
         keys.append(settings_digest(changed))
     assert keys[0] != keys[1], "the file changed"
     assert keys[2] == keys[3], "this one did not"
+
+
+def merged(settings: Sequence[str], changes: dict[str, object]) -> DictConfig:
+    config = OmegaConf.merge(composed(settings), changes)
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def package(folder: Path) -> Path:
@@ -122,7 +128,7 @@ def test_another_version_of_what_ones_own_package_holds_is_another_run(
     for name in ("helped", "helped.chooser", "helped.table"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     folder = package(tmp_path)
-    target = OmegaConf.merge(composed(settings), {"selection": {"_target_": "helped.chooser.Choice"}})
+    target = merged(settings, {"selection": {"_target_": "helped.chooser.Choice"}})
     before = settings_digest(target)
     assert settings_digest(target) == before
     (folder / changed).write_text("SIZE = 2\n")
@@ -137,7 +143,7 @@ def test_another_version_of_what_ones_own_file_imports_from_beside_it_is_another
     (tmp_path / "lone_helper.py").write_text("from lone_table import SIZE\nimport lone_choice\n")
     for name in ("lone_table", "lone_unrelated"):
         (tmp_path / f"{name}.py").write_text("SIZE = 1\n")
-    target = OmegaConf.merge(composed(settings), {"selection": {"_target_": "lone_choice.Choice"}})
+    target = merged(settings, {"selection": {"_target_": "lone_choice.Choice"}})
     digests = [settings_digest(target)]
     for name in ("lone_unrelated", "lone_table", "lone_helper"):
         with (tmp_path / f"{name}.py").open("a") as file:
@@ -202,8 +208,8 @@ def test_whatever_class_is_not_the_packages_is_named_as_an_assumption(
 
 
 def test_what_the_packages_own_functions_fetch_from_elsewhere_is_named(tmp_path: Path, settings: list[str]) -> None:
-    fetched = {"data": {"_target_": "fedsim_userdp.mechanisms.identity.locate", "path": "x.y"}}
-    assert named_foreign(OmegaConf.merge(composed(settings), fetched)) == ("fedsim_userdp.mechanisms.identity.locate",)
+    fetched: dict[str, object] = {"data": {"_target_": "fedsim_userdp.mechanisms.identity.locate", "path": "x.y"}}
+    assert named_foreign(merged(settings, fetched)) == ("fedsim_userdp.mechanisms.identity.locate",)
     with pytest.raises(ConfigError, match="a callback is code"):
         complete_arguments("run", ["+hydra.callbacks.x._target_=mine.X"])
 

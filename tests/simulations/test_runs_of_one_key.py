@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -77,7 +78,7 @@ def test_a_comparison_that_is_stopped_names_what_it_has_not_counted(tmp_path: Pa
     assert "NOT counted, since they had not ended: b; c." in (tmp_path / "PRIVACY.md").read_text()
 
 
-def add_job(sweep: Path, name: str, task: Run) -> dict[str, object]:
+def add_job(sweep: Path, name: str, task: Run) -> dict[str, Any]:
     """Adds a finished run to a sweep; returns the sweep's joint statement."""
     folder = RunFolder(sweep / name, Console(file=io.StringIO()), {"model": "small", "data": "small"}, sweep)
     folder.add(run_small(with_changes(task, folder=sweep / name, sweep=sweep), write_results=False))
@@ -93,7 +94,7 @@ def test_a_release_that_was_copied_under_way_and_finished_twice_promises_nothing
     assert add_job(tmp_path, "0", resumed(task))["epsilon"] is not None
     joint = add_job(tmp_path, "1", resumed(task))
     assert joint["epsilon"] is None
-    assert "a folder was copied during the run" in joint["sentences"][0]  # type: ignore[index]
+    assert "a folder was copied during the run" in joint["sentences"][0]
     assert add_job(tmp_path, "0", resumed(task))["epsilon"] is None, "its key is gone, what it was is not forgotten"
 
 
@@ -105,7 +106,7 @@ def test_where_it_cannot_be_told_any_more_whether_two_runs_have_one_noise_nothin
     shutil.rmtree(tmp_path / "not_private")
     joint = add_job(tmp_path, "1", task)
     assert joint["epsilon"] is None
-    assert "cannot be told any more" in joint["sentences"][0]  # type: ignore[index]
+    assert "cannot be told any more" in joint["sentences"][0]
 
 
 def test_a_job_that_is_gone_is_named_as_not_counted(tmp_path: Path, store: TokenStore) -> None:
