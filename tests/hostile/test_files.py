@@ -28,7 +28,7 @@ from fedsim_userdp.training import checkpoints
 from fedsim_userdp.training.checkpoints import CheckpointFolder
 from tests.hostile.guard import refusing, watched
 from tests.hostile.mutations import changed_json, damaged
-from tests.simulations.small_runs import remember_accounting, resumed, run_small, small_store, small_task
+from tests.simulations.small_runs import remember_accounting, resumed, run_small, small_run, small_store
 
 
 def inputs(default: int, slow: int) -> pytest.MarkDecorator:
@@ -67,9 +67,9 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def ran(tmp_path: Path) -> Run:
     """A finished run."""
-    task = small_task(tmp_path / "run", small_store(tmp_path / "tokens"))
-    run_small(task)
-    return resumed(task)
+    run = small_run(tmp_path / "run", small_store(tmp_path / "tokens"))
+    run_small(run)
+    return resumed(run)
 
 
 ROWS = [{"user_id": f"user {i}", "text": "some words of text " * 3, "owners": ["a", "b"]} for i in range(4)]
