@@ -87,16 +87,6 @@ def move(source: Path, target: Path) -> None:
         os.replace(old, new, src_dir_fd=before, dst_dir_fd=after)
 
 
-def link(source: Path, target: Path) -> None:
-    """Gives a file a second name, where nothing has that name.
-
-    Raises:
-        FileExistsError: Something has it.
-    """
-    with _parent(source) as (before, old), _parent(target) as (after, new):
-        os.link(old, new, src_dir_fd=before, dst_dir_fd=after, follow_symlinks=False)
-
-
 def remove(path: Path) -> None:
     """Removes a file or folder, if there is one; of a link, the link only."""
     try:
@@ -107,6 +97,16 @@ def remove(path: Path) -> None:
                 os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
         return
+
+
+def open_folder(path: Path) -> int:
+    """Returns a descriptor of a folder.
+
+    Raises:
+        OSError: It is something else, or cannot be opened; names the path.
+    """
+    with _parent(path) as (folder, name):
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
 
 
 def sync(path: Path) -> None:

@@ -146,6 +146,7 @@ class CyclicSelector(_CohortOfOneSize):
 
 
 _MOST_BITS = 128  # of a whole number that is shown
+_NO_USER = 2**62  # stands for every number that is larger
 OWN = (PoissonSelector, FixedSizeSelector, CyclicSelector)
 
 
@@ -238,12 +239,17 @@ def _checked(answer: object, name: str, num_users: int, round: int) -> NDArray[n
 def _as_array(answer: object) -> NDArray[np.integer] | None:
     """An answer as whole numbers, shape [n]; None where it is not that.  True and False are no numbers of users."""
     if isinstance(answer, list | tuple | range):
-        if not all(isinstance(one, int | np.integer) and not isinstance(one, bool) for one in answer):
+        if not all(map(_is_whole, answer)):
             return None
-        answer = np.array(answer) if len(answer) else np.empty(0, np.int64)
+        answer = np.array([min(max(int(one), -1), _NO_USER) for one in answer], np.int64)
     if not isinstance(answer, np.ndarray) or answer.ndim != 1 or (len(answer) and answer.dtype.kind not in "iu"):
         return None
     return answer if len(answer) else np.empty(0, np.int64)
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is a whole number; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
@@ -262,5 +268,7 @@ def _shown(value: object) -> str:
         return f"an array of {value.dtype} of shape {value.shape}"
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return f"a number of {value.bit_length()} bits"  # which Python does not always write out
+    if isinstance(value, list | tuple) and (strange := [one for one in value if not _is_whole(one)]):
+        return f"a {type(value).__name__} with {_shown(strange[0])} in it"
     is_plain = value is None or isinstance(value, numbers.Number)
     return str(value)[:80] if is_plain else f"a {type(value).__name__}"

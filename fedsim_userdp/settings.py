@@ -114,16 +114,13 @@ class TokenSettings:
     """How records become tokens.
 
     Attributes:
-        window: Longest record in tokens, marks of beginning and end included; >= 2.
-        long_records: "split" cuts a longer record into consecutive windows, each a record of its own;
-            "truncate" keeps the first window only.
-        min_tokens: A record or window shorter than this, its beginning mark aside, is left out; in [2, window], as
-            predicting the next token needs two.
-        min_words: Users with fewer words in all their text are left out; >= 0, 0 keeps all. It looks at one
-            user's data only, so no other user can change who stays.
-        append_eos: Whether a record ends with the tokenizer's end-of-text token.
-        prepend_bos: Whether every record, each window of a split one too, begins with the tokenizer's
-            beginning-of-text token; "auto" where the tokenizer itself puts it before a text.
+        window: most tokens of a record, marks of beginning and end included; at least 2.
+        long_records: split: a longer record is cut into windows, each a record; truncate: its first window is kept.
+        min_tokens: records and windows with fewer tokens, their beginning mark aside, are left out; in [2, window].
+        min_words: users with fewer words in all their text are left out; 0 keeps everybody.
+        append_eos: whether a record ends with the tokenizer's end-of-text token.
+        prepend_bos: whether a record, and each window of one, begins with the tokenizer's beginning-of-text token;
+            auto: where the tokenizer itself puts it before a text.
 
     Raises:
         DataError: a value outside its range.
@@ -154,13 +151,14 @@ class LoraSettings:
     """How the adapter is built; see `peft.LoraConfig`.
 
     Attributes:
-        rank: inner dimension of each factor pair, at least 1.
-        alpha: above 0; the product of the factors is scaled by alpha / rank (alpha / sqrt(rank) with `use_rslora`).
-        target_modules: names of the layers to adapt, or "all-linear".
-        dropout: probability with which a feature of a layer's input is hidden from its factors, in [0, 1).
+        rank: inner dimension of each pair of factors, at least 1.
+        alpha: updates are scaled by alpha / rank, or alpha / sqrt(rank) with use_rslora; above 0.
+        target_modules: names of the layers to adapt, or all-linear.
+        dropout: probability with which a feature of a layer's input is hidden from its factors, in [0, 1); masks are
+            each record's own, so that results do not depend on batches.
         use_rslora: rank-stabilised scaling.
-        freeze_a: train only the factor that starts from 0, B of a linear layer (FFA-LoRA, Sun et al. 2024,
-            arXiv 2403.12313), so that averaging is exact.
+        freeze_a: FFA-LoRA (arXiv 2403.12313): train only the factor that starts from 0, so that averaging is exact; see
+            docs/decisions/0005-freeze-a-by-default.md.
 
     Raises:
         ValueError: when `rank`, `alpha` or `dropout` is out of range, or `target_modules` is neither a name nor a

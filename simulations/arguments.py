@@ -4,6 +4,7 @@ What a run was started with is kept in its `run.json`.  Going on takes settings 
 the program, no settings of Hydra, and no code but what this package's own configuration names.
 """
 
+import difflib
 import logging
 import os
 import re
@@ -30,17 +31,11 @@ from fedsim_userdp.mechanisms.settings_tree import is_own_code, leaves
 from fedsim_userdp.mechanisms.started import FORMAT, RUN_FILE, check_continues, read_started, write_started
 from fedsim_userdp.simulations import names
 from fedsim_userdp.simulations.explanations import choices
+from fedsim_userdp.simulations.kinds import annotations, in_words, is_taken, word_of
 
 GROUPS = frozenset(
     {"mechanism", "selection", "data", "records", "model", "engine", "optimizer", "experiment"}
 )  # choices of a file, not settings
-# bool comes first: it is an int to Python
-_KINDS: tuple[tuple[type, tuple[type, ...]], ...] = (
-    (bool, (bool,)),
-    (int, (int,)),
-    (float, (int, float)),
-    (str, (str, int, float)),
-)
 # Hydra's own, as its help lists them.
 _FLAGS = frozenset(
     {
@@ -50,35 +45,11 @@ _FLAGS = frozenset(
     }
 )
 _SWEEP = frozenset({"-m", "--multirun"})
-# of settings that are null by default
-_NULLABLE: dict[str, tuple[type, ...]] = {
-    "cache_dir": (str,),
-    "data.owners_column": (str,),
-    "data.path": (str,),
-    "data.text_column": (str,),
-    "engine.address": (str,),
-    "engine.num_gpus": (float, int),
-    "engine.round_timeout": (float, int),
-    "engine.threads": (int,),
-    "local.max_tokens": (int,),
-    "mechanism.count_stddev": (float, int),
-    "model.autocast": (str,),
-    "model.cache_dir": (str,),
-    "model.package": (str,),
-    "model.path": (str,),
-    "privacy.delta": (float, int),
-    "privacy.num_searched": (int,),
-    "threads": (int,),
-}
-# of those that are not, which may be
-_MAY_BE_NULL = {*_NULLABLE, "audit.epsilons", "audit.real_users", "engine.num_nodes"}
-_MAY_BE_LIST = "lora.target_modules"  # of texts, or one text
-_MAY_BE_SWITCH = "tokens.prepend_bos"  # true or false in place of auto
+_MAY_BE_NULL = ("audit.epsilons", "audit.real_users")  # of a command's own settings, which no class has
 _MAY_BE_ONE = ("benchmark.parts", "describe.records_per_user")  # in place of a list
 _MAY_BE_MAPPING = ("tuned.searched",)
 _FOLDERS = ("output_dir", "resume", "cache_dir")
 _ABSENT = object()
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _log = logging.getLogger(__name__)
 
 
@@ -109,6 +80,7 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         flags = [argument for argument in quoted if argument in _SWEEP]  # Hydra takes none between settings
         return [*flags, *(argument for argument in quoted if argument not in _SWEEP)]
     folder = str(found[-1])
+    _check_one_place(quoted, folder)
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
     is_sweep = bool(_SWEEP & set(quoted))
     stored = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
@@ -122,6 +94,15 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     return [*flags, *kept, *settings, f"output_dir={_quoted(folder)}"]
 
 
+def _check_one_place(arguments: Sequence[str], folder: str) -> None:
+    """Raises ConfigError where `output_dir` names another folder than the one that is gone on with."""
+    named = [str(_parsed(argument).value()) for argument in arguments if override_key(argument) == "output_dir"]
+    if named and os.path.abspath(named[-1]) != os.path.abspath(folder):
+        raise ConfigError(
+            f"resume={folder} goes on in that folder, and output_dir={named[-1]} names another: leave one of them out"
+        )
+
+
 def _check_known(argument: str, after: str) -> None:
     """Raises ConfigError for a flag or a setting that there is not.
 
@@ -133,7 +114,12 @@ def _check_known(argument: str, after: str) -> None:
         flag, _, value = argument.partition("=")
         if flag not in _FLAGS:
             said = f"there is no flag {flag}: settings are KEY=VALUE, without dashes"
-            raise ConfigError(said + _meant(flag.lstrip("-"), value or after))
+            near = difflib.get_close_matches(
+                flag.replace("_", "-"), [one for one in _FLAGS if one.startswith("--")], n=1, cutoff=0.8
+            )
+            raise ConfigError(
+                said + (f"; did you mean {near[0]}?" if near else _meant(flag.lstrip("-"), value or after))
+            )
     elif "=" in argument or argument.startswith("~"):
         key = override_key(argument)
         names.check_name(key, groups=GROUPS)
@@ -218,6 +204,11 @@ def override_key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
 
 
+def override_value(override: str) -> object:
+    """Returns the value of an override."""
+    return _parsed(override).value()
+
+
 _DEPTH = 12  # of a job's folder in that of its sweep, at most
 
 
@@ -239,23 +230,28 @@ def check_types(config: DictConfig, config_name: str) -> None:
     _check_output_dir(config)
     defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=chosen), resolve=True)
     settings = OmegaConf.to_container(config, resolve=True)
+    annotated = annotations(config)
     for key, before in leaves(defaults):
         now = _at(settings, key)
-        if now is _ABSENT or (now == before and type(now) is type(before)) or (now is None and key in _MAY_BE_NULL):
-            continue
-        if now is None:
-            raise ConfigError(f"{key}=null must be {_word(before)}, such as {before}")
-        if before is None:
-            if key in _NULLABLE and not _is_one_of(now, _NULLABLE[key]):
-                raise ConfigError(f"{key}={now} must be {_WORDS[_NULLABLE[key][0]]}, or null")
-            continue
-        allowed = next((allowed for kind, allowed in _KINDS if isinstance(before, kind)), None)
-        if (key == _MAY_BE_LIST and isinstance(now, list)) or (key == _MAY_BE_SWITCH and isinstance(now, bool)):
-            continue
-        if isinstance(before, list) and not isinstance(now, list) and key not in _MAY_BE_ONE:
+        if now is not _ABSENT and (now != before or type(now) is not type(before)):
+            _check_kind(key, now, before, annotated.get(key, _ABSENT))
+
+
+def _check_kind(key: str, now: object, before: object, annotation: object) -> None:
+    """Raises ConfigError when a setting is of another kind than its class takes; of one without, than its default."""
+    example = "" if before is None else f", such as {before}"
+    if annotation is not _ABSENT:
+        if not is_taken(now, annotation) and not (now is None and before is None):
+            raise ConfigError(f"{key}={'null' if now is None else now} must be {in_words(annotation)}{example}")
+    elif before is None or (now is None and key in _MAY_BE_NULL):
+        return
+    elif now is None:
+        raise ConfigError(f"{key}=null must be {word_of(before)}{example}")
+    elif isinstance(before, list):
+        if not isinstance(now, list) and key not in _MAY_BE_ONE:
             raise ConfigError(f"{key}={now} must be a list, such as [{', '.join(map(str, before))}]")
-        if allowed is not None and not _is_one_of(now, allowed):
-            raise ConfigError(f"{key}={now} must be {_word(before)}, such as {before}")
+    elif not is_taken(now, type(before)):
+        raise ConfigError(f"{key}={now} must be {word_of(before)}{example}")
 
 
 def _check_references(config: DictConfig) -> None:
@@ -288,16 +284,6 @@ def _check_output_dir(config: DictConfig) -> None:
             f"output_dir={config.output_dir} and hydra.{'sweep' if is_sweep else 'run'}.dir={named} name two folders: "
             "leave the latter out"
         )
-
-
-def _is_one_of(value: object, kinds: tuple[type, ...]) -> bool:
-    """Whether a setting is of one of the kinds; true and false are no numbers."""
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-
-
-def _word(value: object) -> str:
-    """What kind of setting a value is."""
-    return next((_WORDS[kind] for kind, _ in _KINDS if isinstance(value, kind)), "a list")
 
 
 def _quoted_if_needed(argument: str) -> str:

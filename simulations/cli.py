@@ -103,6 +103,7 @@ def _run(name: str, arguments: list[str]) -> int:
     prepare_process()
     from fedsim_userdp.simulations import command_help, own_files
     from fedsim_userdp.simulations.arguments import complete_arguments
+    from fedsim_userdp.simulations.left_overs import nothing_left
     from fedsim_userdp.simulations.refusals import REFUSALS, folder_refused, sentence
 
     failed: list[str] = []
@@ -115,15 +116,16 @@ def _run(name: str, arguments: list[str]) -> int:
             return 0
         completed = arguments if name in PLAIN else complete_arguments(name, arguments)
         own_files.find_named_classes(completed)
-        if name in SWEPT and {"-m", "--multirun"} & set(completed):
-            from fedsim_userdp.simulations import jobs
+        with contextlib.nullcontext() if name in PLAIN else nothing_left(completed):
+            if name in SWEPT and {"-m", "--multirun"} & set(completed):
+                from fedsim_userdp.simulations import jobs
 
-            jobs.check_jobs(name, completed)
-            failed = jobs.FAILED
-            failed.clear()
-        sys.argv = [f"fedsim {name}", *completed]
-        with contextlib.redirect_stderr(cast(TextIO, _WithoutPreamble(sys.stderr))):
-            importlib.import_module(COMMANDS[name][0]).main()
+                jobs.check_jobs(name, completed)
+                failed = jobs.FAILED
+                failed.clear()
+            sys.argv = [f"fedsim {name}", *completed]
+            with contextlib.redirect_stderr(cast(TextIO, _WithoutPreamble(sys.stderr))):
+                importlib.import_module(COMMANDS[name][0]).main()
     except REFUSALS as error:
         if failed:
             _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.mechanisms.own_folder import MARKS, mark_of_a_run, run_above
+from fedsim_userdp.mechanisms.own_folder import MARKS, check_plain, mark_of_a_run, run_above
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
 from fedsim_userdp.printable import printable
@@ -182,7 +182,8 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
             )
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         single = [one for one in given if not parser.parse_override(one).is_sweep_override()]
-        whole = compose(command, overrides=single, return_hydra_config=True)
+        named = f"hydra.job.name={command}"  # which Hydra finds out for itself later, and folders are named by
+        whole = compose(command, overrides=[named, *single], return_hydra_config=True)
         HydraConfig.instance().set_config(whole)
         _check_one_folder(whole)
         sweep = Path(str(whole.hydra.sweep.dir))
@@ -193,7 +194,7 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
         problems = []
         for number, job in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
             try:
-                config = compose(command, overrides=job, return_hydra_config=True)
+                config = compose(command, overrides=[named, *job], return_hydra_config=True)
                 problem = _problem(config, number, sweep) if is_there else ""
             except (HydraException, OmegaConfBaseException) as error:
                 swept = [one for one in job if one not in single]
@@ -221,6 +222,7 @@ def _check_own_folder(sweep: Path) -> None:
     of_sweeps = {_STATED, "PRIVACY.md", "multirun.yaml"} if _states_a_sweep(sweep) else {"multirun.yaml"}
     if mark := next((name for name in MARKS if name not in of_sweeps and os.path.lexists(sweep / name)), ""):
         raise ConfigError(f"{sweep} holds {mark}, which is of a run: a sweep needs a folder of its own")
+    check_plain(sweep)
     if (above := run_above(sweep, sweeps=True)) is not None:
         raise ConfigError(
             f"{sweep} lies in {above}, which is of a run or sweep that would not count it: choose another folder"

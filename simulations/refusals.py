@@ -1,5 +1,6 @@
 """Which exceptions are the user's to mend, and how they are said in one sentence."""
 
+import difflib
 import errno
 import os
 import re
@@ -70,16 +71,19 @@ def _followed(node: object, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def folder_refused(error: BaseException, arguments: Sequence[str]) -> str:
-    """Returns the sentence on a folder that cannot be made where `output_dir` names it; empty for anything else.
+    """Returns the sentence on a folder that cannot be made, or has no room, where `output_dir` names it; else empty.
 
     Args:
         error: what was raised.
         arguments: the command line.
     """
-    if not isinstance(error, OSError) or error.filename is None or error.errno in _FULL_DISK:
+    is_full = isinstance(error, OSError) and error.errno in _FULL_DISK
+    if not isinstance(error, OSError) or (error.filename is None) != is_full or (is_full and folder_of_command()):
         return ""
     named = [one for one in arguments if one.lstrip("+").startswith("output_dir=")] or ["output_dir=runs"]
     folder = named[-1].partition("=")[2].strip("'\"")
+    if is_full:
+        return printable(f"{_cut(folder)}: {error.strerror}; make room and start again")
     if not _is_or_contains(Path(os.path.abspath(error.filename)), folder):
         return ""
     return printable(f"output_dir={_cut(folder)} cannot be used ({error.strerror}): name another folder")
@@ -107,7 +111,7 @@ def _said(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in _FULL_DISK:
-        if error.filename is None and (folder := _folder_of_job()):
+        if error.filename is None and (folder := folder_of_command()):
             text = f"{folder}: {error.strerror}"
         text += "; make room and start again: a run that had begun goes on with resume=PATH, the folder it wrote to"
     refused = re.match(r"Could not (?:override|append to config|delete from config).*?'?([\w./@-]+)'?[.:]", text)
@@ -128,14 +132,17 @@ def _said(error: BaseException) -> str:
     ):
         chosen, group, options = found.groups()
         offered = [line.strip() for line in options.splitlines() if re.fullmatch(r"\s*[\w-]+\s*", line)]
-        return f"{group}={chosen.removeprefix(group + '/')} is unknown; expected one of {', '.join(offered)}"
+        name = chosen.removeprefix(group + "/")
+        near = difflib.get_close_matches(name, offered, n=1)
+        meant = f"; did you mean {group}={near[0]}?" if near else ""
+        return f"{group}={name} is unknown; expected one of {', '.join(offered)}{meant}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|Set the environment)", line)]
     return " ".join(kept)
 
 
-def _folder_of_job() -> str:
-    """The folder in which Hydra writes files of its own, such as `multirun.yaml`; empty before it has one."""
+def folder_of_command() -> str:
+    """Returns the folder in which Hydra writes files of its own, such as `multirun.yaml`; empty before it has one."""
     if not HydraConfig.initialized():
         return ""
     settings = HydraConfig.get()

@@ -100,6 +100,26 @@ def test_cohorts_with_repeated_or_unknown_users_are_refused(chosen: list[int]) -
         cohort(Wrong(), 1)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ([0.0], "chose no list of user numbers in round 1, but a list with 0.0 in it"),
+        ((1, True), "but a tuple with True in it"),
+        ([[1]], "but a list with a list in it"),
+        ([2**70], rf"chose a user outside \[0, {NUM_USERS}\)"),
+        ([-(2**200)], rf"chose a user outside \[0, {NUM_USERS}\)"),
+        ([2**63 - 1], rf"chose a user outside \[0, {NUM_USERS}\)"),
+    ],
+)
+def test_what_is_amiss_in_a_list_of_users_is_shown(answer: object, said: str) -> None:
+    class Wrong(EveryOtherUser):
+        def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
+            return answer  # type: ignore[return-value]
+
+    with pytest.raises(ValueError, match=said):
+        cohort(Wrong(), 1)
+
+
 def test_selectors_of_this_package_have_no_foreign_name_and_others_do() -> None:
     class Renamed(PoissonSelector):
         pass

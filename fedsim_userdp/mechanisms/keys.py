@@ -1,16 +1,17 @@
 """The secret of a run on disk while the run can be resumed: its run key, and the key of its ledger's digests."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedsim_userdp.data.layout import sync_folder
 from fedsim_userdp.errors import CheckpointError
 from fedsim_userdp.naming import naming
-from fedsim_userdp.plain_files import link, make_folder, move, open_file, read_file, remove
+from fedsim_userdp.plain_files import make_folder, move, open_file, open_folder, read_file, remove
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.files import NOT_PRIVATE
 
@@ -44,8 +45,8 @@ class RunKeys:
             OSError: when they cannot be written.
         """
         content = {"run": None if self.run.is_seeded else self.run.secret.hex(), "marks": self.marks.secret.hex()}
-        with naming(folder / FILE), _written(folder, FILE, content) as temporary:
-            move(temporary, folder / FILE)
+        with naming(folder / FILE), _alone(folder):
+            _write(folder / FILE, content)
 
 
 def stored_keys(folder: Path, seeded: RunKey | None) -> RunKeys | None:
@@ -95,11 +96,9 @@ def mark_of_draw(root: Path, run: RunKey) -> str:
         return f"os:{run.mark('draw', '')}"
     folder = root / NOT_PRIVATE
     file = folder / DRAWS_FILE
-    if not file.exists():
-        with naming(file), _written(folder, DRAWS_FILE, {"marks": RunKey.drawn().secret.hex()}) as temporary:
-            with suppress(FileExistsError):  # another job of the sweep was faster
-                link(temporary, file)
-            remove(temporary)
+    with naming(file), _alone(folder):
+        if not file.exists():  # by now another job of the sweep may have written it
+            _write(file, {"marks": RunKey.drawn().secret.hex()})
     try:
         marks = _key(json.loads(read_file(file)), "marks")
     except (ValueError, KeyError, TypeError) as error:
@@ -110,17 +109,27 @@ def mark_of_draw(root: Path, run: RunKey) -> str:
 
 
 @contextmanager
-def _written(folder: Path, name: str, content: Mapping[str, str | None]) -> Iterator[Path]:
-    """Gives a file beside the one of that name, written to the disk, readable by this user only."""
+def _alone(folder: Path) -> Iterator[None]:
+    """Makes a folder if need be, and keeps other processes that write here waiting for the duration of the block."""
     make_folder(folder)
-    temporary = folder / f".{name}.{os.getpid()}.new"
-    descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    yield temporary
-    sync_folder(folder)
+    descriptor = open_folder(folder)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(file: Path, content: Mapping[str, str | None]) -> None:
+    """Writes a file to the disk, whole or not at all, readable by this user only."""
+    temporary = file.with_name(f".new.{file.name}")
+    remove(temporary)  # left by a process that was killed
+    with os.fdopen(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        json.dump(content, opened)
+        opened.flush()
+        os.fsync(opened.fileno())
+    move(temporary, file)
+    sync_folder(file.parent)
 
 
 def _key(content: Mapping[str, str | None], name: str) -> RunKey | None:

@@ -34,16 +34,15 @@ def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resum
             other things that are no files (see `check_plain`).
     """
     try:
-        with locked(folder, "output_dir"), _removed_if_empty(folder):
+        with locked(folder), _removed_if_empty(folder):
             if not is_resumed and (mark := mark_of_a_run(folder)):
                 raise ConfigError(
-                    f"output_dir={folder} holds a run already ({mark}): go on with it by "
+                    f"{folder} holds a run already ({mark}): go on with it by "
                     f"{going_on.format(folder=folder)}, or choose another folder"
                 )
             if not is_resumed and (above := run_above(folder)) is not None:
                 raise ConfigError(
-                    f"output_dir={folder} lies in {above}, which holds a run that would not count it: choose another "
-                    "folder"
+                    f"{folder} lies in {above}, which holds a run that would not count it: choose another folder"
                 )
             check_plain(folder)
             with kept_inside(folder):
@@ -77,12 +76,11 @@ def run_above(folder: Path, *, sweeps: bool = False) -> Path | None:
 
 
 @contextmanager
-def locked(folder: Path, setting: str) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a folder for the duration of the block; nothing is written for it.
 
     Args:
         folder: the folder.
-        setting: what names it, for the message.
 
     Raises:
         ConfigError: when another process is at work in it.
@@ -92,11 +90,9 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(
-                f"{setting}={folder} is in use by another run: wait for it, or name another folder"
-            ) from error
+            raise ConfigError(f"{folder} is in use by another run: wait for it, or name another folder") from error
         if not os.path.lexists(folder) or not os.path.samestat(os.fstat(descriptor), os.stat(folder)):
-            raise ConfigError(f"{setting}={folder} was removed by another run that was refused: start again")
+            raise ConfigError(f"{folder} was removed by another run that was refused: start again")
         yield
     finally:
         os.close(descriptor)

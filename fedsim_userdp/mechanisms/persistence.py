@@ -105,7 +105,7 @@ class RunState:
             self._cohorts.catch_up(round)
         if self._mark_of_cohorts() != mark:
             raise CheckpointError(
-                f"resume={self.history.run.place.folder}: the selection draws other users for rounds 1 to {round} than "
+                f"{self.history.run.place.folder}: the selection draws other users for rounds 1 to {round} than "
                 "took part in them, so that nobody's rounds can be counted: go back to the settings, the code and the "
                 "versions that the run was started with"
             )
@@ -257,18 +257,14 @@ def _checkpoint_of(run: Run, guarantee: Guarantee) -> Checkpoint | None:
     """The checkpoint to go on from; None for a run from the start."""
     if not run.place.is_resumed:
         if run.checkpoints.exist():
-            raise ConfigError(
-                f"output_dir={run.place.folder} holds a run already: go on with it by resume={run.place.folder}, or "
-                "choose another folder"
-            )
+            raise ConfigError(f"{run.place.folder} holds a run already: go on with it, or choose another folder")
         return None
     start = run.checkpoints.latest()
     if start is not None and (before := start.notes.get("promise")) != (now := promise_in_json(run, guarantee)):
         before = before if isinstance(before, dict) else {}
         changes = [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]
         raise CheckpointError(
-            f"resume={run.place.folder}: what the run promises changed, and its ledger would be wrong: "
-            f"{'; '.join(changes)}"
+            f"{run.place.folder}: what the run promises changed, and its ledger would be wrong: {'; '.join(changes)}"
         )
     return start
 
@@ -315,7 +311,7 @@ def _first_round(history: History, ledger: Ledger, done: int) -> int:
     is_of_this_run = ledger.is_of_this_run(done)
     if not is_of_this_run and (done == 0 or history.guarantee.max_participations is not None):
         raise CheckpointError(
-            f"resume={history.run.place.folder}: rounds {done + 1} to {recorded} were released with other settings, "
+            f"{history.run.place.folder}: rounds {done + 1} to {recorded} were released with other settings, "
             f"data or code: {ledger.num_releases} releases and no checkpoint holds their result: go back to what it "
             "was, or start a new run in another folder"
         )
@@ -342,8 +338,7 @@ def _check_secret(history: History, first: int, *, is_new: bool) -> None:
     has_lost_it = not is_new and not run.keys.run.is_seeded and not run.keys.is_stored
     if run.place.is_resumed and has_lost_it and first <= history.num_rounds:
         raise CheckpointError(
-            f"resume={run.place.folder}: the run's secret ({FILE} beside its checkpoints) is gone: it cannot be "
-            "continued"
+            f"{run.place.folder}: the run's secret ({FILE} beside its checkpoints) is gone: it cannot be continued"
         )
 
 

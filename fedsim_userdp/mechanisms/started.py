@@ -35,9 +35,9 @@ def read_started(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(plain_content(file))
     except FileNotFoundError as error:
-        raise ConfigError(f"resume={folder} holds no run: there is no {RUN_FILE}; start it anew") from error
+        raise ConfigError(f"{folder} holds no run: there is no {RUN_FILE}; start it anew") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"resume={folder}: {RUN_FILE} cannot be read ({error})") from error
+        raise ConfigError(f"{folder}: {RUN_FILE} cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError(f"{file} is not of this version's format {FORMAT}")
     return content
@@ -67,10 +67,10 @@ def check_continues(
     if refused:
         fix = "these cannot change within a run" if may_change else "checkpoint.allow_changes=true allows some changes"
         raise ConfigError(
-            f"resume={folder}: the run was configured otherwise: {'; '.join(said[key] for key in refused)} ({fix})"
+            f"{folder}: the run was configured otherwise: {'; '.join(said[key] for key in refused)} ({fix})"
         )
     for sentence in said.values():
-        _log.warning("resume=%s: %s", folder, sentence)
+        _log.warning("%s: %s", folder, sentence)
     return list(said)
 
 

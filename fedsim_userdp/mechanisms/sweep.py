@@ -1,14 +1,14 @@
 """The folder of a sweep (`--multirun`): what all of its jobs promise together, brought up to date by each of them."""
 
+import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock
 
 from fedsim_userdp.errors import LedgerError, PrivacyFileError
 from fedsim_userdp.mechanisms.run_files import plain_content
-from fedsim_userdp.plain_files import read_file
+from fedsim_userdp.plain_files import open_file, read_file
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.ledger import entries
 from fedsim_userdp.report.privacy_files import (
@@ -32,13 +32,24 @@ def path_to(sweep: Path, folder: Path) -> str:
 
 def update_sweep(sweep: Path) -> None:
     """Writes the joint statement of all jobs of a sweep that have one, once there are any; one process at a time."""
-    with FileLock(sweep / _LOCK_FILE):
+    with _alone(sweep / _LOCK_FILE):
         jobs, runs = jobs_of(sweep)
         if not runs:
             return
         now = traces_of(sweep, runs)
         ever = together(_traces_before(sweep), now)
         write_sweep_privacy(sweep, jobs, runs, not_counted(sweep, jobs, runs, now, ever), ever)
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Keeps other processes that take the same file waiting for the duration of the block."""
+    descriptor = open_file(file, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def jobs_of(sweep: Path) -> tuple[dict[str, str], list[StatedRun]]:

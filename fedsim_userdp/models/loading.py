@@ -36,6 +36,7 @@ from fedsim_userdp.models.whole import (
     tensor_shapes,
     within_sizes_of,
 )
+from fedsim_userdp.surroundings import quiet_libraries
 
 TINY_MODEL = Path(__file__).parent / "tiny_gpt2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -218,7 +219,7 @@ class ModelSource:
         try:
             if AutoConfig.from_pretrained(self.location, trust_remote_code=False).is_encoder_decoder:
                 raise ModelError("it is an encoder-decoder, which reads its input as a whole: give a causal one")
-            with within_sizes_of(shapes):
+            with within_sizes_of(shapes), quiet_libraries():  # what is not whole is refused by name below
                 # No code and no pickle of the model's own: a prompt would ask whether to run the former.
                 model, found = AutoModelForCausalLM.from_pretrained(
                     self.location,
@@ -226,7 +227,7 @@ class ModelSource:
                     trust_remote_code=False,
                     use_safetensors=True,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are refused by name below
+                    ignore_mismatched_sizes=True,
                 )
         except ModelError as error:
             raise ModelError(f"model.path={self.location}: {error}") from error

@@ -1,6 +1,7 @@
 """What is no whole causal language model is refused by what it is, before it is built and whatever loads it."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,20 @@ def test_tensors_that_are_no_whole_model_are_refused_by_name(
     change_tensors(folder, change)
     with pytest.raises(ModelError, match=said):
         ModelSource(path=str(folder), device="cpu").load()
+
+
+def test_a_library_says_nothing_beside_the_refusal(folder: Path) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    change_tensors(folder, lambda tensors: tensors.pop(NORM))
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        with pytest.raises(ModelError, match="missing"):
+            ModelSource(path=str(folder), device="cpu").load()
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert said == []
 
 
 def test_tied_tensors_may_be_in_the_file_once_or_twice(folder: Path) -> None:

@@ -33,6 +33,9 @@ AMISS = {
     "compare.mechanisms={a:1}": "compare.mechanisms={a:1} must be one value or a list of them, not a mapping",
     "privacy.epsilon={a:1}": "must be one value or a list of them, not a mapping",
     "output_dir=[a]": "output_dir=[a] must be the name of one folder",
+    "--multi-run": "there is no flag --multi-run: settings are KEY=VALUE, without dashes; did you mean --multirun?",
+    "--mutlirun": "did you mean --multirun?",
+    "--config_dir=x": "did you mean --config-dir?",
     "resume={a:1}": "resume={a:1} must be the name of one folder",
 }
 
@@ -85,6 +88,9 @@ REFUSED = {
     "compare.mechanisms=-1": "compare.mechanisms=-1 must be a list",
     "compare.mechanisms=[nosuch]": "compare.mechanisms=['nosuch']: mechanism=nosuch is unknown",
     "compare.mechanisms=[]": "compare.mechanisms is empty",
+    "mechanism=user_wize": "did you mean mechanism=user_wise?",
+    "data=json": "did you mean data=jsonl?",
+    "compare.mechanisms=[user_wize]": "did you mean mechanism=user_wise?",
     "compare.seeds=[-1]": "compare.seeds=[-1] holds -1: seeds must be at least 0",
 }
 
@@ -94,6 +100,32 @@ def test_a_comparison_amiss_is_refused_and_writes_nothing(
     small: list[str], capsys: pytest.CaptureFixture[str], argument: str
 ) -> None:
     assert REFUSED[argument] in refusal(capsys, "compare", *small, "output_dir=x", argument)
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    "given", [["output_dir=a/b/c"], ["output_dir=a/${now:%H}/c"], []], ids=["named", "later", "default"]
+)
+@pytest.mark.parametrize("flags", [[], ["--multirun"]], ids=["run", "sweep"])
+def test_no_folder_stays_where_the_run_itself_is_refused(
+    small: list[str], capsys: pytest.CaptureFixture[str], given: list[str], flags: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_command("run", [*flags, *small, "seed=1,2" if flags else "seed=1", *given, "model.dtype=float8"])
+    assert "model.dtype=float8 is unknown" in capsys.readouterr().err
+    assert os.listdir() == []
+
+
+def test_folders_that_were_there_before_stay(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    os.makedirs("a/b")
+    assert "model.dtype=float8" in refusal(capsys, "run", *small, "output_dir=a/b/c/d", "model.dtype=float8")
+    assert [*os.walk(".")] == [(".", ["a"], []), ("./a", ["b"], []), ("./a/b", [], [])]
+
+
+def test_a_run_that_goes_on_names_one_folder(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, "run", "resume=a", "output_dir=b")
+    assert "resume=a goes on in that folder, and output_dir=b names another: leave one of them out" in said
+    assert "holds no run" in refusal(capsys, "run", "resume=a", "output_dir=./a")
     assert os.listdir() == []
 
 

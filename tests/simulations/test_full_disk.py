@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from fedsim_userdp.data.store import TokenStore
@@ -83,14 +84,16 @@ def test_a_really_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.parametrize(("command", "swept"), [("run", "seed=1,2"), ("budget", "privacy.epsilon=1,2")])
 def test_a_full_disk_is_named_by_the_folder_where_a_library_names_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, swept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def save(config: object, path: Path) -> None:
         raise full()
 
     monkeypatch.setattr(OmegaConf, "save", save)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit):
-        run_command("run", ["--multirun", "seed=1,2", f"output_dir={tmp_path / 'sweep'}"])
+        run_command(command, ["--multirun", swept, f"output_dir={tmp_path / 'sweep'}"])
     assert capsys.readouterr().err.startswith(f"fedsim: {tmp_path / 'sweep'}: No space left on device; make room")

@@ -108,6 +108,14 @@ def test_the_page_of_settings_is_up_to_date() -> None:
     )
 
 
+def test_the_common_settings_are_those_that_their_classes_define() -> None:
+    written = (settings_page.ROOT / "base.yaml").read_text(encoding="utf-8")
+    assert settings_page.base_file(written) == written, "python -m fedsim_userdp.simulations.settings_page writes it"
+    changed = written.replace("epsilon: 8.0 ", "epsilon: 9.0 ").replace("# users that are only scored", "# stale")
+    assert changed != written
+    assert settings_page.base_file(changed) == written
+
+
 def test_every_choice_is_on_the_page_of_settings() -> None:
     for group, offered in explanations.choices().items():
         for name in offered:

@@ -139,7 +139,7 @@ def test_a_folder_that_holds_a_run_is_not_begun_anew(tmp_path: Path, store: Toke
     run = small_run(tmp_path, store)
     run_small(run)
     before = what_a_run_left(tmp_path)
-    with pytest.raises(ConfigError, match="holds a run already: go on with it by resume="):
+    with pytest.raises(ConfigError, match="holds a run already: go on with it, or choose"):
         run_small(run)
     assert what_a_run_left(tmp_path) == before
 

@@ -1,5 +1,6 @@
 """The jobs of a sweep lie in its folder, and what they promise together is written there and nowhere else."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_job_that_proves_to_be_outside_is_refused_before_it_writes_anything_of
     with pytest.raises(SystemExit):
         run_command("run", [*settings, "output_dir=s1", "hydra.sweep.subdir=${oc.env:PLACE}/${hydra:job.num}"])
     assert "hydra.sweep.subdir=../s2/0 must name a folder below" in capsys.readouterr().err
-    assert files(Path()) == ["s1/multirun.yaml"]
+    assert list(Path().iterdir()) == []
 
 
 def test_what_jobs_in_deeper_folders_promise_together_is_written_in_the_folder_of_the_sweep(
@@ -54,7 +55,27 @@ def test_what_jobs_in_deeper_folders_promise_together_is_written_in_the_folder_o
     assert "`../../PRIVACY.md`" in Path("s1/jobs/seed1/PRIVACY.md").read_text()
 
 
-def test_the_folder_of_a_sweep_may_be_named_after_the_time(settings: list[str]) -> None:
-    assert run_command("run", [*settings, "output_dir=${now:%H-%M-%S-%f}"]) == 0
-    assert len(list(Path().glob("*"))) == 1
-    assert len(list(Path().glob("*/privacy.json"))) == 1
+@pytest.mark.parametrize("given", ["output_dir=runs/${now:%H-%M-%S-%f}", ""], ids=["named", "default"])
+def test_the_folder_of_a_sweep_may_be_named_after_the_time(given: str, settings: list[str]) -> None:
+    assert run_command("run", [*settings, *([given] if given else [])]) == 0
+    (sweep,) = Path("runs").iterdir()
+    assert {"0", "1", "PRIVACY.md", "multirun.yaml", "privacy.json"} <= {one.name for one in sweep.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["multirun.yaml", ".lock", "privacy.json", "PRIVACY.md"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_sweeps_folder_with_links_or_pipes_in_it_is_refused_before_any_job_starts(
+    name: str, kind: str, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("kept")
+    Path("s1").mkdir()
+    if kind == "link":
+        Path("s1", name).symlink_to(outside)
+    else:
+        os.mkfifo(Path("s1", name))
+    with pytest.raises(SystemExit):
+        run_command("run", [*settings, "output_dir=s1"])
+    assert name in capsys.readouterr().err
+    assert outside.read_text() == "kept"
+    assert [path.name for path in Path("s1").iterdir()] == [name]
