@@ -8,6 +8,7 @@ In Python: `Study.of(records, optimizer=SignDescent)`.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ class SignDescent(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Takes a step; the learning rate of the round, which the mechanism has, is in `param_groups`."""
         for group in self.param_groups:
             for parameter in group["params"]:

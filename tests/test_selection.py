@@ -238,8 +238,12 @@ def test_a_selector_without_a_memory_is_not_asked_for_rounds_before() -> None:
     asked: list[int] = []
     cohorts = cohorts_of(PoissonSelector(0.3), None)
     with pytest.MonkeyPatch.context() as patch:
-        nobody = np.empty(0, np.int64)
-        patch.setattr("fedsim_userdp.participation.draw_cohort", lambda *a, **k: asked.append(a[2]) or nobody)
+
+        def nobody(selector: object, hashes: object, round: int, *others: object, **named: object) -> np.ndarray:
+            asked.append(round)
+            return np.empty(0, np.int64)
+
+        patch.setattr("fedsim_userdp.participation.draw_cohort", nobody)
         cohorts.draw(1000)
     assert asked == [1000]
 
@@ -262,7 +266,9 @@ class ReleaseOnly(PoissonSelector):
 class Drawn:
     """Chooses as `select_fn` says, declares the sampling probability 0.2 and expects as many users as are said."""
 
-    def __init__(self, select_fn: Callable[[int, int], object], expected: float = 0.2, declared: object = None) -> None:
+    def __init__(
+        self, select_fn: Callable[[int, int], object], expected: float = 0.2, declared: acc.Description | None = None
+    ) -> None:
         self.select_fn, self.expected, self.declared = select_fn, expected, declared
 
     def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
@@ -273,7 +279,7 @@ class Drawn:
         return self.expected * num_users
 
     def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        return self.declared or acc.UserWise(noise_multiplier, 0.2, rounds)  # type: ignore[return-value]
+        return self.declared or acc.UserWise(noise_multiplier, 0.2, rounds)
 
 
 def test_a_subclass_that_declares_a_smaller_rate_than_it_states_stops_before_its_first_release() -> None:

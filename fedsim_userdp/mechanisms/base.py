@@ -18,13 +18,12 @@ from fedsim_userdp.training.schedule import LearningRate
 
 
 class Mechanism(Protocol):
-    """What `compare` calls.
+    """What `compare` calls."""
 
-    Attributes:
-        name: label in tables and files.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """Returns the label in tables and files."""
+        ...
 
     def guarantee(self, study: Study) -> Guarantee:
         """Returns what the mechanism guarantees on the study; raises where it cannot be run on it."""

@@ -6,6 +6,7 @@ Each keeps what it claims: the accounting of the correct run.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -29,9 +30,9 @@ class TenthOfTheNoise(UserLevelDP):
 class NoClipping(UserLevelDP):
     """Asks the nodes for unclipped updates, and adds the noise that would do for clipped ones."""
 
-    def __init__(self, settings: UserLevelSettings, *others: object) -> None:
+    def __init__(self, settings: UserLevelSettings, *others: Any) -> None:
         self._believed = settings
-        super().__init__(replace(settings, clip_norm=math.inf, noise_multiplier=0.0), *others)  # type: ignore[arg-type]
+        super().__init__(replace(settings, clip_norm=math.inf, noise_multiplier=0.0), *others)
 
     def noise_stddev(self, clip_norm: float) -> float:
         return noise_stddev(self._believed.noise_multiplier, self._believed.clip_norm)

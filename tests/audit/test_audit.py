@@ -82,7 +82,7 @@ def test_every_canary_that_takes_part_adds_the_clip_norm_along_its_direction_and
         - trace_of(store, absent, planted, math.inf, seed=2).releases
     )
     assert 0 < canaries.included.sum() < len(canaries)
-    expected = sum(canaries.update(c, 1.0) / canaries.kinds[c].norm for c in np.flatnonzero(canaries.included))
+    expected = sum(canaries.update(c, 1.0) / canaries.kinds[c].norm for c in np.flatnonzero(canaries.included).tolist())
     np.testing.assert_allclose(moved, np.broadcast_to(expected, moved.shape), atol=1e-4)
 
 

@@ -123,7 +123,7 @@ def planted(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(audit_session, "Worker", bugs.ClipsEveryRecord)
         return []
     if name == "SameNoise":
-        monkeypatch.setattr("fedsim_userdp.mechanisms.study.SeededNoise", bugs.SameNoise)
+        monkeypatch.setattr("fedsim_userdp.mechanisms.run.SeededNoise", bugs.SameNoise)
         return []
     return [f"selection._target_=tests.audit.bugs.{name}"]
 

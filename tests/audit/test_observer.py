@@ -81,7 +81,7 @@ def test_the_probabilities_are_those_of_chance() -> None:
     observed = []
     for _ in range(400):
         guess, true = ([np.flatnonzero(generator.random(50) < 0.2).tolist() for _ in range(4)] for _ in range(2))
-        releases = generator.standard_normal((4, 30)) + 2.0
+        releases = generator.standard_normal((4, 30)).astype(np.float32) + 2.0
         observed.append(observe([Draws(guess, generator.standard_normal((4, 30)))], true, 0.2, releases))
     for values in ([one.noise_p for one in observed], [one.cohort_p for one in observed]):
         assert np.mean(np.array(values) < 0.1) < 0.1 + 5 * (0.09 / 400) ** 0.5
@@ -135,7 +135,10 @@ def test_several_wrong_guesses_gain_nothing(repetition: int) -> None:
 )
 @pytest.mark.parametrize("is_seeded", [False, True])
 def test_only_what_the_claim_rests_on_refutes_it_and_a_seeded_one_only_beside_other_runs(
-    declared: acc.Description | None, hides_cohorts: bool, hides_noise: bool, is_seeded: bool
+    declared: acc.UserWise | acc.FixedSize | acc.NoAmplification | None,
+    hides_cohorts: bool,
+    hides_noise: bool,
+    is_seeded: bool,
 ) -> None:
     secrets, nothing = Secrets.of(declared), Observation()
     for known, is_hidden in (

@@ -4,7 +4,9 @@ import csv
 import json
 import tarfile
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +15,21 @@ from fedsim_userdp.data.chitchat import ChitchatCorpus
 from fedsim_userdp.data.corpus import Corpus, DropCounts, Record
 from fedsim_userdp.data.enron import EnronCorpus
 from fedsim_userdp.data.shakespeare import ShakespeareCorpus
+from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.table import TableCorpus
+from fedsim_userdp.data.tokens import Tokenizer
+from fedsim_userdp.settings import TokenSettings
+
+WriteCorpus = Callable[[Path, dict[str, list[str]]], Corpus]
+
+
+class StoreOf(Protocol):
+    """The fixture that opens the store of a corpus."""
+
+    def __call__(
+        self, corpus: Corpus, settings: TokenSettings = ..., tokenizer: Tokenizer | None = None
+    ) -> TokenStore: ...
+
 
 TEXTS = {
     "ann": ["The gas desk opens at nine today.", "Please send me the curve before lunch, thanks."],
@@ -61,7 +77,7 @@ class MemoryCorpus:
         self.dropped = DropCounts()
         self.num_passes = 0
 
-    def records(self):
+    def records(self) -> Iterator[Record]:
         self.num_passes += 1
         yield from self.listed
 
@@ -91,7 +107,7 @@ def write_chitchat(folder: Path, texts: dict[str, list[str]]) -> Corpus:
     return ChitchatCorpus(folder)
 
 
-def message(text: str, sender: str) -> dict[str, str]:
+def message(text: str | None, sender: str) -> dict[str, str | None]:
     return {"text": text, "timestamp": "2018-05-02T19:38:15Z", "sender": sender}
 
 
@@ -254,7 +270,7 @@ def write_datasets(folder: Path, texts: dict[str, list[str]]) -> Corpus:
     return TableCorpus(saved, "datasets")
 
 
-WRITERS = {
+WRITERS: dict[str, WriteCorpus] = {
     "chitchat": write_chitchat,
     "shakespeare": write_shakespeare,
     "shakespeare_folder": write_shakespeare_folder,

@@ -8,18 +8,18 @@ from fedsim_userdp.data.email_text import parse_head
 from fedsim_userdp.data.ids import unseen_in
 
 
-def read(to, header="To"):
+def read(to: str, header: str = "To") -> tuple[list[str], bool]:
     people = people_of(parse_head(f"From: me@x.com\n{header}: {to}\nSubject: s\n\nbody".encode()))
     assert people.found[0] == "me@x.com"
     return list(people.found[1:]), people.is_complete
 
 
-def test_addresses_are_in_lower_case_and_each_once():
+def test_addresses_are_in_lower_case_and_each_once() -> None:
     message = parse_head(b'To: "A, B" <A@x.com>,\n b@x.com\nCc: a@X.com\n\n')
     assert addresses_of(message, "To", "Cc", "Bcc") == ["a@x.com", "b@x.com"]
 
 
-def test_an_address_in_two_spellings_is_one_address():
+def test_an_address_in_two_spellings_is_one_address() -> None:
     composed, decomposed = "jos=C3=A9=40x.com", "JOSE=CC=81=40x.com=C2=A0"
     message = parse_head(f"To: =?utf-8?q?{composed}?=, =?utf-8?q?{decomposed}?=\n\n".encode())
     assert addresses_of(message, "To") == ["jos\xe9@x.com"]
@@ -48,7 +48,7 @@ def test_an_address_in_two_spellings_is_one_address():
         ('"broken <a@x.com>, b@x.com', ["a@x.com", "b@x.com"]),
     ],
 )  # fmt: skip
-def test_every_address_of_a_header_is_found(to, found):
+def test_every_address_of_a_header_is_found(to: str, found: list[str]) -> None:
     assert read(to) == (found, True)
 
 
@@ -72,12 +72,14 @@ def test_every_address_of_a_header_is_found(to, found):
         ("a@x.com\nc@x.com", ["a@x.com"]),
     ],
 )
-def test_no_address_is_lost_by_a_malformed_one_and_the_message_is_not_taken_for_complete(to, found):
+def test_no_address_is_lost_by_a_malformed_one_and_the_message_is_not_taken_for_complete(
+    to: str, found: list[str]
+) -> None:
     assert read(to) == (found, False)
 
 
 @pytest.mark.parametrize("header", ["To", "CC", "bcc", "Resent-To", "Apparently-To", "Sender"])
-def test_all_headers_that_name_people_are_read(header):
+def test_all_headers_that_name_people_are_read(header: str) -> None:
     assert read("a@x.com", header) == (["a@x.com"], True)
 
 
@@ -92,18 +94,18 @@ def test_all_headers_that_name_people_are_read(header):
         (": a@x.com", False),
     ],
 )
-def test_people_named_without_an_address_are_not_taken_for_nobody(headers, is_complete):
+def test_people_named_without_an_address_are_not_taken_for_nobody(headers: str, is_complete: bool) -> None:
     assert people_of(parse_head(f"From: me@x.com\n{headers}\n\nbody".encode())).is_complete is is_complete
 
 
-def test_what_cannot_be_seen_in_an_address_makes_nobody_else():
+def test_what_cannot_be_seen_in_an_address_makes_nobody_else() -> None:
     for hidden, seen in (("d\u200be@x\xad.com", "de@x.com"), ("</CN=JOHN\xa0SMITH>", "/cn=john smith")):
         found, _ = read(f"=?utf-8?b?{base64.b64encode(hidden.encode()).decode()}?=")
         assert seen in found
         assert not any(unseen_in(name) for name in found)
 
 
-def test_the_text_of_a_message_changes_nothing_about_its_people():
+def test_the_text_of_a_message_changes_nothing_about_its_people() -> None:
     head = b"From: me@x.com\nTo: a@x.com\nContent-Type: multipart/mixed; boundary=b\n\n"
     bodies = [
         b"",
@@ -126,19 +128,19 @@ def test_the_text_of_a_message_changes_nothing_about_its_people():
         b"From: me@x.com\r\r\nTo: boss@x.com\r\r\n\r\r\nhello",
     ],
 )
-def test_a_carriage_return_within_the_head_hides_nobody(raw):
+def test_a_carriage_return_within_the_head_hides_nobody(raw: bytes) -> None:
     assert not people_of(parse_head(raw)).is_complete
 
 
 @pytest.mark.parametrize("text", [b"a\r\rTo: eve@x.com", b"a\r\nb\r\n", b"\r"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_carriage_returns_that_end_lines_or_stand_in_the_text_do_no_harm(text, end):
+def test_carriage_returns_that_end_lines_or_stand_in_the_text_do_no_harm(text: bytes, end: bytes) -> None:
     people = people_of(parse_head(end.join([b"From: me@x.com", b"To: a@x.com", b"", text])))
     assert (people.found, people.is_complete) == (("me@x.com", "a@x.com"), True)
 
 
 @pytest.mark.parametrize("filler", ['"', "<", "(", "a@x.com ", "/O=", ",", "=?", '\\"', "'", "@", "a ", ">", "_/="])
-def test_reading_a_header_takes_time_in_proportion_to_its_length(filler):
+def test_reading_a_header_takes_time_in_proportion_to_its_length(filler: str) -> None:
     start = time.process_time()
     read(filler * (200_000 // len(filler)))
     assert time.process_time() - start < 5

@@ -2,17 +2,20 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from fedsim_userdp.errors import DataError
 
-from .sources import memory_corpus
+from .sources import StoreOf, memory_corpus
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="making a small disk needs root")
 @pytest.mark.parametrize("free", [0, 1, 2, 3])
-def test_a_store_that_finds_no_room_names_the_file_and_is_built_once_there_is_room(tmp_path, store_of, free):
+def test_a_store_that_finds_no_room_names_the_file_and_is_built_once_there_is_room(
+    tmp_path: Path, store_of: StoreOf, free: int
+) -> None:
     corpus = memory_corpus({f"user {n}": ["some words of text " * 40] * 4 for n in range(40)})
     disk = tmp_path / "cache"
     disk.mkdir()

@@ -2,18 +2,22 @@
 
 import csv
 import json
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedsim_userdp.data.corpus import Corpus
 from fedsim_userdp.data.enron import EnronCorpus
-from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
+from fedsim_userdp.data.owners import OwnerBoundedStore, PoolRecord, count_owners
 from fedsim_userdp.data.split import split_users
+from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.settings import TokenSettings
 
-from .sources import WordTokenizer, email
+from .sources import StoreOf, WordTokenizer, email
 
 NUM_SENDERS, NUM_PEOPLE, NUM_MAILS = 12, 18, 90
 SETTINGS = [
@@ -24,7 +28,11 @@ SETTINGS = [
 ]
 
 
-def messages(seed):
+Mail = tuple[str, list[str], str]
+WriteMails = Callable[[Path, list[Mail]], Corpus]
+
+
+def messages(seed: int) -> list[Mail]:
     """(sender, recipients, text) of mails, some filed twice, some long, some empty; one person is in many."""
     generator = np.random.default_rng(seed)
     found = []
@@ -39,38 +47,38 @@ def messages(seed):
     return found + found[::7]
 
 
-def blanked(mails, owner):
+def blanked(mails: list[Mail], owner: str) -> list[Mail]:
     return [(sender, to, "" if owner in {sender, *to} else text) for sender, to, text in mails]
 
 
-def write_jsonl(folder, mails):
+def write_jsonl(folder: Path, mails: list[Mail]) -> Corpus:
     rows = [{"user_id": sender, "to": to, "text": text} for sender, to, text in mails]
     (folder / "mail.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return TableCorpus(folder / "mail.jsonl", owners_column="to")
 
 
-def write_csv(folder, mails):
+def write_csv(folder: Path, mails: list[Mail]) -> Corpus:
     with (folder / "mail.csv").open("w", newline="") as file:
         rows = [(sender, "; ".join(to), text) for sender, to, text in mails]
         csv.writer(file).writerows([("user_id", "to", "text"), *rows])
     return TableCorpus(folder / "mail.csv", "csv", owners_column="to")
 
 
-def write_parquet(folder, mails):
+def write_parquet(folder: Path, mails: list[Mail]) -> Corpus:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [{"user_id": sender, "to": to, "text": text or None} for sender, to, text in mails]
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "mail.parquet")
     return TableCorpus(folder / "mail.parquet", "parquet", owners_column="to")
 
 
-def enron_mails(mails):
+def enron_mails(mails: list[Mail]) -> Iterator[tuple[str, str]]:
     """File and content; the last mail of each sender also with a recipient who has no address."""
     for number, (sender, to, text) in enumerate(mails):
-        to = ", ".join(f"{person}@enron.com" for person in to) + (", Somebody" if number % 11 == 5 else "")
-        yield f"{sender}/sent/{number:04d}.", email(sender, text, to=to, number=number)
+        named = ", ".join(f"{person}@enron.com" for person in to) + (", Somebody" if number % 11 == 5 else "")
+        yield f"{sender}/sent/{number:04d}.", email(sender, text, to=named, number=number)
 
 
-def write_maildir(folder, mails):
+def write_maildir(folder: Path, mails: list[Mail]) -> Corpus:
     for name, content in enron_mails(mails):
         file = folder / "maildir" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +86,7 @@ def write_maildir(folder, mails):
     return EnronCorpus(folder / "maildir", owners="all")
 
 
-def write_emails_csv(folder, mails):
+def write_emails_csv(folder: Path, mails: list[Mail]) -> Corpus:
     with (folder / "emails.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file", "message"), *enron_mails(mails)])
     return EnronCorpus(folder / "emails.csv", owners="all")
@@ -93,12 +101,14 @@ FORMS = {
 }
 
 
-def built(tmp_path, store_of, write, mails, name, settings):
+def built(
+    tmp_path: Path, store_of: StoreOf, write: WriteMails, mails: list[Mail], name: str, settings: TokenSettings
+) -> TokenStore:
     (tmp_path / name).mkdir()
     return store_of(write(tmp_path / name, mails), settings, WordTokenizer())
 
 
-def pool_of(store, k, users):
+def pool_of(store: TokenStore, k: int, users: np.ndarray | None) -> dict[int, PoolRecord]:
     return {record.place: record for record in OwnerBoundedStore(store.path, k, b"a key", users).pool()}
 
 
@@ -106,8 +116,8 @@ def pool_of(store, k, users):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("k", "seed"), [(2, 0), (5, 1)])
 def test_blanking_one_owner_changes_at_most_k_pool_records_all_of_them_that_owners(
-    tmp_path, store_of, form, settings, k, seed
-):
+    tmp_path: Path, store_of: StoreOf, form: str, settings: TokenSettings, k: int, seed: int
+) -> None:
     mails = messages(seed)
     build = partial(built, tmp_path, store_of, FORMS[form], settings=settings)
     full = build(mails=mails, name="full")
@@ -135,7 +145,9 @@ def test_blanking_one_owner_changes_at_most_k_pool_records_all_of_them_that_owne
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_source_record_is_a_place_with_the_owners_that_the_file_names(tmp_path, store_of, form):
+def test_every_source_record_is_a_place_with_the_owners_that_the_file_names(
+    tmp_path: Path, store_of: StoreOf, form: str
+) -> None:
     mails = messages(3)
     store = built(tmp_path, store_of, FORMS[form], mails, "full", SETTINGS[2])
     offsets, owners = store.owner_arrays()
@@ -151,7 +163,9 @@ def test_every_source_record_is_a_place_with_the_owners_that_the_file_names(tmp_
 
 
 @pytest.mark.parametrize("form", ["maildir", "emails.csv"])
-def test_a_message_whose_people_cannot_be_told_is_in_no_pool_with_text_and_is_counted(tmp_path, store_of, form):
+def test_a_message_whose_people_cannot_be_told_is_in_no_pool_with_text_and_is_counted(
+    tmp_path: Path, store_of: StoreOf, form: str
+) -> None:
     mails = [("p0", ["p1"], f"some words of mail {n}") for n in range(12)]
     store = built(tmp_path, store_of, FORMS[form], mails, "full", SETTINGS[0])
     pool = OwnerBoundedStore(store.path, 100, b"a key").pool()
@@ -160,7 +174,7 @@ def test_a_message_whose_people_cannot_be_told_is_in_no_pool_with_text_and_is_co
     assert store.stats.dropped == {reason: 1}
 
 
-def test_with_all_owners_mail_filed_twice_is_given_twice_whatever_its_text(tmp_path):
+def test_with_all_owners_mail_filed_twice_is_given_twice_whatever_its_text(tmp_path: Path) -> None:
     mails = [("p0", ["p1"], "same words"), ("p0", [], "same words")]
     assert [record.text for record in write_maildir(tmp_path, mails).records()] == ["same words"] * 2
     alone = EnronCorpus(tmp_path / "maildir")

@@ -1,6 +1,7 @@
 import csv
 import json
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,7 @@ from fedsim_userdp.errors import DataError
         (Decimal("7.00"), ("7",)),
     ],
 )
-def test_what_is_certain_is_read(cell, owners):
+def test_what_is_certain_is_read(cell: object, owners: tuple[str, ...]) -> None:
     assert owners_of(cell, ";", "f:1") == owners
 
 
@@ -52,27 +53,27 @@ UNCERTAIN_VALUES = [
 
 
 @pytest.mark.parametrize("cell", UNCERTAIN_TEXTS + UNCERTAIN_VALUES, ids=lambda cell: repr(cell)[:40])
-def test_what_is_uncertain_is_refused_and_never_guessed(cell):
+def test_what_is_uncertain_is_refused_and_never_guessed(cell: object) -> None:
     with pytest.raises(DataError, match="f:1: an owner ") as refusal:
         owners_of(cell, ";", "f:1")
     assert len(str(refusal.value)) < 300
 
 
 @pytest.mark.parametrize("cell", UNCERTAIN_TEXTS[:-1], ids=lambda cell: repr(cell)[:40])
-def test_a_csv_cell_that_cannot_be_read_is_refused_by_file_and_line(tmp_path, cell):
+def test_a_csv_cell_that_cannot_be_read_is_refused_by_file_and_line(tmp_path: Path, cell: object) -> None:
     with (tmp_path / "mail.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["user_id", "text", "to"], ["ann", "x", "boss"], ["ann", "y", cell]])
     with pytest.raises(DataError, match=r"mail\.csv:3: an owner .*\(column 'to'\)$"):
         list(TableCorpus(tmp_path / "mail.csv", "csv", owners_column="to").records())
 
 
-def test_another_separator_is_read_when_it_is_named(tmp_path):
+def test_another_separator_is_read_when_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "mail.jsonl").write_text(json.dumps({"user_id": "ann", "text": "x", "to": "u7, boss"}))
     (record,) = TableCorpus(tmp_path / "mail.jsonl", owners_column="to", owners_separator=",").records()
     assert record.owners == ("u7", "boss")
 
 
-def test_a_list_column_of_parquet_is_read_and_a_null_in_it_refused(tmp_path):
+def test_a_list_column_of_parquet_is_read_and_a_null_in_it_refused(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     for name, to in {"good": ["u7", "boss"], "bad": ["u7", None], "structs": [{"id": "boss"}]}.items():
@@ -85,7 +86,7 @@ def test_a_list_column_of_parquet_is_read_and_a_null_in_it_refused(tmp_path):
             list(TableCorpus(tmp_path / f"{name}.parquet", "parquet", owners_column="to").records())
 
 
-def test_a_refusal_tells_the_place_and_neither_id_nor_text():
+def test_a_refusal_tells_the_place_and_neither_id_nor_text() -> None:
     for cell in ("['CANARY', 'b']", "CANARY,b", ["CANARY\tb"], {"CANARY": 1}, '["CANARY"', "CANARY;;b"):
         with pytest.raises(DataError) as refusal:
             owners_of(cell, ";", "f:1")

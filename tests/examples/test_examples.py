@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,11 +62,11 @@ def write_texts(folder: Path) -> None:
     (folder / "nobody.txt").write_text("")
 
 
-def small_study(**parts: object) -> Study:
+def small_study(**parts: Any) -> Study:
     """A study of the forty users; parts by keyword, `text` for the corpus."""
     text = parts.pop("text", FolderOfUsers("texts"))
-    small: dict[str, object] = {"heldout_users": 5, "min_words": 0, "window": 16, "threads": 1}
-    return Study.of(text, evaluation={"records_per_user": 1}, **small, **parts)  # type: ignore[arg-type]
+    small: dict[str, Any] = {"heldout_users": 5, "min_words": 0, "window": 16, "threads": 1}
+    return Study.of(text, evaluation={"records_per_user": 1}, **small, **parts)
 
 
 def commands_in(name: str) -> list[list[str]]:

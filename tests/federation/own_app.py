@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from fedsim_userdp.federation.user_level import clipped_update
 
@@ -21,7 +22,7 @@ def arrays_of(record: ArrayRecord) -> Arrays:
     return {name: array.numpy() for name, array in record.items()}
 
 
-def ordinary_app(training: Training, num_examples: int = 1, mods: tuple[object, ...] = (clipped_update,)) -> ClientApp:
+def ordinary_app(training: Training, num_examples: int = 1, mods: tuple[Mod, ...] = (clipped_update,)) -> ClientApp:
     """An app that knows nothing of privacy but for its mods."""
     app = ClientApp(mods=list(mods))
 
@@ -29,7 +30,7 @@ def ordinary_app(training: Training, num_examples: int = 1, mods: tuple[object, 
     def train(message: Message, context: Context) -> Message:
         assert set(message.content) == {"arrays", "config"}
         node = int(context.node_config["partition-id"])
-        answered = record(training(arrays_of(message.content["arrays"]), node))
+        answered = record(training(arrays_of(message.content.array_records["arrays"]), node))
         metrics = MetricRecord({"num-examples": num_examples, "loss": 1.5})
         return Message(RecordDict({"arrays": answered, "metrics": metrics}), reply_to=message)
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def zipf_users(folder: Path, num_users: int = 400) -> TrainingUsers:
     for user in generator.permutation(num_users):
         left = max(2, 3000 // (int(user) + 1))
         while left > 0:
-            words = int(min(left, generator.integers(1, 41)))
+            words = min(left, int(generator.integers(1, 41)))
             records.append(Record(f"user {user}", " ".join(["word"] * words)))
             left -= words
     store = open_store(
@@ -43,12 +44,17 @@ def zipf_users(folder: Path, num_users: int = 400) -> TrainingUsers:
     return TrainingUsers(store, np.arange(store.num_users), RandomRecords(), MOST_RECORDS, WINDOW, RunKey.seeded(0))
 
 
+def sizes_of(users: TrainingUsers, cohort: Sequence[int], round: int) -> list[float]:
+    """What a worker without a model says of the users' sizes."""
+    return Worker(None, users, LocalTraining()).sizes(cohort, round)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("num_nodes", [2, 4, 8, 16])
 @pytest.mark.parametrize("round", range(1, 6))
 def test_loads_of_zipf_sized_users_differ_by_at_most_a_tenth(tmp_path: Path, num_nodes: int, round: int) -> None:
     users = zipf_users(tmp_path)
     cohort = np.random.default_rng(round).choice(len(users), 128, replace=False).tolist()
-    sizes = Worker(None, users, LocalTraining()).sizes(cohort, round)
+    sizes = sizes_of(users, cohort, round)
     tokens = {unit.index: sum(map(len, unit.records)) for unit in users.units(cohort, round)}
     assert max(tokens.values()) > 10 * min(tokens.values())
     dealt = deal_by_size(cohort, sizes, range(num_nodes))
@@ -57,9 +63,9 @@ def test_loads_of_zipf_sized_users_differ_by_at_most_a_tenth(tmp_path: Path, num
 
 def test_where_choosing_would_run_a_model_the_sizes_are_estimates_from_the_offsets(tmp_path: Path) -> None:
     users = zipf_users(tmp_path)
-    chosen = Worker(None, users, LocalTraining()).sizes(range(100), 1)
+    chosen = sizes_of(users, range(100), 1)
     ranked = replace(users, selector=PerplexityRecords(highest=True))  # not bound to any scores
-    estimated = Worker(None, ranked, LocalTraining()).sizes(range(100), 1)
+    estimated = sizes_of(ranked, range(100), 1)
     assert np.corrcoef(chosen, estimated)[0, 1] > 0.8
     assert sum(estimated) == pytest.approx(sum(chosen), rel=0.1)
 

@@ -98,11 +98,11 @@ class World:
             run_on_nodes(text)
         return folder
 
-    def task(self, *settings: str) -> Run:
+    def configured_run(self, *settings: str) -> Run:
         GlobalHydra.instance().clear()
         with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
-            config = compose("run", overrides=[*self.settings(*settings), f"output_dir={self.folder / 'task'}"])
-        return configured_run(config, self.folder / "task")
+            config = compose("run", overrides=[*self.settings(*settings), f"output_dir={self.folder / 'configured'}"])
+        return configured_run(config, self.folder / "configured")
 
 
 class Nodes(InProcessGrid):
@@ -300,18 +300,18 @@ def test_answers_of_a_version_that_knows_no_refusals_are_not_released(
     assert ledger_lines(world.folder / "run") == 0
 
 
-def a_request(task: Run, **changes: object) -> TrainRequest:
-    """What the server of a task asks a node, with other settings if need be."""
-    settings = json.loads(task.resolved)
+def a_request(run: Run, **changes: object) -> TrainRequest:
+    """What the server of a run asks a node, with other settings if need be."""
+    settings = json.loads(run.resolved)
     for key, value in changes.items():
         node, names = settings, key.split("__")
         for name in names[:-1]:
             node = node[name]
         node[names[-1]] = value
-    description = task.description
-    run = RunDescription(description.fingerprint, json.dumps(settings), description.key)
-    state = trainable_state(task.worker(K).gradients.model)
-    return TrainRequest(state, 1, tuple(range(6)), 0.3, run)
+    own = run.description
+    description = RunDescription(own.fingerprint, json.dumps(settings), own.key)
+    state = trainable_state(run.worker(K).gradients.model)
+    return TrainRequest(state, 1, tuple(range(6)), 0.3, description)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_node_runs_no_code_that_its_own_run_configuration_does_not_name(
     if is_nested:
         own = "fedsim_userdp.data.records.RandomRecords"
         foreign = {"_target_": own, "fresh": [1, [{"deep": [foreign]}]]}
-    request = a_request(world.task(), **{place: foreign})
+    request = a_request(world.configured_run(), **{place: foreign})
     with pytest.raises(NodeRefusal, match=r"os\.mkdir is code that the run configuration of this node does not name"):
         train_fn_of("seed=0 output_dir=somewhere")(request)
     assert not made.exists()
@@ -334,7 +334,7 @@ def test_a_node_runs_no_code_that_its_own_run_configuration_does_not_name(
 
 def test_code_that_the_nodes_own_run_configuration_names_is_run(world: World) -> None:
     named = "records._target_=tests.federation.test_other_nodes.FirstRecords"
-    request = a_request(world.task(named, "~records.fresh"))
+    request = a_request(world.configured_run(named, "~records.fresh"))
     assert train_fn_of(named)(request).clipped.num_units == 6
     with pytest.raises(NodeRefusal, match="FirstRecords is code that"):
         train_fn_of("")(request)
@@ -342,19 +342,20 @@ def test_code_that_the_nodes_own_run_configuration_names_is_run(world: World) ->
 
 def test_a_node_clips_as_the_runs_own_mechanism_does(world: World) -> None:
     named = "mechanism._target_=mechanism.ClipEachTensor"
-    request = replace(a_request(world.task(named)), clip_norm=1e-3)
+    request = replace(a_request(world.configured_run(named)), clip_norm=1e-3)
     found = train_fn_of(named)(request).clipped.total
-    expected = world.task(named).worker(K, clip_each_tensor).train(request).clipped.total
-    usual = world.task(named).worker(K).train(request).clipped.total
+    expected = world.configured_run(named).worker(K, clip_each_tensor).train(request).clipped.total
+    usual = world.configured_run(named).worker(K).train(request).clipped.total
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
     assert not any(torch.allclose(tensor, usual[name]) for name, tensor in found.items() if tensor.any())
-    assert pickle.loads(pickle.dumps(world.task(named).worker_recipe(K, clip_each_tensor))).clipping is clip_each_tensor  # noqa: S301
+    recipe = world.configured_run(named).worker_recipe(K, clip_each_tensor)
+    assert pickle.loads(pickle.dumps(recipe)).clipping is clip_each_tensor  # noqa: S301
 
 
 @pytest.mark.parametrize("text", ["${oc.env:HOME}", "a/${oc.env:HOME}"])
 @pytest.mark.parametrize("is_escaped", [False, True])
 def test_a_node_resolves_nothing_in_the_servers_settings(world: World, text: str, is_escaped: bool) -> None:
-    request = a_request(world.task(), data__path=text)
+    request = a_request(world.configured_run(), data__path=text)
     if is_escaped:
         settings = request.run.settings.replace("$", "\\u0024")
         run = RunDescription(request.run.fingerprint, settings, request.run.key)
@@ -374,7 +375,7 @@ class FirstRecords:
 
 
 def test_a_node_whose_data_are_mended_answers_again(world: World) -> None:
-    request = a_request(world.task())
+    request = a_request(world.configured_run())
     train_fn = train_fn_of("")
     write_corpus(world.corpus, last="another end of it all")
     with pytest.raises(NodeRefusal, match="another data than"):
@@ -385,7 +386,7 @@ def test_a_node_whose_data_are_mended_answers_again(world: World) -> None:
 
 def test_two_runs_of_different_keys_share_neither_records_nor_masks(world: World) -> None:
     """The settings and data are the same; noise of the operating system has a key of its own for every run."""
-    requests = [a_request(world.task("noise.source=os")) for _ in range(2)]
+    requests = [a_request(world.configured_run("noise.source=os")) for _ in range(2)]
     assert requests[0].run.settings == requests[1].run.settings
     in_turn = [train_fn_of("")(request) for request in requests]
     for request, found in zip(requests, in_turn, strict=True):
@@ -396,7 +397,7 @@ def test_two_runs_of_different_keys_share_neither_records_nor_masks(world: World
         not torch.equal(in_turn[0].clipped.total[name], in_turn[1].clipped.total[name])
         for name in in_turn[0].clipped.total
     )
-    recipes = [world.task("noise.source=os").worker_recipe(K) for _ in range(2)]
+    recipes = [world.configured_run("noise.source=os").worker_recipe(K) for _ in range(2)]
     in_turn = [recipe.train(request_of(recipe, requests[0])) for recipe in recipes]
     assert any(
         not torch.equal(in_turn[0].clipped.total[name], in_turn[1].clipped.total[name])
@@ -442,17 +443,17 @@ def forms(key: bytes) -> list[bytes]:
 def test_what_ray_is_given_of_a_run_tells_no_cohort_and_no_noise(world: World) -> None:
     import cloudpickle
 
-    task = world.task("noise.source=os")
-    recipe = task.worker_recipe(K)
+    run = world.configured_run("noise.source=os")
+    recipe = run.worker_recipe(K)
     pickled = cloudpickle.dumps(make_client_app(recipe.train))
-    assert task.keys.run.of_nodes().secret in pickled
-    for key in (task.keys.run, task.keys.marks):
+    assert run.keys.run.of_nodes().secret in pickled
+    for key in (run.keys.run, run.keys.marks):
         assert not any(form in pickled for form in forms(key.secret))
     assert not any(form.decode() in repr(recipe) for form in forms(recipe.users.key.secret)[1:])
 
 
 def test_a_ray_worker_without_the_servers_store_refuses_instead_of_failing(world: World) -> None:
-    recipe = world.task().worker_recipe(K)
+    recipe = world.configured_run().worker_recipe(K)
     shutil.rmtree(recipe.users.store_path)
     request = TrainRequest({}, 1, (0,), 0.3, RunDescription({"data": "a"}, "", RunKey.seeded(0)))
     with pytest.raises(NodeRefusal, match="a node cannot have what the server has"):

@@ -1,7 +1,10 @@
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -12,7 +15,11 @@ from fedsim_userdp.training.cohort import CohortUpdate
 from tests.federation.own_app import Arrays, Training, arrays_of, moved_by, ordinary_app, record
 
 CLIP = 0.5
-SENT = {"weight": np.ones((3, 4), np.float32), "bias": np.full(5, 2.0, np.float32), "scale": np.float32(1.0)}
+SENT: Arrays = {
+    "weight": np.ones((3, 4), np.float32),
+    "bias": np.full(5, 2.0, np.float32),
+    "scale": np.array(1.0, np.float32),
+}
 
 
 def answer(app: ClientApp, sent: Arrays = SENT, users: tuple[int, ...] = (0,), clip_norm: float = CLIP) -> Message:
@@ -24,11 +31,11 @@ def answer(app: ClientApp, sent: Arrays = SENT, users: tuple[int, ...] = (0,), c
     return reply
 
 
-def update(training: Training, **options: object) -> CohortUpdate:
+def update(training: Training, **options: Any) -> CohortUpdate:
     return read_reply(answer(ordinary_app(training), **options).content)
 
 
-def norm(total: object) -> float:
+def norm(total: Mapping[str, torch.Tensor]) -> float:
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in total.values()))
 
 
@@ -80,8 +87,8 @@ def test_what_else_a_client_answers_goes_nowhere() -> None:
     assert honest.metric_records["metrics"] == lying.metric_records["metrics"]
     assert "loss" not in lying.metric_records["metrics"]
     assert "num-examples" not in lying.metric_records["metrics"]
-    for name, array in arrays_of(honest["arrays"]).items():
-        np.testing.assert_array_equal(array, arrays_of(lying["arrays"])[name])
+    for name, array in arrays_of(honest.array_records["arrays"]).items():
+        np.testing.assert_array_equal(array, arrays_of(lying.array_records["arrays"])[name])
 
 
 def test_a_client_that_trains_in_place_answers_with_its_whole_update() -> None:
@@ -89,9 +96,10 @@ def test_a_client_that_trains_in_place_answers_with_its_whole_update() -> None:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        for name, array in arrays_of(message.content["arrays"]).items():
-            message.content["arrays"][name] = record({name: array - np.float32(0.1)})[name]
-        return Message(RecordDict({"arrays": message.content["arrays"]}), reply_to=message)
+        arrays = message.content.array_records["arrays"]
+        for name, array in arrays_of(arrays).items():
+            arrays[name] = record({name: array - np.float32(0.1)})[name]
+        return Message(RecordDict({"arrays": arrays}), reply_to=message)
 
     assert norm(read_reply(answer(app).content).clipped.total) == pytest.approx(0.1 * math.sqrt(18), rel=1e-5)
 
@@ -153,7 +161,9 @@ def numpy_app(step: float, num_left_out: int = 0) -> ClientApp:
     from flwr.client import NumPyClient
 
     class Client(NumPyClient):
-        def fit(self, parameters: list[np.ndarray], config: dict[str, float]) -> tuple[list[np.ndarray], int, dict]:
+        def fit(
+            self, parameters: list[np.ndarray], config: dict[str, Any]
+        ) -> tuple[list[np.ndarray], int, dict[str, Any]]:
             assert config["lr"] == 0.1
             return [one - np.float32(step) for one in parameters[num_left_out:]], 10**9, {"loss": 1.0}
 

@@ -31,8 +31,12 @@ class Users:
         return [self._units[user] for user in chosen]
 
 
+def worker_of(gradients: StackedGradients, users: Users, max_tokens: int = 1000) -> Worker:
+    return Worker(gradients, users, LocalTraining(max_tokens=max_tokens))  # type: ignore[arg-type]
+
+
 def answer(model: PeftModel, users: Users, asked: Iterable[int]) -> CohortUpdate:
-    worker = Worker(StackedGradients(model), users, LocalTraining(max_tokens=100))
+    worker = worker_of(StackedGradients(model), users, max_tokens=100)
     return worker.train(TrainRequest(trainable_state(model), 1, tuple(asked), 0.05))
 
 
@@ -66,7 +70,8 @@ class SmallGpu(StackedGradients):
 
     def __init__(self, model: PeftModel, memory: int) -> None:
         super().__init__(model)
-        self.memory, self.tried = memory, []
+        self.memory = memory
+        self.tried: list[int] = []
 
     def __call__(
         self, stacked: Mapping[str, torch.Tensor], batch: MicroBatch, at: StepAddress
@@ -79,7 +84,7 @@ class SmallGpu(StackedGradients):
 
 def test_a_gpu_that_is_too_small_gets_smaller_micro_batches_until_they_fit(model: PeftModel) -> None:
     gradients = SmallGpu(model, memory=70)
-    worker = Worker(gradients, Users(), LocalTraining(max_tokens=1000))
+    worker = worker_of(gradients, Users())
     found = worker.train(TrainRequest(trainable_state(model), 1, tuple(range(6)), 0.05))
     assert max(gradients.tried) > 70
     assert (found.num_failed, found.clipped.num_units) == (0, 6)
@@ -89,7 +94,7 @@ def test_a_gpu_that_is_too_small_gets_smaller_micro_batches_until_they_fit(model
 def test_users_too_large_for_the_gpu_add_zero_and_the_others_count(model: PeftModel) -> None:
     sizes = {unit.index: collate([unit]).input_ids.numel() for unit in ragged_units(6)}
     gradients = SmallGpu(model, memory=max(sizes.values()) - 1)
-    worker = Worker(gradients, Users(), LocalTraining(max_tokens=1000))
+    worker = worker_of(gradients, Users())
     found = worker.train(TrainRequest(trainable_state(model), 1, tuple(range(6)), 0.05))
     others = [user for user in range(6) if sizes[user] <= gradients.memory]
     assert (found.num_failed, found.clipped.num_units) == (6 - len(others), len(others))
@@ -97,6 +102,6 @@ def test_users_too_large_for_the_gpu_add_zero_and_the_others_count(model: PeftMo
 
 
 def test_a_gpu_too_small_for_anybody_fails_the_node(model: PeftModel) -> None:
-    worker = Worker(SmallGpu(model, memory=0), Users(), LocalTraining(max_tokens=1000))
+    worker = worker_of(SmallGpu(model, memory=0), Users())
     with pytest.raises(torch.OutOfMemoryError):
         worker.train(TrainRequest(trainable_state(model), 1, tuple(range(6)), 0.05))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fedsim_userdp.errors import RoundError
 from fedsim_userdp.federation.engines.flower_engine import FlowerEngine
@@ -26,7 +26,7 @@ from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
-from fedsim_userdp.strategies.user_level_dp import UserLevelDP, UserLevelSettings
+from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
 from fedsim_userdp.training.schedule import LearningRate
 
@@ -94,12 +94,12 @@ class Run:
         worker = SimpleNamespace(users=range(NUM_USERS), gradients=SimpleNamespace(model=model))
         self.error: RoundError | None = None
         try:
-            engine.run(strategy, recipe, worker, start, Rounds(1, ROUNDS))
+            engine.run(strategy, recipe, worker, start, Rounds(1, ROUNDS))  # type: ignore[arg-type]
         except RoundError as error:
             self.error = error
         self.distance = float(strategy.optimizer.state["a"].norm())
 
-    def remember(self, round: int, replies: RoundReplies, state: dict[str, Tensor]) -> None:
+    def remember(self, round: int, replies: RoundReplies, state: ServerState) -> None:
         self.events.append(f"done {round}")
         self.replies.append(replies)
 
@@ -110,12 +110,13 @@ def equal_sizes(users: Sequence[int], round: int) -> list[float]:
 
 def recipe(folder: Path, fault: str, *, is_lasting: bool = False) -> FaultyRecipe:
     return FaultyRecipe(
-        "key", ModelSource(), LoraSettings(), None, LocalTraining(), 0, fault=fault, marker=folder / "marker",
+        "key", ModelSource(), LoraSettings(), None, LocalTraining(), 0,  # type: ignore[arg-type]
+        fault=fault, marker=folder / "marker",
         is_lasting=is_lasting,
     )  # fmt: skip
 
 
-def engine(**settings: object) -> FlowerEngine:
+def engine(**settings: Any) -> FlowerEngine:
     return FlowerEngine(**({"num_nodes": 2, "round_timeout": 8.0} | settings))
 
 

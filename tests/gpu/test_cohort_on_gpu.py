@@ -1,6 +1,8 @@
 """The cohort's clipped sum on a GPU: the CPU's numbers, the same bound, and memory that does not grow."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,15 +40,15 @@ def total(
 
 @pytest.mark.parametrize("make", [small_gpt2, small_llama])
 @pytest.mark.parametrize("local", [LOCAL, LocalTraining(steps=3, learning_rate=1.0)])
-def test_the_sum_is_the_cpus(make: object, local: LocalTraining, device: torch.device) -> None:
-    expected = total(make(), ragged_units(6), local)  # type: ignore[operator]
-    found = total(make().to(device), ragged_units(6), local)  # type: ignore[operator]
+def test_the_sum_is_the_cpus(make: Callable[[], PeftModel], local: LocalTraining, device: torch.device) -> None:
+    expected = total(make(), ragged_units(6), local)
+    found = total(make().to(device), ragged_units(6), local)
     assert relative_distance(found, expected) <= 1e-4
 
 
 @pytest.mark.parametrize("make", [small_gpt2, small_llama])
-def test_one_by_one_updates_equal_stacked_ones(make: object, device: torch.device) -> None:
-    model = make().to(device)  # type: ignore[operator]
+def test_one_by_one_updates_equal_stacked_ones(make: Callable[[], PeftModel], device: torch.device) -> None:
+    model = make().to(device)
     assert isinstance(unit_gradients(model, 16), StackedGradients)
     state, units = trainable_state(model), ragged_units(6)
     expected = clipped_update_sum(OneByOneGradients(model), state, units, LOCAL, math.inf).clipped.total
@@ -79,7 +81,7 @@ def test_noise_on_a_gpus_sum_is_the_same_noise(device: torch.device) -> None:
 
 def test_a_step_on_records_equals_opacus(device: torch.device) -> None:
     units = [Unit(i, [record]) for i, record in enumerate(r for unit in ragged_units(6) for r in unit.records)]
-    settings = {
+    settings: dict[str, Any] = {
         "clip_norm": CLIP_NORM,
         "noise_multiplier": 0.0,
         "expected_batch_size": 8.0,
@@ -87,8 +89,8 @@ def test_a_step_on_records_equals_opacus(device: torch.device) -> None:
     }
     rate, models = LearningRate(1.0, rounds=1, decays=False), [small_gpt2().to(device) for _ in range(2)]
     start = trainable_state(models[0])
-    stacked = StackedStep(StackedGradients(models[0]), torch.optim.SGD, rate, **settings, max_tokens=64)  # type: ignore[arg-type]
-    opacus = OpacusStep(models[1], torch.optim.SGD, rate, **settings, max_tokens=64, window=16)  # type: ignore[arg-type]
+    stacked = StackedStep(StackedGradients(models[0]), torch.optim.SGD, rate, **settings, max_tokens=64)
+    opacus = OpacusStep(models[1], torch.optim.SGD, rate, **settings, max_tokens=64, window=16)
     stacked(1, units)
     opacus(1, units)
     opacus.close()

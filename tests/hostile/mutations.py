@@ -22,7 +22,7 @@ PIECES = [
 def damaged(data: bytes) -> st.SearchStrategy[bytes]:
     """Gives `data` with up to four bits flipped, parts cut out or doubled, pieces put in; or garbage."""
     places = st.integers(0, len(data))
-    change = st.one_of(
+    change: st.SearchStrategy[tuple[Callable[..., bytes], int, object]] = st.one_of(
         st.tuples(st.just(_flip), places, st.integers(0, 7)),
         st.tuples(st.just(_cut), places, st.integers(1, max(len(data), 2))),
         st.tuples(st.just(_double), places, st.integers(1, 64)),

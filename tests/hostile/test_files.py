@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from fedsim_userdp.data.ingestion import build_store
 from fedsim_userdp.data.store import TokenStore
-from fedsim_userdp.data.table import TableCorpus
+from fedsim_userdp.data.table import Form, TableCorpus
+from fedsim_userdp.data.tokens import Tokenizer
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.started import RUN_FILE
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
@@ -27,7 +28,7 @@ from fedsim_userdp.training import checkpoints
 from fedsim_userdp.training.checkpoints import CheckpointFolder
 from tests.hostile.guard import refusing, watched
 from tests.hostile.mutations import changed_json, damaged
-from tests.simulations.small_runs import remember_accounting, resumed, run_small, small_store, small_task
+from tests.simulations.small_runs import remember_accounting, resumed, run_small, small_run, small_store
 
 
 def inputs(default: int, slow: int) -> pytest.MarkDecorator:
@@ -58,7 +59,7 @@ def _within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> object:
+def tokenizer() -> Tokenizer:
     """The bundled one."""
     return ModelSource().load_tokenizer()
 
@@ -66,9 +67,9 @@ def tokenizer() -> object:
 @pytest.fixture
 def ran(tmp_path: Path) -> Run:
     """A finished run."""
-    task = small_task(tmp_path / "run", small_store(tmp_path / "tokens"))
-    run_small(task)
-    return resumed(task)
+    run = small_run(tmp_path / "run", small_store(tmp_path / "tokens"))
+    run_small(run)
+    return resumed(run)
 
 
 ROWS = [{"user_id": f"user {i}", "text": "some words of text " * 3, "owners": ["a", "b"]} for i in range(4)]
@@ -78,7 +79,7 @@ CSV = b"user_id,text,owners\n" + b"".join(b'user %d,"some words, of ""text""",a;
 
 @inputs(120, 2500)
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_a_damaged_corpus_is_refused_or_read(tmp_path: Path, tokenizer: object, form: str, num_inputs: int) -> None:
+def test_a_damaged_corpus_is_refused_or_read(tmp_path: Path, tokenizer: Tokenizer, form: Form, num_inputs: int) -> None:
     file = tmp_path / f"corpus.{form}"
     corpus = TableCorpus(file, form, owners_column="owners")
     tokens = TokenSettings(window=16, min_tokens=2, min_words=0)
@@ -268,7 +269,7 @@ def test_a_damaged_model_folder_is_refused_or_loaded(tmp_path: Path, num_inputs:
     try_all(num_inputs, choices, check)
 
 
-def test_ids_and_texts_of_any_kind_go_through_a_corpus_unchanged(tmp_path: Path, tokenizer: object) -> None:
+def test_ids_and_texts_of_any_kind_go_through_a_corpus_unchanged(tmp_path: Path, tokenizer: Tokenizer) -> None:
     ids = ["..", "../../x", "a b", "[red]a", "\U0001f600", "i" * 10_000, "${seed}", "/etc/passwd", "'; --"]
     rows = [{"user_id": name, "text": f"words {name[:50]} words"} for name in ids]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

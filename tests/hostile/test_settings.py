@@ -99,11 +99,11 @@ def try_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
                 check_types(config, "run")
                 OmegaConf.to_container(config, resolve=True)
                 mechanism = instantiate(config.mechanism)
-                task = configured_run(config, folder)
+                configured = configured_run(config, folder)
             values = dict(leaves(OmegaConf.to_container(config, resolve=True)))
-            if all(not isinstance(values.get(key), int) or values[key] <= most for key, most in LONGEST_RUN.items()):
+            if all(not isinstance(value := values.get(key), int) or value <= most for key, most in LONGEST_RUN.items()):
                 with RunProgress(Console(file=io.StringIO())) as progress:
-                    mechanism.run(task, progress)
+                    mechanism.run(configured, progress)
         return said[0] if said else None
 
     with watched(tmp_path, tmp_path.parent) as wrong:

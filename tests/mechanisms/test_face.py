@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from fedsim_userdp import (
     run,
 )
 from fedsim_userdp.errors import ConfigError, DataError
+from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.own_folder import own_folder
 from fedsim_userdp.settings import Evaluation
@@ -45,7 +47,10 @@ result = compare(study, [UserWise(clip_norm=0.3), RecordLevelDP(clip_norm=0.5, a
 result.table()                         # a rich table in a terminal, HTML in a notebook
 result.rows, result.statement("user_wise"), result.adapter("user_wise"), result.rounds("user_wise")
 """  # noqa: E501
-MECHANISMS = [UserWise(rounds=3, records_per_user=2), RecordLevelDP(rounds=3, records_per_user=2)]
+MECHANISMS: list[UserWise | RecordLevelDP] = [
+    UserWise(rounds=3, records_per_user=2),
+    RecordLevelDP(rounds=3, records_per_user=2),
+]
 FILES = ["user_wise", "group_privacy"]
 
 
@@ -55,15 +60,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
 
 
-def small_study(corpus: Path, **changes: object) -> Study:
+def small_study(corpus: Path, **changes: Any) -> Study:
     """A study with the settings of `small_settings`."""
-    keywords: dict[str, object] = {
+    keywords: dict[str, Any] = {
         "cache_dir": corpus.parent / "cache", "heldout_users": 2, "min_words": 0, "window": 16, "threads": 1,
         "selection": PoissonSelector(0.3), "model": ModelSource(device="cpu"),
         "evaluation": Evaluation(records_per_user=1, every=100), "checkpoint": {"every": 1},
         "local": {"max_tokens": 512},
     }  # fmt: skip
-    return Study.of(corpus, **(keywords | changes))  # type: ignore[arg-type]
+    return Study.of(corpus, **(keywords | changes))
 
 
 def records_of(corpus: Path) -> list[tuple[str, str]]:
@@ -110,9 +115,9 @@ def test_python_and_the_command_make_the_same_files_bit_for_bit(corpus: Path, by
 
 
 def test_records_in_memory_are_the_records_of_a_file(corpus: Path, by_command: Path, tmp_path: Path) -> None:
-    keywords = {"cache_dir": corpus.parent / "cache", "heldout_users": 2, "min_words": 0, "window": 16}
+    keywords: dict[str, Any] = {"cache_dir": corpus.parent / "cache", "heldout_users": 2, "min_words": 0, "window": 16}
     stores = [
-        Study.of(text, **keywords).store.content_digest  # type: ignore[arg-type]
+        Study.of(text, **keywords).store.content_digest
         for text in (
             str(corpus),
             records_of(corpus),
@@ -149,7 +154,11 @@ def _die() -> None:
 
 def test_what_a_folder_made_in_python_claims_can_be_verified(corpus: Path, tmp_path: Path, processes: Zygote) -> None:
     study = small_study(corpus, selection=CyclicSelector(4), optimizer=partial(torch.optim.SGD, momentum=0.5))
-    mechanisms = [ZeroShot(), UserWiseAdaptive(rounds=2, target_quantile=0.4), UserWise(rounds=2, name="mine")]
+    mechanisms: list[Mechanism] = [
+        ZeroShot(),
+        UserWiseAdaptive(rounds=2, target_quantile=0.4),
+        UserWise(rounds=2, name="mine"),
+    ]
     result = compare(study, mechanisms, folder=tmp_path / "run")
     ended = processes.run("verify", str(result.folder))
     assert ended.returncode == 0, ended.stdout
@@ -240,7 +249,7 @@ def test_without_a_folder_a_temporary_one_is_named(
         ({"optimizer": torch.optim.SGD(torch.nn.Linear(1, 1).parameters())}, "optimizer"),
     ],
 )
-def test_what_is_wrong_is_named(corpus: Path, keywords: dict[str, object], message: str | None) -> None:
+def test_what_is_wrong_is_named(corpus: Path, keywords: dict[str, Any], message: str | None) -> None:
     with pytest.raises(ValueError, match=message):
         small_study(corpus, **keywords)
 
@@ -295,6 +304,8 @@ def test_importing_the_package_loads_nothing() -> None:
 
 class Remembering(PoissonSelector):
     """Remembers in which rounds it was asked."""
+
+    asked: list[int]
 
     def __init__(self) -> None:
         super().__init__(0.3)

@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.adapters import attach_lora, factors, lora_layers, trainable_state
 from fedsim_userdp.privacy.clipping import clip_and_sum, unit_norms
 from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
@@ -49,7 +51,7 @@ FAMILIES = (
     "starcoder2", "trocr", "vaultgemma", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xlstm",
 )  # fmt: skip
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32,
     "bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 7,  # none of them what batches are filled with
@@ -59,7 +61,7 @@ _EXPERTS = {
     "num_experts_per_tok": 2, "shared_expert_intermediate_size": 16, "decoder_sparse_step": 1,
 }  # fmt: skip
 # What the sizes above do not fit; a size of None is left out.
-_ODD = {
+_ODD: dict[str, dict[str, Any]] = {
     "falcon": {"head_dim": None},
     "gptj": {"rotary_dim": 8},
     "deepseek_v3": {
@@ -102,11 +104,11 @@ def small_base(model_type: str, **changes: object) -> PreTrainedModel:
     return base
 
 
-def target_names(base: nn.Module, part: str) -> str | tuple[str, ...]:
+def target_names(base: PreTrainedModel, part: str) -> str | tuple[str, ...]:
     """Returns the linear layers of a part of the model, as `lora.target_modules` takes them; () where it has none."""
     if part == "all-linear":
         return part
-    head = base.get_output_embeddings()  # type: ignore[operator]
+    head = base.get_output_embeddings()
     names = [
         name
         for name, module in base.named_modules()
@@ -117,9 +119,9 @@ def target_names(base: nn.Module, part: str) -> str | tuple[str, ...]:
     return tuple(sorted({".".join(name.split(".")[-2:]) for name in chosen}))
 
 
-def _is_barred(base: nn.Module, name: str) -> bool:
+def _is_barred(base: PreTrainedModel, name: str) -> bool:
     """Whether PEFT refuses adapters on the layer: fused kernels of state-space models read its weight."""
-    return "mamba" in base.config.model_type and name.endswith("out_proj")  # type: ignore[union-attr,operator]
+    return "mamba" in base.config.model_type and name.endswith("out_proj")
 
 
 def small_model(model_type: str, part: str = "all-linear", **changes: object) -> PeftModel:
@@ -203,10 +205,15 @@ def _opacus(model: PeftModel) -> str:
     records = [Unit(i, [record]) for i, record in enumerate(r for unit in users() for r in unit.records)]
     clip_norm = _biting(model, records)
     expected = true_sum(model, records, clip_norm)
-    settings = {"clip_norm": clip_norm, "noise_multiplier": 0.0, "expected_batch_size": 1.0, "max_tokens": 40}
+    settings: dict[str, Any] = {
+        "clip_norm": clip_norm,
+        "noise_multiplier": 0.0,
+        "expected_batch_size": 1.0,
+        "max_tokens": 40,
+    }
     rate = LearningRate(1e-30, 1, decays=False)
     try:
-        step = OpacusStep(model, torch.optim.SGD, rate, window=16, noise=SeededNoise(0), **settings)
+        step = OpacusStep(model, torch.optim.SGD, rate, window=16, noise=SeededNoise(RunKey.seeded(0)), **settings)
     except ModelError as error:
         return str(error)
     try:

@@ -83,7 +83,6 @@ def test_a_hub_name_has_the_digest_of_its_files_in_the_local_cache(
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "hub"), raising=False)
     assert ModelSource(path="someone/tiny").weights_digest() == ModelSource().weights_digest()
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="someone/tiny"):

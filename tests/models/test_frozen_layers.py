@@ -111,7 +111,8 @@ def test_losses_and_gradients_of_a_model_are_those_of_the_plain_one(any_model: P
     restore_layers(plain)
     assert sum(isinstance(module, FAST) for module in any_model.modules()) >= 8
     assert not any(isinstance(module, FAST) for module in plain.modules())
-    found, expected = [], []
+    found: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
     for model, kept in ((any_model, found), (plain, expected)):
         losses = unit_losses(model, collate(ragged_units(4)))
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,6 +1,7 @@
 import importlib.util
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -115,7 +116,7 @@ def test_no_layer_called_like_the_targets_is_refused_in_one_sentence() -> None:
 
 
 def test_an_adapter_of_every_option_reloads_to_identical_logits(tmp_path: Path) -> None:
-    options = {
+    options: dict[str, Any] = {
         "use_rslora": True,
         "dropout": 0.1,
         "target_modules": ("c_attn", "c_fc"),

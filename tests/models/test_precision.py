@@ -1,6 +1,7 @@
 """Mixed precision: products in bfloat16, everything that is summed or released in float32."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_it_can_be_suspended(mixed: PeftModel, exact: PeftModel) -> None:
         ({"autocast": "bfloat16", "dtype": "bfloat16"}, "is for a float32 model, not for model.dtype=bfloat16"),
     ],
 )
-def test_what_makes_no_sense_is_refused(settings: dict[str, str], said: str) -> None:
+def test_what_makes_no_sense_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         ModelSource(**settings)
 

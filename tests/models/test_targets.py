@@ -1,9 +1,11 @@
 """Adapters go to the layers that are named, and a merged model is the one that was trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
@@ -67,10 +69,10 @@ def test_a_merged_model_is_the_one_that_was_trained(family: str) -> None:
     ("make", "targets"), [(small_gpt2, ("lm_head", "wte", "c_attn")), (small_llama, ("lm_head", "embed_tokens"))]
 )
 def test_layers_that_are_not_tied_merge_exactly_and_adapters_hold_no_base_weights(
-    make: object, targets: tuple[str, ...], tmp_path: Path
+    make: Callable[..., PeftModel], targets: tuple[str, ...], tmp_path: Path
 ) -> None:
     settings = LoraSettings(rank=2, freeze_a=False, target_modules=targets)
-    model = make(settings, tie_word_embeddings=False)  # type: ignore[operator]
+    model = make(settings, tie_word_embeddings=False)
     trained = logits(model)
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:

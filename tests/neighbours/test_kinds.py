@@ -39,7 +39,7 @@ def test_one_user_moves_the_sum_by_what_is_accounted(kind: str, tmp_path: Path) 
             options=[*options, "lora.freeze_a=false"],
         )  # fmt: skip
         check(one, other, selection)
-        assert max(one.task.study.num_users, other.task.study.num_users) >= 5
+        assert max(one.run.study.num_users, other.run.study.num_users) >= 5
 
 
 @pytest.mark.parametrize("dead", [1, 2, 3])

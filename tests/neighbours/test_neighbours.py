@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,13 +101,13 @@ def neighbours(selection: str, where: int, mechanism: str) -> tuple[list[Person]
 
 
 def compared(
-    folder: Path, before: Sequence[Person], after: Sequence[Person], dead_node: int | None = None, **chosen: object
+    folder: Path, before: Sequence[Person], after: Sequence[Person], dead_node: int | None = None, **chosen: Any
 ) -> tuple[World, World]:
     """Both worlds of a configuration."""
     found = []
     for name, everybody in (("before", before), ("after", after)):
         path = write(folder / name / "texts.jsonl", everybody)
-        found.append(seen(overrides(path, folder, **chosen), folder / name / "run", dead_node))  # type: ignore[arg-type]
+        found.append(seen(overrides(path, folder, **chosen), folder / name / "run", dead_node))
         for file in (folder / name / "run").rglob("*"):
             file.unlink() if file.is_file() else None
     return found[0], found[1]
@@ -171,7 +172,7 @@ def try_many(folder: Path, number: int) -> None:
     )
     @given(configurations())
     def run(chosen: tuple[str, str, str, list[str], int, bool]) -> None:
-        accepted.append(tried(folder / str(len(accepted)), *chosen[:2], *chosen[2:]))
+        accepted.append(tried(folder / str(len(accepted)), *chosen))
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

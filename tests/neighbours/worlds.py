@@ -69,7 +69,7 @@ class Person:
 class World:
     """What a run on one data set would release, before noise."""
 
-    task: Run
+    run: Run
     num_users: int
     denominator: float
     sums: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -141,13 +141,13 @@ def seen(overrides: Sequence[str], folder: Path, dead_node: int | None = None) -
         dead_node: id of a node of the engine that never answers; None where all do.
     """
     config = composed([*overrides, f"output_dir={folder}"])
-    task = configured_run(config, folder)
-    task = with_changes(task, keys=RunKeys.of(KEY))
+    run = configured_run(config, folder)
+    run = with_changes(run, keys=RunKeys.of(KEY))
     if dead_node is not None:
-        task = with_changes(task, engine=DeadNode(task.study.engine.num_nodes_for(task.study.num_users), dead_node))
-    world = World(task, task.study.num_users, task.study.selector.expected_cohort_size(task.study.num_users))
+        run = with_changes(run, engine=DeadNode(run.study.engine.num_nodes_for(run.study.num_users), dead_node))
+    world = World(run, run.study.num_users, run.study.selector.expected_cohort_size(run.study.num_users))
     with watched(world), RunProgress(Console(file=io.StringIO())) as progress:
-        world.release = instantiate(config.mechanism).run(task, progress).statement.release
+        world.release = instantiate(config.mechanism).run(run, progress).statement.release
     return world
 
 

@@ -14,6 +14,7 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy import pld
 from fedsim_userdp.privacy.accounting import curves
 from fedsim_userdp.privacy.accounting.descriptions import Adjacency
+from fedsim_userdp.privacy.accounting.one_run import Run
 
 from .conftest import REFERENCE
 
@@ -107,9 +108,11 @@ def test_calibration_says_when_the_counts_have_too_little_noise() -> None:
     ],
     ids=str,
 )
-def test_pairs_that_do_not_fit_are_refused_with_the_reason(description: object, method: str, reason: str) -> None:
+def test_pairs_that_do_not_fit_are_refused_with_the_reason(
+    description: acc.Description, method: str, reason: str
+) -> None:
     with pytest.raises(acc.AccountingError, match=reason):
-        acc.epsilon(description, DELTA, method)  # type: ignore[arg-type]
+        acc.epsilon(description, DELTA, method)
 
 
 def test_shuffled_or_cyclic_selection_cannot_claim_the_poisson_epsilon() -> None:
@@ -176,7 +179,7 @@ REPLACED = acc.NoAmplification(2.0, 10, acc.Adjacency.REPLACE_RECORDS)
     ids=lambda parts: " and ".join(type(part).__name__ for part in parts),
 )
 def test_composition_in_either_order_costs_the_same_and_more_than_its_parts(
-    parts: tuple[acc.Description, acc.Description], method: str | None
+    parts: tuple[Run | acc.AdaptiveClipping, ...], method: str | None
 ) -> None:
     one, other = acc.Composed(parts), acc.Composed(parts[::-1])
     assert set(acc.methods(one)) == set(acc.methods(other))

@@ -155,7 +155,7 @@ def test_message_says_what_is_allowed() -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    run = acc.UserWise(np.float64(1.0), np.float32(0.05), np.int64(200))
+    run = acc.UserWise(np.float64(1.0), np.float32(0.05), np.int64(200))  # type: ignore[arg-type]
     assert acc.epsilon(run, np.float64(1e-5)) == pytest.approx(acc.epsilon(USER_WISE, 1e-5), rel=1e-3)
     assert isinstance(check_count("n", np.int64(3)), int)
 

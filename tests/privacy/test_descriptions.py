@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting.serialization import from_json, to_json
 
-ALL = [
-    acc.UserWise(1.0, 0.05, 200),
+RUN, FIXED_SIZE = acc.UserWise(1.0, 0.05, 200), acc.FixedSize(2.0, 1000, 50, 200)
+ALL: list[acc.Description] = [
+    RUN,
     acc.RecordLevel(4.0, 0.05, 200, 10),
-    acc.FixedSize(2.0, 1000, 50, 200),
+    FIXED_SIZE,
     acc.NoAmplification(2.0, 4),
     acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_RECORDS),
     acc.AdaptiveClipping(acc.FixedSize(2.0, 1000, 50, 200), 5.0),
@@ -43,12 +44,12 @@ def test_json_is_checked_like_any_argument() -> None:
 
 def test_event_of_the_user_wise_run_costs_the_same_elsewhere() -> None:
     theirs = rdp.RdpAccountant()
-    theirs.compose(ALL[0].event())
-    assert acc.epsilon(ALL[0], 1e-5, "rdp") == pytest.approx(theirs.get_epsilon(1e-5), rel=1e-9)
+    theirs.compose(RUN.event())
+    assert acc.epsilon(RUN, 1e-5, "rdp") == pytest.approx(theirs.get_epsilon(1e-5), rel=1e-9)
 
 
 def test_event_of_a_fixed_cohort_holds_sensitivity_two() -> None:
-    event = ALL[2].event().event
+    event = FIXED_SIZE.event().event
     assert isinstance(event, dp.SampledWithoutReplacementDpEvent)
     assert event.event.noise_multiplier == 1.0
 
@@ -63,8 +64,8 @@ def test_event_of_a_record_level_run_has_binomial_weights(records: int, prob: fl
 
 
 def test_event_of_a_search_repeats_that_of_its_run() -> None:
-    event = acc.HyperparameterSearch(ALL[0], 10.0).event()
-    assert (event.mean, event.shape, event.event) == (10.0, 1.0, ALL[0].event())
+    event = acc.HyperparameterSearch(RUN, 10.0).event()
+    assert (event.mean, event.shape, event.event) == (10.0, 1.0, RUN.event())
 
 
 @pytest.mark.parametrize("description", ALL, ids=str)

@@ -33,8 +33,12 @@ def test_delta_of_one_or_more_is_vacuous(delta: float, vacuous: bool) -> None:
 
 
 def test_one_record_per_user_changes_nothing() -> None:
-    assert acc.to_user_level(1.5, 1e-6, 1) == (1.5, pytest.approx(1e-6, rel=1e-12))
-    assert acc.to_record_level(1.5, 1e-6, 1) == (1.5, pytest.approx(1e-6, rel=1e-12))
+    epsilon, delta = acc.to_user_level(1.5, 1e-6, 1)
+    assert epsilon == 1.5
+    assert delta == pytest.approx(1e-6, rel=1e-12)
+    epsilon, delta = acc.to_record_level(1.5, 1e-6, 1)
+    assert epsilon == 1.5
+    assert delta == pytest.approx(1e-6, rel=1e-12)
 
 
 def test_delta_of_two_records_is_delta_times_one_plus_e_to_the_epsilon() -> None:

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.privacy.accounting.one_run import Run
 from fedsim_userdp.privacy.joint import Composition, JointStatement, StatedRun, composed
 from fedsim_userdp.privacy.statement import PrivacyStatement
 
@@ -19,8 +21,13 @@ REPLACED = acc.NoAmplification(3.0, 4, acc.Adjacency.REPLACE_RECORDS)
 FIXED = acc.FixedSize(6.0, 1000, 50, 20)
 
 
-def stated(release: acc.Description | None, seed: int = 0, **changes: object) -> StatedRun:
-    settings = {"level": "nobody" if release is None else "user", "mechanism": "m", "num_users": 1000, "rounds": 20}
+def stated(release: acc.Description | None, seed: int = 0, **changes: Any) -> StatedRun:
+    settings: dict[str, Any] = {
+        "level": "nobody" if release is None else "user",
+        "mechanism": "m",
+        "num_users": 1000,
+        "rounds": 20,
+    }
     settings |= {"delta": None if release is None else DELTA, "release": release}
     settings |= {"records_per_user": getattr(release, "records_per_user", 4)}
     return StatedRun(PrivacyStatement(**{**settings, **changes}), seed)
@@ -90,7 +97,7 @@ def test_record_level_runs_of_one_noise_are_looked_at_as_well() -> None:
 
 
 def test_unlike_runs_are_not_taken_as_copies_of_one() -> None:
-    releases = [USERS, OTHERS, RECORDS, MORE_RECORDS]
+    releases: list[Run] = [USERS, OTHERS, RECORDS, MORE_RECORDS]
     found = composed(releases, DELTA)
     assert found.accountant == "tight"
     assert found.epsilon == acc.epsilon(acc.Composed(tuple(releases)), DELTA, "tight")
@@ -99,7 +106,7 @@ def test_unlike_runs_are_not_taken_as_copies_of_one() -> None:
 
 
 @pytest.mark.parametrize("sampled", [USERS, RECORDS], ids=["users", "records"])
-def test_a_schedule_beside_sampling_is_a_gaussian_that_the_emptied_user_is_always_in(sampled: acc.Description) -> None:
+def test_a_schedule_beside_sampling_is_a_gaussian_that_the_emptied_user_is_always_in(sampled: Run) -> None:
     found = composed([sampled, SCHEDULE], DELTA)
     always = acc.Composed((sampled, acc.UserWise(3.0, 1.0, 4)))
     assert found.epsilon == acc.epsilon(always, DELTA, "pld" if sampled is USERS else "tight")

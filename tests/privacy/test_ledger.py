@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.jsonl"
 
 
-def opened(path: Path, **changed: object) -> Ledger:
+def opened(path: Path, **changed: Any) -> Ledger:
     return Ledger.open(path, **{"delta": DELTA, "run": "c0", **changed})
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def quadrature(noise_multiplier: float, sampling_prob: float, records: int, epsi
     def without(x: float) -> float:
         return float(stats.norm.pdf(x, 0.0, noise_multiplier))
 
-    def gap(x: float, first, second) -> float:
+    def gap(x: float, first: Callable[[float], float], second: Callable[[float], float]) -> float:
         return max(first(x) - math.exp(epsilon) * second(x), 0.0)
 
     ends = (-12.0 * noise_multiplier, records + 12.0 * noise_multiplier)

@@ -6,6 +6,7 @@ suite samples the costly functions; `-m slow` tries 1,000 inputs of each, in at 
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -58,7 +59,7 @@ WORSE = {
     acc.FixedSize: ("noise_multiplier", "cohort_size", "rounds"),
     acc.HyperparameterSearch: ("mean_runs",),
 }
-CASES = {
+CASES: dict[str, tuple[st.SearchStrategy[Any], str, int]] = {
     "user_wise pld": (USER_WISE, "pld", 20),
     "user_wise rdp": (USER_WISE, "rdp", 10),
     "record_level tight": (RECORD_LEVEL, "tight", 20),
@@ -86,7 +87,8 @@ def worsened(description: acc.Description, attribute: str) -> acc.Description:
     caps = {"sampling_prob": 1.0, "records_per_user": 1000, "mean_runs": 1e6}
     caps["cohort_size"] = getattr(description, "num_users", 1)
     more = min(value * 1.3 if isinstance(value, float) else value + max(1, value // 3), caps.get(attribute, 10**9))
-    return dataclasses.replace(description, **{attribute: more})
+    changes: dict[str, Any] = {attribute: more}
+    return dataclasses.replace(description, **changes)
 
 
 def check_monotone(case: str, data: st.DataObject, *, wide: bool) -> None:

@@ -25,7 +25,7 @@ from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.data.writer import StoreWriter
 from fedsim_userdp.federation.engines import InProcessEngine
-from fedsim_userdp.mechanisms import study as task_module
+from fedsim_userdp.mechanisms import study as study_module
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.circumstances import Circumstances, is_add_or_remove
 from fedsim_userdp.mechanisms.folder import RunFolder
@@ -87,7 +87,7 @@ def small_store(folder: Path, num_users: int = 12, seed: int = 0) -> TokenStore:
         return TokenStore(writer.finish(fingerprint=f"small {num_users} {seed}"))
 
 
-def small_task(folder: Path, store: TokenStore, **changes: Any) -> Run:
+def small_run(folder: Path, store: TokenStore, **changes: Any) -> Run:
     """A run on `store` in a run folder; `changes` are fields of the run, its study or its place."""
     split = split_users(store, heldout_users=2, validation_users=0, seed=0)
     selector = changes.get("selector", PoissonSelector(0.4))
@@ -100,7 +100,7 @@ def small_task(folder: Path, store: TokenStore, **changes: Any) -> Run:
         split=replace(split, train=in_order_of_ids(store, split.train)),
         split_seed=0,
         keep_places=not is_add_or_remove(selector, store.num_users, ROUNDS),
-        model=SmallModel(),
+        model=SmallModel(),  # type: ignore[arg-type]
         lora=LoraSettings(rank=2),
         window=12,
         records=RandomRecords(),
@@ -141,22 +141,22 @@ MECHANISMS: dict[str, Callable[..., Mechanism]] = {
 
 
 def run_small(
-    task: Run,
+    run: Run,
     mechanism: str = "user_wise",
     rounds: int = ROUNDS,
     write_results: bool = True,
     key: RunKey = SMALL_KEY,
 ) -> Outcome:
-    """Runs a mechanism and writes its results, all but the plot, into the task's folder; `key` is a seeded run's."""
-    task = with_changes(task, name=mechanism)
-    if task.place.is_resumed:
-        stored = stored_keys(task.checkpoints.path, key if task.noise.is_seeded else None)
-        task = with_changes(task, keys=stored or task.keys)
+    """Runs a mechanism and writes its results, all but the plot, into the run's folder; `key` is a seeded run's."""
+    run = with_changes(run, name=mechanism)
+    if run.place.is_resumed:
+        stored = stored_keys(run.checkpoints.path, key if run.noise.is_seeded else None)
+        run = with_changes(run, keys=stored or run.keys)
     console = Console(file=io.StringIO(), width=100)
     with RunProgress(console) as progress:
-        outcome = MECHANISMS[mechanism](rounds=rounds, records_per_user=2).run(task, progress)
+        outcome = MECHANISMS[mechanism](rounds=rounds, records_per_user=2).run(run, progress)
     if write_results:
-        RunFolder(task.place.folder, console, {"model": "small", "data": "small"}).add(outcome)
+        RunFolder(run.place.folder, console, {"model": "small", "data": "small"}).add(outcome)
     return outcome
 
 
@@ -227,15 +227,15 @@ def dying_at_write(
         yield seen
 
 
-def resumed(task: Run, **changes: Any) -> Run:
+def resumed(run: Run, **changes: Any) -> Run:
     """The run as another process would have it, to be gone on with."""
-    keys = RunKeys.of(SMALL_KEY if task.noise.is_seeded else RunKey.drawn())
-    return with_changes(task, is_resumed=True, **({"keys": keys} | changes))
+    keys = RunKeys.of(SMALL_KEY if run.noise.is_seeded else RunKey.drawn())
+    return with_changes(run, is_resumed=True, **({"keys": keys} | changes))
 
 
-def os_noise(task: Run) -> Run:
-    """The task with a secret run key and noise of the operating system."""
-    return with_changes(task, keys=RunKeys.of(RunKey.drawn()))
+def os_noise(run: Run) -> Run:
+    """The run with a secret run key and noise of the operating system."""
+    return with_changes(run, keys=RunKeys.of(RunKey.drawn()))
 
 
 def remember_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,18 +257,18 @@ def remember_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
 def remember_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes models of one shape be tried out, and the template of their cards be read, once only."""
     answers: dict[str, str | None] = {}
-    real = task_module.why_not_stacked
+    real = study_module.why_not_stacked
 
     def why_not_stacked(model: torch.nn.Module, window: int) -> str | None:
         if repr(model) not in answers:
             answers[repr(model)] = real(model, window)
         return answers[repr(model)]
 
-    monkeypatch.setattr(task_module, "why_not_stacked", why_not_stacked)
+    monkeypatch.setattr(study_module, "why_not_stacked", why_not_stacked)
     monkeypatch.setattr(jinja2.Environment, "compile", cache(jinja2.Environment.compile))
 
 
-def dies_after_release(task: Run, round: int, monkeypatch: pytest.MonkeyPatch, mechanism: str = "user_wise") -> None:
+def dies_after_release(run: Run, round: int, monkeypatch: pytest.MonkeyPatch, mechanism: str = "user_wise") -> None:
     """Runs until `round` was released, and dies before its checkpoint."""
     real = CheckpointFolder.write
 
@@ -280,16 +280,16 @@ def dies_after_release(task: Run, round: int, monkeypatch: pytest.MonkeyPatch, m
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFolder, "write", write)
         with pytest.raises(Killed):
-            run_small(task, mechanism)
+            run_small(run, mechanism)
 
 
-def releases_of(task: Run, mechanism: str = "user_wise") -> tuple[tuple[int, ...], float]:
+def releases_of(run: Run, mechanism: str = "user_wise") -> tuple[tuple[int, ...], float]:
     """The rounds in a run's ledger, and their epsilon."""
     with Ledger.open(
-        task.place.folder / "ledger" / f"{mechanism}-seed0.jsonl", delta=0.05, run="any", noise_source="os"
+        run.place.folder / "ledger" / f"{mechanism}-seed0.jsonl", delta=0.05, run="any", noise_source="os"
     ) as ledger:
         return ledger.rounds, ledger.epsilon()
 
 
-def result_of(task: Run) -> dict[str, float]:
-    return dict(json.loads((task.place.folder / "results.json").read_text())[0])
+def result_of(run: Run) -> dict[str, float]:
+    return dict(json.loads((run.place.folder / "results.json").read_text())[0])

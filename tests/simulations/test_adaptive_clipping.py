@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.simulations.small_runs import (
     dies_after_release,
     resumed,
     run_small,
-    small_task,
+    small_run,
     what_a_run_left,
     with_changes,
 )
@@ -42,13 +43,13 @@ def clip_norms(folder: Path) -> list[float]:
 def test_update_and_count_together_cost_what_the_budget_allows(
     tmp_path: Path, store: TokenStore, selector: ClientSelector
 ) -> None:
-    task = small_task(tmp_path, store, selector=selector)
-    outcome = run_small(task, NAME)
-    plain = calibrated(selector.release(1.0, task.study.num_users, ROUNDS), task.study.target, None, "user")
+    run = small_run(tmp_path, store, selector=selector)
+    outcome = run_small(run, NAME)
+    plain = calibrated(selector.release(1.0, run.study.num_users, ROUNDS), run.study.target, None, "user")
     release = outcome.statement.release
     assert isinstance(release, acc.AdaptiveClipping)
     assert release.run == plain.release
-    assert outcome.row.epsilon == pytest.approx(acc.epsilon(plain.release, 0.05))  # type: ignore[arg-type]
+    assert outcome.row.epsilon == pytest.approx(acc.epsilon(plain.release, 0.05))
     pair = (outcome.row.noise_multiplier**-2 + (2 * release.count_stddev) ** -2) ** -0.5
     assert pair == pytest.approx(plain.noise_multiplier)
     assert outcome.row.noise_multiplier > plain.noise_multiplier * 1.1
@@ -60,22 +61,22 @@ def test_update_and_count_together_cost_what_the_budget_allows(
 
 
 def test_the_clip_norm_of_every_round_is_written_down_and_changes(tmp_path: Path, store: TokenStore) -> None:
-    outcome = run_small(small_task(tmp_path, store), NAME)
+    outcome = run_small(small_run(tmp_path, store), NAME)
     found = clip_norms(tmp_path)
     assert found[0] == outcome.row.clip_norm == 0.3
     assert len(set(found)) == ROUNDS
-    run_small(small_task(tmp_path / "fixed", store), "user_wise")
+    run_small(small_run(tmp_path / "fixed", store), "user_wise")
     assert clip_norms(tmp_path / "fixed") == [0.3] * ROUNDS
 
 
 def test_without_a_budget_the_count_is_exact(tmp_path: Path, store: TokenStore) -> None:
-    task = small_task(tmp_path, store, target=Target(math.inf, 0.05), selector=PoissonSelector(1.0))
-    outcome = run_small(task, NAME)
+    run = small_run(tmp_path, store, target=Target(math.inf, 0.05), selector=PoissonSelector(1.0))
+    outcome = run_small(run, NAME)
     assert (outcome.row.epsilon, outcome.row.noise_multiplier) == (None, 0.0)
     with (tmp_path / "not_private" / "rounds.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["round"] != "0"]
     for row, after in itertools.pairwise(rows):
-        unclipped = 1 - int(row["num_clipped"]) / task.study.num_users
+        unclipped = 1 - int(row["num_clipped"]) / run.study.num_users
         expected = float(row["clip_norm"]) * math.exp(0.5 - unclipped)
         assert float(after["clip_norm"]) == pytest.approx(expected)
 
@@ -83,10 +84,10 @@ def test_without_a_budget_the_count_is_exact(tmp_path: Path, store: TokenStore) 
 def test_a_run_that_died_goes_on_with_the_clip_norm_that_it_had(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_small(small_task(tmp_path / "whole", store), NAME)
-    task = small_task(tmp_path / "broken", store)
-    dies_after_release(task, 3, monkeypatch, NAME)
-    run_small(resumed(task), NAME)
+    run_small(small_run(tmp_path / "whole", store), NAME)
+    run = small_run(tmp_path / "broken", store)
+    dies_after_release(run, 3, monkeypatch, NAME)
+    run_small(resumed(run), NAME)
     assert what_a_run_left(tmp_path / "broken") == what_a_run_left(tmp_path / "whole")
 
 
@@ -94,33 +95,33 @@ def test_a_run_that_died_goes_on_with_the_clip_norm_that_it_had(
 def test_a_checkpoint_without_a_clip_norm_is_refused(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch, clip_norm: object
 ) -> None:
-    task = small_task(tmp_path, store)
-    dies_after_release(task, 3, monkeypatch, NAME)
-    real = type(task.checkpoints).latest
+    run = small_run(tmp_path, store)
+    dies_after_release(run, 3, monkeypatch, NAME)
+    real = type(run.checkpoints).latest
 
     def latest(folder: object) -> object:
         found = real(folder)  # type: ignore[arg-type]
         assert found is not None
         return dataclasses.replace(found, notes={**found.notes, "clip_norm": clip_norm})
 
-    monkeypatch.setattr(type(task.checkpoints), "latest", latest)
+    monkeypatch.setattr(type(run.checkpoints), "latest", latest)
     with pytest.raises(CheckpointError, match=r"the checkpoint of round 2 in .* has no clip norm"):
-        run_small(resumed(task), NAME)
+        run_small(resumed(run), NAME)
 
 
 def test_more_noise_on_the_count_than_the_budget_asks_for_is_a_choice_and_less_is_refused(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = small_task(tmp_path, store)
+    usual = small_run(tmp_path, store)
     needed = calibrated(
-        task.study.selector.release(1.0, task.study.num_users, ROUNDS), task.study.target, None, "user"
+        usual.study.selector.release(1.0, usual.study.num_users, ROUNDS), usual.study.target, None, "user"
     ).noise_multiplier
 
     def run(count_stddev: float, folder: str) -> float:
         made = MECHANISMS[NAME]
         monkeypatch.setitem(MECHANISMS, NAME, lambda **settings: made(**settings, count_stddev=count_stddev))
         try:
-            return run_small(with_changes(task, folder=tmp_path / folder), NAME).row.noise_multiplier
+            return run_small(with_changes(usual, folder=tmp_path / folder), NAME).row.noise_multiplier
         finally:
             monkeypatch.setitem(MECHANISMS, NAME, made)
 
@@ -133,6 +134,6 @@ def test_more_noise_on_the_count_than_the_budget_asks_for_is_a_choice_and_less_i
 @pytest.mark.parametrize(
     "wrong", [{"target_quantile": 0.0}, {"target_quantile": 1.0}, {"clip_learning_rate": 0.0}, {"count_stddev": -1.0}]
 )
-def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"mechanism.{next(iter(wrong))}="):
         UserWiseAdaptive(name=NAME, rounds=1, records_per_user=1, learning_rate=0.1, clip_norm=0.3, **wrong)

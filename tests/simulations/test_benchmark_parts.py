@@ -263,7 +263,7 @@ def test_the_pfl_program_trains_the_same_model(bench: Workbench) -> None:
     other = PflTraining(
         runtimes.fixed_task(bench).build(),
         4,
-        PflSettings(**without_noise, optimizer_fn=torch.optim.SGD),  # type: ignore[arg-type]
+        PflSettings(**without_noise, optimizer_fn=torch.optim.SGD),
     )
     start = own.state
     turns = Alternation("pfl", "in_process", own, Stopwatch(), num_warm=0)

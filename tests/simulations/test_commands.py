@@ -105,7 +105,7 @@ def test_every_run_states_what_it_guarantees(compared: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def task(compared: Path) -> Run:
+def run(compared: Path) -> Run:
     """What the comparison was scored on."""
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return configured_run(
@@ -114,7 +114,7 @@ def task(compared: Path) -> Run:
 
 
 @pytest.mark.parametrize("name", MECHANISMS[1:])
-def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: Path, task: Run, name: str) -> None:
+def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: Path, run: Run, name: str) -> None:
     folder = compared / "adapters" / name
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY_MODEL), folder)
     ids = torch.arange(10, 30).unsqueeze(0)
@@ -122,7 +122,7 @@ def test_each_adapter_reloads_with_peft_to_the_model_that_was_scored(compared: P
         plain = loaded(input_ids=ids).logits
     assert not torch.allclose(loaded(input_ids=ids).logits, plain, atol=1e-4)
     rows = {row["mechanism"]: row for row in json.loads((compared / "results.json").read_text())}
-    assert task.study.perplexity(loaded) == pytest.approx(rows[name]["perplexity"], rel=1e-6)
+    assert run.study.perplexity(loaded) == pytest.approx(rows[name]["perplexity"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", MECHANISMS[1:])

@@ -44,8 +44,8 @@ def test_every_file_is_valid_and_no_adapter_holds_what_is_not_finite(diverged: t
     folder, _ = diverged
     for file in folder.rglob("*.json"):
         json.loads(file.read_text(), parse_constant=no_constant)
-    with (folder / "not_private" / "rounds.csv").open() as file:
-        values = [cell for row in csv.DictReader(file) for cell in row.values()]
+    with (folder / "not_private" / "rounds.csv").open() as rounds:
+        values = [cell for row in csv.DictReader(rounds) for cell in row.values()]
     assert not {"nan", "inf"} & {value.lower() for value in values}
     for path in folder.glob("adapters/*/adapter_model.safetensors"):
         assert all(bool(tensor.isfinite().all()) for tensor in load_file(path).values())

@@ -13,7 +13,7 @@ from fedsim_userdp.mechanisms.plugin_checks import check_follows_key
 from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.selection import ClientSelector, PoissonSelector
-from tests.simulations.small_runs import os_noise, run_small, small_task
+from tests.simulations.small_runs import os_noise, run_small, small_run
 
 pytestmark = pytest.mark.usefixtures("quick_accounting")
 
@@ -42,7 +42,7 @@ def believed(folder: Path) -> list[str]:
 def test_foreign_code_that_draws_or_schedules_is_an_assumption_of_the_statement(
     selector: ClientSelector, tmp_path: Path, store: TokenStore
 ) -> None:
-    run_small(small_task(tmp_path, store, selector=selector))
+    run_small(small_run(tmp_path, store, selector=selector))
     assert len(believed(tmp_path)) == 1
     assert type(selector).__name__ in believed(tmp_path)[0]
 
@@ -50,8 +50,8 @@ def test_foreign_code_that_draws_or_schedules_is_an_assumption_of_the_statement(
 def test_that_cohorts_of_ones_own_are_secret_is_assumed(tmp_path: Path, store: TokenStore) -> None:
     statements = {}
     for name, selector in {"own": PoissonSelector(0.4), "sampled": SaysPoisson(0.4), "cycle": EveryOtherUser()}.items():
-        task = small_task(tmp_path / name, store, selector=selector)
-        statements[name] = run_small(os_noise(task)).statement
+        run = small_run(tmp_path / name, store, selector=selector)
+        statements[name] = run_small(os_noise(run)).statement
     assert "no file that is to be published tells either" in statements["own"].noise
     assert "the cohorts are kept secret" in statements["own"].assumptions
     assert "secret as well is assumed: tests." in statements["sampled"].noise
@@ -73,6 +73,6 @@ def test_cohorts_that_are_the_same_under_any_key_are_refused() -> None:
 
 
 def test_this_packages_own_sampling_needs_no_such_assumption(tmp_path: Path, store: TokenStore) -> None:
-    run_small(small_task(tmp_path, store))
+    run_small(small_run(tmp_path, store))
     assert assumptions(tmp_path)
     assert believed(tmp_path) == []

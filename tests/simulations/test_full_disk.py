@@ -18,7 +18,7 @@ from tests.simulations.small_runs import (
     dying_at_write,
     resumed,
     run_small,
-    small_task,
+    small_run,
     what_a_run_left,
 )
 
@@ -34,21 +34,21 @@ def full() -> OSError:
 def test_a_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_small(small_task(tmp_path / "whole", store), "user_wise", ROUNDS)
+    run_small(small_run(tmp_path / "whole", store), "user_wise", ROUNDS)
     expected = what_a_run_left(tmp_path / "whole")
     number, said = 0, set[str]()
     while True:
         number += 4
-        task = small_task(tmp_path / str(number), store)
+        run = small_run(tmp_path / str(number), store)
         with dying_at_write(number, torn=True, monkeypatch=monkeypatch, error_fn=full) as writes:
             try:
-                run_small(task, "user_wise", ROUNDS)
+                run_small(run, "user_wise", ROUNDS)
             except REFUSALS as error:
                 said.add(sentence(error))
         if len(writes) < number:
             break
-        run_small(resumed(task), "user_wise", ROUNDS)
-        assert what_a_run_left(task.place.folder) == expected
+        run_small(resumed(run), "user_wise", ROUNDS)
+        assert what_a_run_left(run.place.folder) == expected
     assert said
     assert all("No space left on device; make room and start again" in one for one in said)
 
@@ -57,7 +57,7 @@ def test_a_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
 def test_a_really_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
     tmp_path: Path, store: TokenStore
 ) -> None:
-    run_small(small_task(tmp_path / "whole", store), "user_wise", ROUNDS)
+    run_small(small_run(tmp_path / "whole", store), "user_wise", ROUNDS)
     expected = what_a_run_left(tmp_path / "whole")
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -66,18 +66,18 @@ def test_a_really_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is
     try:
         failed_at = set[str]()
         for free in range(0, 120, 8):
-            task = small_task(disk / "run", store)
+            run = small_run(disk / "run", store)
             filler = disk / "filler"
             filler.write_bytes(bytes((1024 - 4 * 4 - free) * 1024))
             try:
-                run_small(task, "user_wise", ROUNDS)
+                run_small(run, "user_wise", ROUNDS)
             except REFUSALS as error:
                 said = sentence(error)
                 failed_at.add(Path(said.split(":")[0]).name if "No space left on device" in said else said)
             filler.unlink()
-            run_small(resumed(task), "user_wise", ROUNDS)
-            assert what_a_run_left(task.place.folder) == expected
-            shutil.rmtree(task.place.folder)
+            run_small(resumed(run), "user_wise", ROUNDS)
+            assert what_a_run_left(run.place.folder) == expected
+            shutil.rmtree(run.place.folder)
         assert len(failed_at) > 3, "the disk should have been full at several places"
         assert all(" " not in place for place in failed_at), "something else was said than which file found no room"
     finally:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -111,8 +112,8 @@ def test_every_setting_of_every_command_is_known() -> None:
 class HydraNode(dict[str, object]):
     """Hydra's own settings, as far as they are looked at."""
 
-    def __init__(self, handlers: dict[str, object], **others: object) -> None:
-        whole = {"callbacks": {}, "job_logging": {"handlers": handlers}, "hydra_logging": {}, **others}
+    def __init__(self, handlers: dict[str, Any], **others: Any) -> None:
+        whole: dict[str, Any] = {"callbacks": {}, "job_logging": {"handlers": handlers}, "hydra_logging": {}, **others}
         super().__init__({key: OmegaConf.create(value) for key, value in whole.items()})
 
 

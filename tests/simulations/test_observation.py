@@ -20,7 +20,7 @@ from fedsim_userdp.report.audit import AuditedClaim, observers, summary
 from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector, PoissonSelector
 from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
-from tests.simulations.small_runs import os_noise, small_task
+from tests.simulations.small_runs import os_noise, small_run
 
 CLAIMS = (0.5, 1.0)
 SELECTORS = {"poisson": PoissonSelector(0.4), "fixed size": FixedSizeSelector(12), "cyclic": CyclicSelector(12)}
@@ -36,10 +36,10 @@ def settings_of(epsilons: tuple[float, ...]) -> AuditSettings:
 def audited(
     folder: Path, store: TokenStore, source: str, epsilons: tuple[float, ...] = CLAIMS, **changes: Any
 ) -> list[AuditedClaim]:
-    task = small_task(folder, store, target=Target(8.0, 1e-6), **changes)
+    run = small_run(folder, store, target=Target(8.0, 1e-6), **changes)
     mechanism = UserWise(name="user_wise", learning_rate=0.05, clip_norm=0.3, rounds=6, records_per_user=2)
     session = AuditSession(
-        os_noise(task) if source == "os" else task, mechanism, settings_of(epsilons),
+        os_noise(run) if source == "os" else run, mechanism, settings_of(epsilons),
         StepProgress(Console(file=io.StringIO())),
     )  # fmt: skip
     return [session.audit(epsilon) for epsilon in epsilons]

@@ -3,26 +3,29 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
+from transformers import PreTrainedTokenizerBase
 
 from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.store import open_store
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.settings import TokenSettings
 from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.simulations.configured import configured_run
 from tests.data.sources import MemoryCorpus, WordTokenizer
-from tests.simulations.small_runs import small_store, small_task, with_changes
+from tests.simulations.small_runs import small_run, small_store, with_changes
 
 K = 3
 NUM_SENDERS, NUM_PEOPLE = 20, 30
 WORDS = ["gas", "desk", "opens", "nine", "today", "send", "curve", "before", "lunch", "contract", "phone", "meeting"]
 
 
-def write_messages(path: Path, seed: int = 0) -> list[dict[str, object]]:
+def write_messages(path: Path, seed: int = 0) -> list[dict[str, Any]]:
     """Messages to up to four people each; every text is told apart by its number."""
     generator = np.random.default_rng(seed)
     rows = []
@@ -46,24 +49,24 @@ def settings(tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def task_of(settings: list[str], folder: Path):
+def run_of(settings: list[str], folder: Path) -> Run:
     with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
         return configured_run(compose("run", overrides=settings), folder)
 
 
-def numbers_of(records: list[np.ndarray], tokenizer) -> list[int]:
+def numbers_of(records: list[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Which messages these token ids are."""
     return [int(tokenizer.decode(record).split()[0]) for record in records]
 
 
 def test_nobody_owns_more_than_k_records_of_the_pool_of_a_centralized_run(settings: list[str], tmp_path: Path) -> None:
-    task = task_of([*settings, "mechanism=group_privacy"], tmp_path)
+    run = run_of([*settings, "mechanism=group_privacy"], tmp_path)
     rows = write_messages(tmp_path / "mail.jsonl")
-    pool = numbers_of([unit.records[0] for unit in task.pool(K).units], task.study.model.load_tokenizer())
+    pool = numbers_of([unit.records[0] for unit in run.pool(K).units], run.study.model.load_tokenizer())
     owned = Counter(person for number in pool for person in {rows[number]["user_id"], *rows[number]["to"]})
     assert max(owned.values()) == K
     assert len(pool) == len(set(pool)) >= K
-    training = {task.study.store.user_id(int(user)) for user in task.study.split.train}
+    training = {run.study.store.user_id(int(user)) for user in run.study.split.train}
     assert {rows[number]["user_id"] for number in pool} <= training
     # Nothing was left out for nothing: any other record of a training user has an owner who has k already.
     for number, row in enumerate(rows):
@@ -72,22 +75,22 @@ def test_nobody_owns_more_than_k_records_of_the_pool_of_a_centralized_run(settin
 
 
 def test_capping_each_user_alone_would_break_the_bound(settings: list[str], tmp_path: Path) -> None:
-    task = task_of([o for o in settings if not o.startswith("data.owners")], tmp_path)
+    run = run_of([o for o in settings if not o.startswith("data.owners")], tmp_path)
     rows = write_messages(tmp_path / "mail.jsonl")
-    pool = numbers_of([unit.records[0] for unit in task.pool(K).units], task.study.model.load_tokenizer())
+    pool = numbers_of([unit.records[0] for unit in run.pool(K).units], run.study.model.load_tokenizer())
     owned = Counter(person for number in pool for person in {rows[number]["user_id"], *rows[number]["to"]})
     assert max(owned.values()) > 2 * K
 
 
 def test_another_persons_text_never_changes_which_records_are_used(settings: list[str], tmp_path: Path) -> None:
-    before = task_of(settings, tmp_path)
+    before = run_of(settings, tmp_path)
     rows = write_messages(tmp_path / "mail.jsonl")
     for row in rows:
         if row["user_id"] == "p1" or "p1" in row["to"]:
             row["text"] = "" if row["user_id"] == "p1" else "x " + str(row["text"])
     (tmp_path / "mail.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    after = with_changes(task_of(settings, tmp_path), keys=before.keys)
-    pools = [task.pool(K) for task in (before, after)]
+    after = with_changes(run_of(settings, tmp_path), keys=before.keys)
+    pools = [run.pool(K) for run in (before, after)]
     assert pools[0].places.tolist() == pools[1].places.tolist()
     for place, *units in zip(pools[0].places, *(pool.units for pool in pools), strict=True):
         row = rows[int(place)]
@@ -96,10 +99,10 @@ def test_another_persons_text_never_changes_which_records_are_used(settings: lis
 
 
 def test_delta_counts_everybody_who_is_protected(settings: list[str], tmp_path: Path) -> None:
-    task = task_of(settings, tmp_path)
-    assert task.study.num_users == NUM_SENDERS - 4
-    assert task.study.num_protected == NUM_PEOPLE
-    assert task.study.target.delta == pytest.approx(NUM_PEOPLE**-1.1)
+    run = run_of(settings, tmp_path)
+    assert run.study.num_users == NUM_SENDERS - 4
+    assert run.study.num_protected == NUM_PEOPLE
+    assert run.study.target.delta == pytest.approx(NUM_PEOPLE**-1.1)
 
 
 @pytest.mark.parametrize("mechanism", ["group_privacy", "example_level_tight"])
@@ -162,7 +165,7 @@ def test_no_pool_has_a_record_longer_than_the_window_whoever_owns_it(tmp_path: P
     owned = MemoryCorpus([Record("a", "one two three four five", ("b",)), Record("b", "one two", ("a",))])
     with_owners = open_store(owned, WordTokenizer(), TokenSettings(window=16, min_words=0, min_tokens=2), tmp_path)
     for store, origin in ((plain, "records=RandomRecords"), (with_owners, "the store of records with several owners")):
-        task = small_task(tmp_path / "run", plain)
-        assert len(with_changes(task, store=store, window=12).pool(3))
+        run = small_run(tmp_path / "run", plain)
+        assert len(with_changes(run, store=store, window=12).pool(3))
         with pytest.raises(ConfigError, match=rf"^{origin} returned a record of more than tokens\.window = 5 tokens$"):
-            with_changes(task, store=store, window=5).pool(3)
+            with_changes(run, store=store, window=5).pool(3)

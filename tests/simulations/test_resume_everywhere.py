@@ -27,8 +27,8 @@ from tests.simulations.small_runs import (
     result_of,
     resumed,
     run_small,
+    small_run,
     small_store,
-    small_task,
     what_a_run_left,
     with_changes,
 )
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("quick_accounting")
 def undisturbed(folder: Path, store: TokenStore, mechanism: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs without a fault; returns its writes."""
     with dying_at_write(10**9, torn=False, monkeypatch=monkeypatch) as writes:
-        run_small(small_task(folder, store), mechanism, ROUNDS)
+        run_small(small_run(folder, store), mechanism, ROUNDS)
     return writes
 
 
@@ -48,21 +48,21 @@ def dies_everywhere(
     tmp_path: Path, store: TokenStore, mechanism: str, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str] = KINDS
 ) -> None:
     """Dies at every write of these kinds in turn, before it and in the middle of it, and checks the end of each run."""
-    run_small(small_task(tmp_path / "first", store), mechanism, ROUNDS)  # the accounting's answers are cached now
+    run_small(small_run(tmp_path / "first", store), mechanism, ROUNDS)  # the accounting's answers are cached now
     writes = undisturbed(tmp_path / "whole", store, mechanism, monkeypatch)
     expected = what_a_run_left(tmp_path / "whole")
     assert {"fsync", "replace"} <= set(writes)
     for number in [number for number, kind in enumerate(writes, start=1) if kind in kinds]:
         for torn in (False, True) if writes[number - 1] in ("write", "fsync") else (False,):
-            task = small_task(tmp_path / f"{number} {torn}", store)
+            run = small_run(tmp_path / f"{number} {torn}", store)
             with dying_at_write(number, torn=torn, monkeypatch=monkeypatch), pytest.raises(Killed):
-                run_small(task, mechanism, ROUNDS)
-            run_small(resumed(task), mechanism, ROUNDS)
-            left = what_a_run_left(task.place.folder)
+                run_small(run, mechanism, ROUNDS)
+            run_small(resumed(run), mechanism, ROUNDS)
+            left = what_a_run_left(run.place.folder)
             different = [name for name in expected if left.get(name) != expected[name]]
             assert not different, f"died at write {number} ({writes[number - 1]}, torn: {torn}): {different}"
             assert left.keys() == expected.keys()
-            assert not list(task.place.folder.rglob(".*")), "something temporary was left behind"
+            assert not list(run.place.folder.rglob(".*")), "something temporary was left behind"
 
 
 def test_a_run_that_dies_at_any_write_ends_as_if_it_had_not(
@@ -82,43 +82,43 @@ def test_every_mechanism_that_dies_at_any_change_of_a_file_ends_as_if_it_had_not
 def test_a_checkpoint_of_other_settings_data_or_code_is_refused_with_the_difference(
     tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = small_task(tmp_path / "run", store)
-    run_small(task)
+    run = small_run(tmp_path / "run", store)
+    run_small(run)
     other = small_store(tmp_path / "other", seed=1)
     with pytest.raises(CheckpointError, match=r"settings was the settings and is others.*allow_changes=true"):
-        run_small(resumed(task, settings="others"))
+        run_small(resumed(run, settings="others"))
     for allow_changes in (False, True):
-        changed = resumed(task, store=other, fingerprint={"data": "other"}, allow_changes=allow_changes)
+        changed = resumed(run, store=other, fingerprint={"data": "other"}, allow_changes=allow_changes)
         with pytest.raises(CheckpointError, match=r"data was absent and is other.*data cannot change within a run"):
             run_small(changed)
     with monkeypatch.context() as patch:
         patch.setattr("fedsim_userdp.mechanisms.run.code_versions", lambda: {**code_versions(), "fedsim_userdp": "9.9"})
         with pytest.raises(CheckpointError, match=rf"fedsim_userdp was {__version__} and is 9.9"):
-            run_small(resumed(task))
+            run_small(resumed(run))
 
 
 def test_changes_can_be_allowed_but_not_of_the_promise(
     tmp_path: Path, store: TokenStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = small_task(tmp_path, store)
+    run = small_run(tmp_path, store)
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", stopping_after(2, Journal.append))
         with pytest.raises(Killed):
-            run_small(task)
-    changed = resumed(task, settings="others", allow_changes=True)
+            run_small(run)
+    changed = resumed(run, settings="others", allow_changes=True)
     released = {"noise_source": "os", "keys": RunKeys.of(RunKey.drawn())}
     for wrong in ({"target": Target(4.0, 0.05)}, released, {"selector": PoissonSelector(0.5)}):
         with pytest.raises(CheckpointError, match=r"its ledger would be wrong|another noise.source"):
             run_small(with_changes(changed, **wrong))
     run_small(changed)
     assert "settings was the settings and is others" in caplog.text
-    assert releases_of(task)[0] == (1, 2, 3)
-    assert result_of(task)["rounds"] == 3
-    assert [row["round"] for row in rounds_of(task)] == ["0", "1", "2"], "the third was released with other settings"
+    assert releases_of(run)[0] == (1, 2, 3)
+    assert result_of(run)["rounds"] == 3
+    assert [row["round"] for row in rounds_of(run)] == ["0", "1", "2"], "the third was released with other settings"
 
 
-def rounds_of(task: Run) -> list[dict[str, str]]:
-    with (task.place.folder / "not_private" / "rounds.csv").open() as file:
+def rounds_of(run: Run) -> list[dict[str, str]]:
+    with (run.place.folder / "not_private" / "rounds.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -136,11 +136,11 @@ def stopping_after(times: int, real: Callable[..., None]) -> Callable[..., None]
 
 
 def test_a_folder_that_holds_a_run_is_not_begun_anew(tmp_path: Path, store: TokenStore) -> None:
-    task = small_task(tmp_path, store)
-    run_small(task)
+    run = small_run(tmp_path, store)
+    run_small(run)
     before = what_a_run_left(tmp_path)
     with pytest.raises(ConfigError, match="holds a run already: go on with it, or choose"):
-        run_small(task)
+        run_small(run)
     assert what_a_run_left(tmp_path) == before
 
 
@@ -148,8 +148,8 @@ def test_a_folder_that_holds_a_run_is_not_begun_anew(tmp_path: Path, store: Toke
 def test_a_damaged_checkpoint_costs_a_round_and_a_damaged_journal_is_refused(
     tmp_path: Path, store: TokenStore, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = small_task(tmp_path, store)
-    run_small(task)
+    run = small_run(tmp_path, store)
+    run_small(run)
     before = what_a_run_left(tmp_path)
     place = tmp_path / "not_private" / "checkpoints" / "user_wise-seed0"
     file = place / damage if damage == "rounds.jsonl" else place / "round-00000003" / damage
@@ -158,9 +158,9 @@ def test_a_damaged_checkpoint_costs_a_round_and_a_damaged_journal_is_refused(
     file.write_bytes(content)
     if damage == "rounds.jsonl":
         with pytest.raises(CheckpointError, match=r"rounds\.jsonl is missing or was changed"):
-            run_small(resumed(task))
+            run_small(resumed(run))
         return
-    run_small(resumed(task))
+    run_small(resumed(run))
     assert what_a_run_left(tmp_path) == before
     assert "round-00000003 is damaged" in caplog.text
 
@@ -181,13 +181,13 @@ def test_a_run_ends_with_the_same_cohorts_however_often_it_dies(
         return cohort
 
     for name in drawn:
-        task = small_task(tmp_path / name, store)
+        run = small_run(tmp_path / name, store)
         with monkeypatch.context() as patch:
             patch.setattr("fedsim_userdp.participation.draw_cohort", watch(name))
             if name == "broken":
-                dies_after_release(task, 1, monkeypatch)
-                dies_after_release(resumed(task), 2, monkeypatch)
-                task = resumed(task)
-            run_small(task)
+                dies_after_release(run, 1, monkeypatch)
+                dies_after_release(resumed(run), 2, monkeypatch)
+                run = resumed(run)
+            run_small(run)
     assert [round for round, _ in drawn["broken"]] == [1, 1, 2, 2, 3]
     assert set(drawn["broken"]) == set(drawn["whole"])

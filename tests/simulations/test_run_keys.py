@@ -33,7 +33,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return small_settings(write_jsonl(folder / "texts.jsonl", num_users=40), folder / "cache")
 
 
-def task_of(folder: Path, settings: Sequence[str], *changes: str) -> Run:
+def run_of(folder: Path, settings: Sequence[str], *changes: str) -> Run:
     GlobalHydra.instance().clear()
     names = {change.split("=")[0] for change in changes}
     kept = [one for one in settings if one.split("=")[0] not in names]
@@ -41,9 +41,9 @@ def task_of(folder: Path, settings: Sequence[str], *changes: str) -> Run:
         return configured_run(compose("run", overrides=[*kept, f"output_dir={folder}", *changes]), folder)
 
 
-def cohorts(task: Run) -> list[tuple[int, ...]]:
-    hashes = task.study.population.id_hashes
-    return [tuple(draw_cohort(task.study.selector, hashes, round, task.keys.run).tolist()) for round in range(1, 9)]
+def cohorts(run: Run) -> list[tuple[int, ...]]:
+    hashes = run.study.population.id_hashes
+    return [tuple(draw_cohort(run.study.selector, hashes, round, run.keys.run).tolist()) for round in range(1, 9)]
 
 
 OTHER_RUNS = [
@@ -63,25 +63,25 @@ SAME_RUN = [
 def test_every_setting_that_a_release_depends_on_gives_noise_and_cohorts_of_its_own(
     tmp_path: Path, settings: list[str]
 ) -> None:
-    tasks = [task_of(tmp_path, settings, *changes) for changes in ([], *OTHER_RUNS)]
-    keys = [task.keys.run.secret for task in tasks]
+    runs = [run_of(tmp_path, settings, *changes) for changes in ([], *OTHER_RUNS)]
+    keys = [run.keys.run.secret for run in runs]
     assert len(set(keys)) == len(keys)
-    drawn = np.stack([task.noise.standard_normal(4000, 1) for task in tasks])
+    drawn = np.stack([run.noise.standard_normal(4000, 1) for run in runs])
     assert np.abs(np.corrcoef(drawn) - np.eye(len(drawn))).max() < 6 / 4000**0.5
-    assert len({tuple(cohorts(task)) for task in tasks}) == len(tasks)
+    assert len({tuple(cohorts(run)) for run in runs}) == len(runs)
 
 
 @pytest.mark.parametrize("changes", SAME_RUN, ids=lambda changes: changes[0])
 def test_what_no_release_depends_on_changes_no_key(tmp_path: Path, settings: list[str], changes: list[str]) -> None:
-    assert task_of(tmp_path, settings, *changes).keys.run == task_of(tmp_path, settings).keys.run
+    assert run_of(tmp_path, settings, *changes).keys.run == run_of(tmp_path, settings).keys.run
 
 
 def test_the_key_follows_from_the_data_and_not_from_where_they_lie(tmp_path: Path, settings: list[str]) -> None:
-    own = task_of(tmp_path, settings).keys.run
+    own = run_of(tmp_path, settings).keys.run
     copied = write_jsonl(tmp_path / "elsewhere.jsonl", num_users=40)
-    assert task_of(tmp_path, settings, f"data.path={copied}").keys.run == own
+    assert run_of(tmp_path, settings, f"data.path={copied}").keys.run == own
     other = write_jsonl(tmp_path / "other.jsonl", num_users=41)
-    assert task_of(tmp_path, settings, f"data.path={other}").keys.run != own
+    assert run_of(tmp_path, settings, f"data.path={other}").keys.run != own
 
 
 def test_another_version_of_ones_own_code_is_another_run(
@@ -93,12 +93,18 @@ def test_another_version_of_ones_own_code_is_another_run(
         (tmp_path / f"{name}.py").write_text(text)
     keys = []
     for name in ("choice_one", "choice_two"):
-        changed = OmegaConf.merge(composed(settings), {"selection": {"_target_": f"{name}.EveryOtherUser"}})
+        changed = merged(settings, {"selection": {"_target_": f"{name}.EveryOtherUser"}})
         keys.append(settings_digest(changed))
         (tmp_path / "choice_one.py").write_text((tmp_path / "choice_two.py").read_text())
         keys.append(settings_digest(changed))
     assert keys[0] != keys[1], "the file changed"
     assert keys[2] == keys[3], "this one did not"
+
+
+def merged(settings: Sequence[str], changes: dict[str, object]) -> DictConfig:
+    config = OmegaConf.merge(composed(settings), changes)
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def package(folder: Path) -> Path:
@@ -122,7 +128,7 @@ def test_another_version_of_what_ones_own_package_holds_is_another_run(
     for name in ("helped", "helped.chooser", "helped.table"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     folder = package(tmp_path)
-    target = OmegaConf.merge(composed(settings), {"selection": {"_target_": "helped.chooser.Choice"}})
+    target = merged(settings, {"selection": {"_target_": "helped.chooser.Choice"}})
     before = settings_digest(target)
     assert settings_digest(target) == before
     (folder / changed).write_text("SIZE = 2\n")
@@ -137,7 +143,7 @@ def test_another_version_of_what_ones_own_file_imports_from_beside_it_is_another
     (tmp_path / "lone_helper.py").write_text("from lone_table import SIZE\nimport lone_choice\n")
     for name in ("lone_table", "lone_unrelated"):
         (tmp_path / f"{name}.py").write_text("SIZE = 1\n")
-    target = OmegaConf.merge(composed(settings), {"selection": {"_target_": "lone_choice.Choice"}})
+    target = merged(settings, {"selection": {"_target_": "lone_choice.Choice"}})
     digests = [settings_digest(target)]
     for name in ("lone_unrelated", "lone_table", "lone_helper"):
         with (tmp_path / f"{name}.py").open("a") as file:
@@ -155,26 +161,26 @@ def composed(settings: Sequence[str]) -> DictConfig:
 
 def test_nothing_of_a_release_follows_from_what_it_publishes(tmp_path: Path, settings: list[str]) -> None:
     """Whoever knows seed, settings and all data draws the seeded cohorts; those of two releases are others."""
-    released = [task_of(tmp_path / name, settings, "noise.source=os") for name in ("a", "b")]
+    released = [run_of(tmp_path / name, settings, "noise.source=os") for name in ("a", "b")]
     guessed = RunKey.seeded(0, released[0].identity)
-    assert all(isinstance(task.noise, OperatingSystemNoise) and not task.keys.run.is_seeded for task in released)
-    assert len({task.keys.run.secret for task in released} | {guessed.secret}) == 3
-    drawn = [cohorts(task) for task in released]
+    assert all(isinstance(run.noise, OperatingSystemNoise) and not run.keys.run.is_seeded for run in released)
+    assert len({run.keys.run.secret for run in released} | {guessed.secret}) == 3
+    drawn = [cohorts(run) for run in released]
     hashes = released[0].study.population.id_hashes
     guess = [tuple(draw_cohort(released[0].study.selector, hashes, round, guessed).tolist()) for round in range(1, 9)]
     assert len({tuple(found) for found in (*drawn, guess)}) == 3
-    seeded = task_of(tmp_path / "c", settings)
+    seeded = run_of(tmp_path / "c", settings)
     assert cohorts(seeded) == guess, "what the statement of a seeded run says"
 
 
 def test_records_and_masks_of_a_release_are_as_secret_as_its_cohorts(tmp_path: Path, settings: list[str]) -> None:
-    tasks = [task_of(tmp_path / name, settings, "noise.source=os") for name in ("a", "b")]
+    runs = [run_of(tmp_path / name, settings, "noise.source=os") for name in ("a", "b")]
     chosen = [
-        [[record.tolist() for record in unit.records] for unit in task.training_users(2).units(range(20), 1)]
-        for task in tasks
+        [[record.tolist() for record in unit.records] for unit in run.training_users(2).units(range(20), 1)]
+        for run in runs
     ]
     assert chosen[0] != chosen[1]
-    pools = [[unit.records[0].tolist() for unit in task.pool(2).units] for task in tasks]
+    pools = [[unit.records[0].tolist() for unit in run.pool(2).units] for run in runs]
     assert pools[0] != pools[1]
 
 
@@ -197,13 +203,13 @@ def test_whatever_class_is_not_the_packages_is_named_as_an_assumption(
     tmp_path: Path, settings: list[str], key: str, kind: type
 ) -> None:
     name = f"{kind.__module__}.{kind.__qualname__}"
-    assert task_of(tmp_path, settings, f"{key}._target_={name}").study.circumstances.foreign == (name,)
-    assert task_of(tmp_path, settings).study.circumstances.foreign == ()
+    assert run_of(tmp_path, settings, f"{key}._target_={name}").study.circumstances.foreign == (name,)
+    assert run_of(tmp_path, settings).study.circumstances.foreign == ()
 
 
 def test_what_the_packages_own_functions_fetch_from_elsewhere_is_named(tmp_path: Path, settings: list[str]) -> None:
-    fetched = {"data": {"_target_": "fedsim_userdp.mechanisms.identity.locate", "path": "x.y"}}
-    assert named_foreign(OmegaConf.merge(composed(settings), fetched)) == ("fedsim_userdp.mechanisms.identity.locate",)
+    fetched: dict[str, object] = {"data": {"_target_": "fedsim_userdp.mechanisms.identity.locate", "path": "x.y"}}
+    assert named_foreign(merged(settings, fetched)) == ("fedsim_userdp.mechanisms.identity.locate",)
     with pytest.raises(ConfigError, match="a callback is code"):
         complete_arguments("run", ["+hydra.callbacks.x._target_=mine.X"])
 

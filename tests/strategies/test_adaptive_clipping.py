@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fedsim_userdp.federation.client_app import make_client_app
+from fedsim_userdp.federation.client_app import TrainFn, make_client_app
 from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import TrainRequest, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
@@ -53,7 +54,7 @@ class Run:
         noise_multiplier: float = 0.0,
         clip_norm: float = 1.0,
         num_nodes: int = 1,
-        train_fn: object = linear_norms,
+        train_fn: TrainFn = linear_norms,
     ) -> None:
         self.replies: list[RoundReplies] = []
         self.states: list[ServerState] = []
@@ -74,7 +75,7 @@ class Run:
             lambda round, answers: None,
             self.remember,
         )
-        grid = InProcessGrid(make_client_app(train_fn), num_nodes)  # type: ignore[arg-type]
+        grid = InProcessGrid(make_client_app(train_fn), num_nodes)
         run_rounds(strategy, grid, to_arrays(start), Rounds(first, rounds))
 
     def remember(self, round: int, replies: RoundReplies, state: ServerState) -> None:
@@ -151,7 +152,7 @@ def test_a_strategy_that_goes_on_where_another_stopped_does_the_same() -> None:
         {"num_nonfinite": 10**6},
     ],
 )
-def test_an_answer_with_counts_that_its_users_cannot_have_is_dropped_whole(counts: dict[str, int]) -> None:
+def test_an_answer_with_counts_that_its_users_cannot_have_is_dropped_whole(counts: dict[str, Any]) -> None:
     def lying(request: TrainRequest) -> CohortUpdate:
         update = linear_norms(request)
         return replace(update, clipped=replace(update.clipped, **counts)) if 0 in request.users else update

@@ -1,10 +1,11 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Error, Message
+from flwr.app import ConfigRecord, Error, Message
 from flwr.clientapp import ClientApp
 from scipy import stats
 from torch import Tensor
@@ -16,11 +17,11 @@ from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds
 from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy.clipping import clip_and_sum
-from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.privacy.noise import NoiseStream, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import FixedSizeSelector, PoissonSelector
+from fedsim_userdp.selection import ClientSelector, FixedSizeSelector, PoissonSelector
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
-from fedsim_userdp.strategies.user_level_dp import UserLevelDP, UserLevelSettings
+from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.cohort import CohortUpdate, zero_update
 from fedsim_userdp.training.schedule import LearningRate
 
@@ -47,7 +48,7 @@ class Run:
         num_users: int = 10,
         num_nodes: int = 1,
         rounds: int = 1,
-        selector: object = None,
+        selector: ClientSelector | None = None,
         seed: int = 0,
         app: ClientApp | None = None,
     ) -> None:
@@ -74,7 +75,7 @@ class Run:
         run_rounds(self.strategy, grid, to_arrays(self.start), Rounds(1, rounds))
         self.moved = -torch.cat([self.strategy.optimizer.state[name] for name in ("a", "b")]).double()
 
-    def remember(self, round: int, replies: RoundReplies, state: dict[str, Tensor]) -> None:
+    def remember(self, round: int, replies: RoundReplies, state: ServerState) -> None:
         self.events.append(f"done {round}")
         self.replies.append(replies)
 
@@ -112,9 +113,9 @@ def test_noise_goes_in_before_the_server_optimizer() -> None:
     seen: list[Tensor] = []
 
     class Watched(torch.optim.Adam):
-        def step(self, closure: None = None) -> None:
+        def step(self, closure: Any = None) -> Any:
             seen.append(torch.cat([p.grad.flatten() for g in self.param_groups for p in g["params"]]))
-            super().step(closure)
+            return super().step(closure)
 
     run = Run(noise_multiplier=2.0)
     optimizer = ServerOptimizer(run.start, Watched, ONE)
@@ -132,7 +133,7 @@ def test_a_ledger_that_refuses_stops_the_run_before_any_noise_is_drawn() -> None
     class Counting:
         is_seeded, calls = True, 0
 
-        def standard_normal(self, size: int, round: int) -> np.ndarray:
+        def standard_normal(self, size: int, round: int, stream: NoiseStream = "noise") -> np.ndarray:
             self.calls += 1
             return np.zeros(size)
 
@@ -205,7 +206,7 @@ def test_a_second_answer_of_a_node_is_not_counted() -> None:
     run = Run(num_users=2, num_nodes=2)
     strategy = run.strategy
     grid = InProcessGrid(make_client_app(constant_update), 2)
-    messages = list(strategy.configure_train(2, to_arrays(run.start), None, grid))
+    messages = list(strategy.configure_train(2, to_arrays(run.start), ConfigRecord(), grid))
     replies = list(grid.send_and_receive(messages))
     before = strategy.optimizer.state["a"]
     strategy.aggregate_train(2, [*replies, *replies, replies[0]])

@@ -1,5 +1,6 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,13 +31,23 @@ def records(num: int = 6) -> list[Unit]:
     return [Unit(u.index, u.records[:1]) for u in ragged_units(num)]
 
 
-def opacus_step(model: PeftModel, **changes: float) -> OpacusStep:
-    settings = {"clip_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "max_tokens": 40} | changes
+def opacus_step(model: PeftModel, **changes: Any) -> OpacusStep:
+    settings: dict[str, Any] = {
+        "clip_norm": 0.1,
+        "noise_multiplier": 0.0,
+        "expected_batch_size": 4.0,
+        "max_tokens": 40,
+    } | changes
     return OpacusStep(model, torch.optim.SGD, ONE, noise=SeededNoise(KEY), key=KEY, window=16, **settings)
 
 
-def stacked_step(model: PeftModel, **changes: float) -> StackedStep:
-    settings = {"clip_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "max_tokens": 40} | changes
+def stacked_step(model: PeftModel, **changes: Any) -> StackedStep:
+    settings: dict[str, Any] = {
+        "clip_norm": 0.1,
+        "noise_multiplier": 0.0,
+        "expected_batch_size": 4.0,
+        "max_tokens": 40,
+    } | changes
     return StackedStep(StackedGradients(model), torch.optim.SGD, ONE, noise=SeededNoise(KEY), key=KEY, **settings)
 
 
@@ -53,7 +64,7 @@ def released_update(
     return {name: before[name] - tensor for name, tensor in trainable_state(model).items()}
 
 
-def flat(state: dict[str, torch.Tensor]) -> torch.Tensor:
+def flat(state: Mapping[Any, torch.Tensor]) -> torch.Tensor:
     return torch.cat([state[name].flatten() for name in sorted(state)]).double()
 
 
@@ -145,7 +156,7 @@ def test_records_are_sampled_independently_at_the_stated_rate_and_a_wrong_rate_i
         return StepReport(step, len(units), 0, 0, 0.0)
 
     settings = CentralSettings(steps=200, sampling_prob=0.1, key=RunKey.seeded(5))
-    list(train_on_records(remember, pool, settings, lambda step: order.append(f"ledger {step}")))
+    list(train_on_records(remember, pool, settings, lambda step: order.append(f"ledger {step}")))  # type: ignore[arg-type]
     assert order[:4] == ["ledger 1", "step 1", "ledger 2", "step 2"]
     assert stats.binomtest(int(counts.sum()), 500 * 200, 0.1).pvalue > 1e-9
     assert stats.binomtest(int(counts.sum()), 500 * 200, 0.105).pvalue < 1e-4
@@ -178,7 +189,7 @@ def test_a_blank_record_is_sampled_and_adds_nothing() -> None:
         taken.append(list(records))
         return StepReport(step, len(records), 0, 0, 0.0)
 
-    list(train_on_records(take, pool, settings, lambda step: None))
+    list(train_on_records(take, pool, settings, lambda step: None))  # type: ignore[arg-type]
     assert [[unit.index for unit in records] for records in taken] == [[1]]
     assert len(pool.sample(1.0, 1, settings.key)) == 2
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_training_leaves_the_models_own_adapter_alone(model: PeftModel) -> None:
     ids=["float32", "diverging steps", "autocast", "bfloat16", "steps in autocast"],
 )
 def test_a_user_who_joins_adds_an_update_and_changes_nobody_elses(
-    changes: dict[str, str], local: LocalTraining
+    changes: dict[str, Any], local: LocalTraining
 ) -> None:
     """Eight users with as many records of one length, and one who makes the micro-batch uneven and longer."""
     generator = np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """The largest contribution of one record or user, measured in every engine and precision."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import PeftModel
@@ -7,6 +9,7 @@ from peft import PeftModel
 from fedsim_userdp.models.adapters import attach_lora, factors, lora_layers, trainable_state
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.privacy.noise import SeededNoise
+from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import Unit, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
@@ -15,7 +18,11 @@ from fedsim_userdp.training.opacus_step import OpacusStep, summed_gradients
 from fedsim_userdp.training.schedule import LearningRate
 from tests.conftest import ragged_units
 
-PRECISIONS = {"float32": {}, "autocast": {"autocast": "bfloat16"}, "bfloat16": {"dtype": "bfloat16"}}
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "autocast": {"autocast": "bfloat16"},
+    "bfloat16": {"dtype": "bfloat16"},
+}
 CLIP_NORMS = (1e-3, 7.0)
 MOST = 1 + 1e-6
 
@@ -40,8 +47,15 @@ def norm(tensors: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("clip_norm", CLIP_NORMS)
 def test_a_record_adds_at_most_the_clip_norm_in_opacus_in_every_precision(model: PeftModel, clip_norm: float) -> None:
-    settings = {"clip_norm": clip_norm, "noise_multiplier": 0.0, "expected_batch_size": 1.0, "max_tokens": 64}
-    step = OpacusStep(model, torch.optim.SGD, LearningRate(0.1, 1), window=16, noise=SeededNoise(0), **settings)
+    settings: dict[str, Any] = {
+        "clip_norm": clip_norm,
+        "noise_multiplier": 0.0,
+        "expected_batch_size": 1.0,
+        "max_tokens": 64,
+    }
+    step = OpacusStep(
+        model, torch.optim.SGD, LearningRate(0.1, 1), window=16, noise=SeededNoise(RunKey.seeded(0)), **settings
+    )
     found = []
     for unit in ragged_units(8):
         step.optimizer.begin(1)

@@ -12,7 +12,13 @@ from fedsim_userdp.models.loading import refuse_batch_statistics
 from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.batches import StepAddress, collate
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
-from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, unit_gradients, why_not_stacked
+from fedsim_userdp.training.gradients import (
+    OneByOneGradients,
+    StackedGradients,
+    UnitGradients,
+    unit_gradients,
+    why_not_stacked,
+)
 from fedsim_userdp.training.losses import unit_losses
 from fedsim_userdp.training.memory import activation_bytes_per_token, micro_batch_tokens
 from tests.conftest import ragged_units, small_gpt2, small_llama
@@ -20,9 +26,9 @@ from tests.conftest import ragged_units, small_gpt2, small_llama
 WITH_EMBEDDING = LoraSettings(rank=2, freeze_a=False, target_modules=("wte", "c_attn", "c_fc"))
 
 
-def update_of(gradients: object, model: PeftModel, local: LocalTraining | None = None) -> torch.Tensor:
+def update_of(gradients: UnitGradients, model: PeftModel, local: LocalTraining | None = None) -> torch.Tensor:
     local = local or LocalTraining(max_tokens=60)
-    result = clipped_update_sum(gradients, trainable_state(model), ragged_units(5), local, math.inf)  # type: ignore[arg-type]
+    result = clipped_update_sum(gradients, trainable_state(model), ragged_units(5), local, math.inf)
     return torch.cat([tensor.flatten() for tensor in result.clipped.total.values()])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_a_model_whose_buffers_change_is_refused_by_name_and_gets_them_back() ->
         model = small_gpt2()
         block = model.get_base_model().transformer.h[1]
 
-        def count(x: torch.Tensor, block: nn.Module = block) -> torch.Tensor:
+        def count(x: torch.Tensor, block: Any = block) -> torch.Tensor:
             block.mlp.seen = block.mlp.seen + x.shape[0]
             return x
 
@@ -129,7 +130,7 @@ def test_what_only_a_long_record_changes_and_a_short_one_undoes_is_refused_by_na
         model = small_gpt2()
         block = model.get_base_model().transformer.h[1]
 
-        def grow(x: torch.Tensor, block: nn.Module = block) -> torch.Tensor:
+        def grow(x: torch.Tensor, block: Any = block) -> torch.Tensor:
             block.mlp.seen = torch.ones(()) * (x.shape[1] > 10)
             return x
 
@@ -277,9 +278,9 @@ def test_the_model_is_exactly_as_it_was_after_the_probe(settings: LoraSettings) 
     model = small_gpt2(settings)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    random, numbers = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    random, numbers = torch.random.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
 
-    def everything() -> dict[str, object]:
+    def everything() -> dict[str, tuple[object, torch.Tensor]]:
         return {
             **{f"{n} data": (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()},
             **{f"{n} grad": (0, p.grad) for n, p in model.named_parameters() if p.grad is not None},
@@ -299,7 +300,7 @@ def test_the_model_is_exactly_as_it_was_after_the_probe(settings: LoraSettings) 
         assert mark == after[name][0], name
         assert torch.equal(tensor, after[name][1]), name
     assert torch.equal(torch.random.get_rng_state(), random)
-    assert np.array_equal(np.random.get_state()[1], numbers)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numbers)  # noqa: NPY002
 
 
 def test_the_probe_hides_nothing_behind_a_factor_of_zero(model: PeftModel) -> None:

@@ -2,7 +2,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from fedsim_userdp.training.users import TrainingUsers, TrainingUsersRecipe, in_
 from tests.data.sources import MemoryCorpus, WordTokenizer
 
 WINDOW = 16
+Opened = Callable[..., TrainingUsers]
 
 
 def corpus_of(texts: dict[str, list[str]]) -> MemoryCorpus:
@@ -28,8 +29,8 @@ def texts_of(num_users: int) -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def opened(tmp_path: Path):
-    def open_it(texts: dict[str, list[str]], selector: object, k: int = 2, seed: int = 0) -> TrainingUsers:
+def opened(tmp_path: Path) -> Opened:
+    def open_it(texts: dict[str, list[str]], selector: Any, k: int = 2, seed: int = 0) -> TrainingUsers:
         store = open_store(
             corpus_of(texts), WordTokenizer(), TokenSettings(window=WINDOW, min_words=0, min_tokens=2), tmp_path
         )
@@ -45,13 +46,13 @@ def by_id(users: TrainingUsers, round: int) -> dict[str, list[list[int]]]:
     }
 
 
-def test_no_user_contributes_more_than_k_records(opened) -> None:
+def test_no_user_contributes_more_than_k_records(opened: Opened) -> None:
     users = opened(texts_of(20), RandomRecords(), k=3)
     assert all(len(unit.records) <= 3 for unit in users.units(range(20), round=4))
     assert len(users.pool()) == sum(min(3, 1 + u % 7) for u in range(20))
 
 
-def test_editing_one_user_changes_nobody_elses_records(opened) -> None:
+def test_editing_one_user_changes_nobody_elses_records(opened: Opened) -> None:
     before = by_id(opened(texts_of(12), RandomRecords()), round=5)
     edited = texts_of(12) | {"user 5": ["something else entirely", "and more"]}
     after = by_id(opened(edited, RandomRecords()), round=5)
@@ -59,25 +60,25 @@ def test_editing_one_user_changes_nobody_elses_records(opened) -> None:
     assert before == after
 
 
-def test_fresh_records_differ_between_rounds_and_repeat_for_the_same_seed(opened) -> None:
+def test_fresh_records_differ_between_rounds_and_repeat_for_the_same_seed(opened: Opened) -> None:
     users = opened(texts_of(30), RandomRecords(fresh=True), k=2)
     assert by_id(users, 1) == by_id(users, 1)
     assert by_id(users, 1) != by_id(users, 2)
     assert by_id(users, 1) != by_id(opened(texts_of(30), RandomRecords(fresh=True), k=2, seed=1), 1)
 
 
-def test_the_centralized_pool_is_drawn_once(opened) -> None:
+def test_the_centralized_pool_is_drawn_once(opened: Opened) -> None:
     users = opened(texts_of(30), RandomRecords(fresh=True), k=2)
     first, second = users.pool(), users.pool()
     assert all((a.records[0] == b.records[0]).all() for a, b in zip(first.units, second.units, strict=True))
 
 
-def test_selectors_that_are_not_fresh_answer_the_same_in_every_round(opened) -> None:
+def test_selectors_that_are_not_fresh_answer_the_same_in_every_round(opened: Opened) -> None:
     users = opened(texts_of(10), LongestRecords(), k=2)
     assert by_id(users, 1) == by_id(users, 9)
 
 
-def test_a_recipe_opens_the_same_users_elsewhere(opened, tmp_path: Path) -> None:
+def test_a_recipe_opens_the_same_users_elsewhere(opened: Opened, tmp_path: Path) -> None:
     store: TokenStore = opened(texts_of(20), RandomRecords()).store
     recipe = TrainingUsersRecipe(store.path, 5, 3, 1, False, RandomRecords(), 2, WINDOW, RunKey.seeded(0))
     users = recipe.open()
@@ -112,7 +113,7 @@ class Misbehaving:
     ],
 )
 def test_a_choice_of_records_that_breaks_its_rules_is_refused_by_name(
-    opened, answer_fn: Callable[[list[np.ndarray], int], object], said: str
+    opened: Opened, answer_fn: Callable[[list[np.ndarray], int], object], said: str
 ) -> None:
     texts = ["one two three", "four five six", "seven eight nine ten", "and so on and on and on"]
     users = opened({"user 0": texts}, Misbehaving(answer_fn))
@@ -121,7 +122,7 @@ def test_a_choice_of_records_that_breaks_its_rules_is_refused_by_name(
             chosen()
 
 
-def test_nobody_has_a_record_longer_than_the_window_whatever_the_selection(opened) -> None:
+def test_nobody_has_a_record_longer_than_the_window_whatever_the_selection(opened: Opened) -> None:
     texts = {"a": ["word " * 40], "b": ["one two three"]}
     exact, longer = (opened(texts, RandomChunks(window=window)) for window in (WINDOW, WINDOW + 1))
     assert max(len(record) for unit in exact.units([0, 1], round=1) for record in unit.records) == WINDOW
@@ -181,7 +182,7 @@ class Uncopyable(EachTextOnce):
 SAME = ["one two three", "four five six", "seven eight nine ten", "eleven twelve", "and so on", "on and on"]
 
 
-def test_a_selection_with_a_memory_of_its_own_lets_no_user_change_anothers_records(opened) -> None:
+def test_a_selection_with_a_memory_of_its_own_lets_no_user_change_anothers_records(opened: Opened) -> None:
     with_bot = {"a bot": SAME} | {name: SAME[at:] for at, name in enumerate("abcd")}
     without = {user: own for user, own in with_bot.items() if user != "a bot"}
     both = [opened(texts, EachTextOnce(), k=6) for texts in (with_bot, without)]
@@ -198,7 +199,7 @@ def test_a_selection_with_a_memory_of_its_own_lets_no_user_change_anothers_recor
 
 
 @pytest.mark.parametrize("kind", [EachTextOnceInAClass, EveryOtherCall, DrawsByItself])
-def test_a_selection_whose_class_or_module_remembers_is_refused(opened, kind: type[EachTextOnce]) -> None:
+def test_a_selection_whose_class_or_module_remembers_is_refused(opened: Opened, kind: type[EachTextOnce]) -> None:
     users = opened(dict.fromkeys("abc", SAME), kind(), k=2)
     for chosen in (lambda: users.units(range(3), round=1), users.pool):
         EachTextOnceInAClass.shared.clear()
@@ -206,23 +207,30 @@ def test_a_selection_whose_class_or_module_remembers_is_refused(opened, kind: ty
             chosen()
 
 
-def test_a_selection_that_cannot_be_copied_is_refused(opened) -> None:
+def test_a_selection_that_cannot_be_copied_is_refused(opened: Opened) -> None:
     users = opened({"a": SAME}, Uncopyable())
     for chosen in (lambda: users.units([0], round=1), users.pool):
         with pytest.raises(RecordChoiceError, match=r"records=Uncopyable cannot be copied .TypeError: .*every user is"):
             chosen()
 
 
-def test_this_packages_own_selections_are_asked_once_and_never_copied(opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_packages_own_selections_are_asked_once_and_never_copied(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
     select = LongestRecords.select
-    monkeypatch.setattr(LongestRecords, "select", lambda *args: asked.append(1) or select(*args))
+
+    def counted(*args: Any) -> list[np.ndarray]:
+        asked.append(1)
+        return select(*args)
+
+    monkeypatch.setattr(LongestRecords, "select", counted)
     monkeypatch.setattr(LongestRecords, "__deepcopy__", None, raising=False)
     assert len(opened({"a": SAME, "b": SAME}, LongestRecords()).units([0, 1], round=1)) == 2
     assert len(asked) == 2
 
 
-def test_records_remembered_from_another_user_are_refused(opened) -> None:
+def test_records_remembered_from_another_user_are_refused(opened: Opened) -> None:
     seen: list[np.ndarray] = []
 
     def leak(records: list[np.ndarray], k: int) -> object:
@@ -234,7 +242,7 @@ def test_records_remembered_from_another_user_are_refused(opened) -> None:
         users.units([0, 1], round=1)
 
 
-def test_pieces_of_a_users_own_text_and_records_that_the_user_has_twice_are_accepted(opened) -> None:
+def test_pieces_of_a_users_own_text_and_records_that_the_user_has_twice_are_accepted(opened: Opened) -> None:
     texts = {"a": ["one two three four", "one two three four", "five six"]}
     for answer_fn in (
         lambda records, k: records[:2],
@@ -244,7 +252,7 @@ def test_pieces_of_a_users_own_text_and_records_that_the_user_has_twice_are_acce
         assert len(opened(texts, Misbehaving(answer_fn), k=2).units([0], round=1)) == 1
 
 
-def test_a_selection_that_changes_what_it_is_given_changes_nothing_in_the_store(opened) -> None:
+def test_a_selection_that_changes_what_it_is_given_changes_nothing_in_the_store(opened: Opened) -> None:
     def overwrite(records: list[np.ndarray], k: int) -> object:
         for record in records:
             record[:] = 1
@@ -255,7 +263,7 @@ def test_a_selection_that_changes_what_it_is_given_changes_nothing_in_the_store(
         users.units([0], round=1)
 
 
-def test_a_users_number_and_records_do_not_depend_on_the_place_in_the_corpus(opened) -> None:
+def test_a_users_number_and_records_do_not_depend_on_the_place_in_the_corpus(opened: Opened) -> None:
     def units(texts: dict[str, list[str]]) -> dict[str, tuple[int, list[list[int]]]]:
         users = opened(texts, RandomRecords(), k=2)
         users = replace(users, users=in_order_of_ids(users.store, users.users))
@@ -269,7 +277,7 @@ def test_a_users_number_and_records_do_not_depend_on_the_place_in_the_corpus(ope
     assert {k: len(v[1]) for k, v in more.items() if k != "in front"} == {k: len(v[1]) for k, v in units(texts).items()}
 
 
-def test_two_ids_of_one_hash_are_refused(opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ids_of_one_hash_are_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their coins would be one: whoever sees that one of them took part knows it of the other."""
     store = opened(texts_of(6), RandomRecords()).store
     assert len(in_order_of_ids(store, np.arange(6))) == 6
@@ -280,6 +288,6 @@ def test_two_ids_of_one_hash_are_refused(opened, monkeypatch: pytest.MonkeyPatch
         in_order_of_ids(store, np.arange(6))
 
 
-def test_k_must_be_at_least_one(opened) -> None:
+def test_k_must_be_at_least_one(opened: Opened) -> None:
     with pytest.raises(ValueError, match="records_per_user=0"):
         opened(texts_of(3), RandomRecords(), k=0)
