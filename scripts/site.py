@@ -41,7 +41,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def led(match: re.Match[str]) -> str:
         target = _page_for(folder, match[2])
-        return match[0] if target is None else f"{match[1]}{posixpath.relpath(target, folder or '.')}{match[3]}"
+        if target is None or target == page.file.src_uri:  # the tutorial's own link is to the notebook
+            return match[0]
+        return f"{match[1]}{posixpath.relpath(target, folder or '.')}{match[3]}"
 
     return LINK.sub(led, markdown)
 

@@ -1,6 +1,7 @@
 """The documentation leads somewhere: links, the names of the reference, the figure, the list of decisions."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_the_site_asks_no_other_host_for_anything() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert settings["theme"]["font"] is False
     assert not [value for value in _texts(settings) if "://" in value]
+
+
+def test_a_link_out_of_the_pages_leads_to_a_page_that_is_made_of_the_file() -> None:
+    page_for = runpy.run_path(str(ROOT / "scripts" / "site.py"))["_page_for"]
+    assert page_for("", "../examples/corpus.py") == "source/examples/corpus.py.md"
+    assert page_for("mechanisms", "../../README.md") == "index.md"
+    assert page_for("reference", "../tutorial.ipynb") == "tutorial.md"
+    assert page_for("mechanisms", "../settings.md") is None
 
 
 def _texts(node: object) -> list[str]:
