@@ -19,7 +19,6 @@ TOP = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG
 LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".cff": "yaml"}
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 SOURCE = '<details class="mkdocstrings-source" data-search-exclude>'
-CLAIM = re.compile(r"(<p>|\n)((?:Guarantee|Assumes|Source):)")
 PRE = re.compile(r"<pre>(.*?</pre>)", re.S)
 FENCE = "~" * 6
 
@@ -49,9 +48,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Returns a page with small terminal tables and bold claims, on which a search finds no source code."""
+    """Returns a page with small terminal tables, on which a search finds no source code."""
     html = html.replace('<details class="mkdocstrings-source">', SOURCE)
-    html = CLAIM.sub(lambda match: f"{'<br>' if match[1] == chr(10) else match[1]}<strong>{match[2]}</strong>", html)
     return PRE.sub(lambda match: f'<pre class="terminal">{match[1]}' if "│" in match[1] else match[0], html)
 
 
