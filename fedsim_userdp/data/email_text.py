@@ -79,8 +79,8 @@ def body_of(raw: bytes, dropped: DropCounts, at: str) -> str | None:
         at: Where the message stands.
 
     Returns:
-        The text, empty where the message has none; None where it has one that is not read: in HTML only, or in parts
-        that cannot be told apart or decoded. These are counted by their reasons.
+        The text, empty where the message has none; None where it has one that is not read, since it is in HTML only or
+        in parts that cannot be told apart or decoded. These are counted by their reasons.
     """
     try:
         return _body(message_from_bytes(raw, _class=partial(_Part, [])), dropped, at)

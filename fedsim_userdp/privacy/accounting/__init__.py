@@ -107,8 +107,8 @@ def delta(description: Description, epsilon: float, method: str | None = None) -
         method: Accountant, as for `epsilon`.
 
     Returns:
-        Delta in (0, 1]; never below about 1e-278, and perhaps loose below 1e-13. 1 is vacuous: it says that this
-        accountant guarantees nothing.
+        Delta in (0, 1]; never below about 1e-278, and perhaps loose below 1e-13. 1 is vacuous, since it
+        says that this accountant guarantees nothing.
 
     Raises:
         ValueError: epsilon is out of range, or `description` is none.

@@ -19,7 +19,7 @@ def to_user_level(epsilon_record: float, delta_record: float, records_per_user: 
         records_per_user: Largest number of records of one user, in [1, 1000].
 
     Returns:
-        (epsilon_user, delta_user). A delta_user of 1 or more protects nobody: it is *vacuous*, `is_vacuous` says so,
+        (epsilon_user, delta_user). A delta_user of 1 or more protects nobody; it is *vacuous*, `is_vacuous` says so,
         and then epsilon_user is `math.inf`, so that the pair cannot be mistaken for a guarantee. delta_user is the
         value of the formula, or `math.inf` where a float cannot hold it.
 
@@ -42,7 +42,7 @@ def to_record_level(epsilon_user: float, delta_user: float, records_per_user: in
         records_per_user: Largest number of records of one user, in [1, 1000].
 
     Returns:
-        (epsilon_record, delta_record). delta_record is 0.0 where the demanded value is below the smallest float:
+        (epsilon_record, delta_record). delta_record is 0.0 where the demanded value is below the smallest float;
         then no mechanism with Gaussian noise meets the target by this conversion.
 
     Raises:
