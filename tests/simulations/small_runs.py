@@ -111,6 +111,7 @@ def small_run(folder: Path, store: TokenStore, **changes: Any) -> Run:
         central_engine="opacus",
         evaluation_units=[Unit(0, store.records(int(split.heldout[0])))],
         evaluate_every=100,
+        metrics={},
         num_searched=1,
         circumstances=Circumstances(foreign=(name,) if name else (), selector=name or ""),
         corpus_name="small",
