@@ -69,7 +69,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpointing:
     """How a run can be gone on with.
 
     Attributes:
@@ -212,7 +212,7 @@ class Settings:
     tokens: TokenSettings = field(default_factory=TokenSettings)
     split: Split = field(default_factory=Split)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
     lora: LoraSettings = field(default_factory=LoraSettings)
     local: Local = field(default_factory=Local)
     central: Central = field(default_factory=Central)
@@ -247,7 +247,7 @@ SECTIONS: dict[str, type] = {
     "tokens": TokenSettings,
     "split": Split,
     "evaluation": Evaluation,
-    "checkpoint": Checkpoint,
+    "checkpoint": Checkpointing,
     "lora": LoraSettings,
     "local": Local,
     "central": Central,

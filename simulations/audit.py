@@ -16,7 +16,7 @@ from fedsim_userdp.simulations.names import made
 
 if TYPE_CHECKING:
     from fedsim_userdp.report.audit_progress import StepProgress
-    from fedsim_userdp.simulations.audit_session import AuditSession
+    from fedsim_userdp.simulations.auditor import Auditor
 
 REFUTED = 1  # exit code
 _INFINITE = {".inf": "inf", "+.inf": "inf"}  # as YAML spells it, which Hydra reads as a text
@@ -44,10 +44,10 @@ def audit(config: DictConfig, folder: Path) -> bool:
     console = result_console()
     claims: list[report.AuditedClaim] = []
     with StepProgress(console) as progress:
-        session = open_session(config, folder, epsilons, progress)
+        auditor = open_auditor(config, folder, epsilons, progress)
         write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
         for epsilon in epsilons:
-            claims.append(session.audit(epsilon))
+            claims.append(auditor.audit(epsilon))
             report.write_audit(folder, claims)
     plot_audit(folder / "audit.png", claims)
     for table in (report.bounds_table(claims), report.attacks_table(claims)):
@@ -82,9 +82,7 @@ def claims_of(config: DictConfig) -> tuple[float, ...]:
         raise ConfigError(f"audit.epsilons={list(listed)} must be a list of numbers, such as [1,8,inf]") from error
 
 
-def open_session(
-    config: DictConfig, folder: Path, epsilons: tuple[float, ...], progress: "StepProgress"
-) -> "AuditSession":
+def open_auditor(config: DictConfig, folder: Path, epsilons: tuple[float, ...], progress: "StepProgress") -> "Auditor":
     """Returns the audit of a configuration, its settings checked and its canaries drawn, before any training.
 
     Raises:
@@ -92,7 +90,7 @@ def open_session(
     """
     from fedsim_userdp.mechanisms.user_wise import UserWise
     from fedsim_userdp.mechanisms.user_wise_adaptive import UserWiseAdaptive
-    from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
+    from fedsim_userdp.simulations.auditor import Auditor, AuditSettings
     from fedsim_userdp.simulations.configured import configured_run
 
     mechanism = made("mechanism", config.mechanism)
@@ -112,4 +110,4 @@ def open_session(
         window=config.tokens.window,
         records_per_user=config.evaluation.records_per_user,
     )
-    return AuditSession(configured_run(config, folder), mechanism, settings, progress)
+    return Auditor(configured_run(config, folder), mechanism, settings, progress)

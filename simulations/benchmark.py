@@ -45,7 +45,7 @@ def measure(config: DictConfig, folder: Path) -> None:
     console = result_console()
     bench = open_workbench(config, folder)
     write_text(folder / "benchmark.yaml", OmegaConf.to_yaml(config, resolve=True))
-    machine, findings = describe_machine(bench), dict[str, report.Findings]()
+    machine, findings = describe_machine(bench), dict[str, report.PartResult]()
     for number, part in enumerate(parts, start=1):
         with console.status(f"measuring {part} ({number} of {len(parts)})"):
             findings[part] = MEASURE[part](bench)

@@ -104,7 +104,7 @@ def _run(name: str, arguments: list[str]) -> int:
     from fedsim_userdp.simulations import command_help, own_files
     from fedsim_userdp.simulations.arguments import complete_arguments
     from fedsim_userdp.simulations.left_overs import nothing_left
-    from fedsim_userdp.simulations.refusals import REFUSALS, folder_refused, sentence
+    from fedsim_userdp.simulations.sentences import MENDABLE, folder_refused, sentence
 
     failed: list[str] = []
     completed = arguments
@@ -126,7 +126,7 @@ def _run(name: str, arguments: list[str]) -> int:
             sys.argv = [f"fedsim {name}", *completed]
             with contextlib.redirect_stderr(cast(TextIO, _WithoutPreamble(sys.stderr))):
                 importlib.import_module(COMMANDS[name][0]).main()
-    except REFUSALS as error:
+    except MENDABLE as error:
         if failed:
             _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}")
         _stop(folder_refused(error, completed) or sentence(error))
@@ -138,7 +138,7 @@ def _unexpected(error: Exception) -> str:
     """The sentence for an error that no part of this program expects."""
     if isinstance(error, MemoryError):
         return "there was not enough memory: make some free, or take less of it (local.max_tokens)"
-    from fedsim_userdp.simulations.refusals import sentence
+    from fedsim_userdp.simulations.sentences import sentence
 
     said = sentence(error)
     kind = type(error).__name__

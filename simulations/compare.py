@@ -12,7 +12,7 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.written import as_value
 from fedsim_userdp.simulations.arguments import override_key
 from fedsim_userdp.simulations.jobs import run_job
-from fedsim_userdp.simulations.refusals import sentence
+from fedsim_userdp.simulations.sentences import sentence
 
 
 @hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="compare")

@@ -10,12 +10,12 @@ from fedsim_userdp.data.corpus import Corpus
 from fedsim_userdp.data.in_memory import InMemoryCorpus
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.base import Mechanism
-from fedsim_userdp.mechanisms.compare import Entry, check_central_engine, checked
+from fedsim_userdp.mechanisms.compare import CheckedRun, check_central_engine, checked
 from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.settings_tree import target_of
 from fedsim_userdp.mechanisms.study import Parts, Study, build_study, check_corpus
 from fedsim_userdp.simulations.names import made, without_unused_path
-from fedsim_userdp.simulations.refusals import settings_named
+from fedsim_userdp.simulations.sentences import settings_named
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def configured_run(
     return Run.of(configured_study(config), plain(config.mechanism), place)
 
 
-def configured_entries(configs: Sequence[DictConfig], folder: Path, sweep: Path | None = None) -> list[Entry]:
+def checked_runs(configs: Sequence[DictConfig], folder: Path, sweep: Path | None = None) -> list[CheckedRun]:
     """Returns the runs that configurations name, all that can be refused checked before anything is written.
 
     Args:
@@ -108,9 +108,9 @@ def configured_entries(configs: Sequence[DictConfig], folder: Path, sweep: Path 
     Raises:
         ConfigError, DataError, ModelError, CheckpointError, LedgerError, ValueError: one sentence on what is wrong.
     """
-    entries = []
+    runs = []
     for one in configs:
         with settings_named(one, one_of_many=len(configs) > 1):
-            entries.append(checked(configured_mechanism(one), configured_run(one, folder, sweep=sweep)))
-    check_central_engine(entries)
-    return entries
+            runs.append(checked(configured_mechanism(one), configured_run(one, folder, sweep=sweep)))
+    check_central_engine(runs)
+    return runs

@@ -72,7 +72,7 @@ def _build_or_refuse(settings: str, key: RunKey, overrides: str) -> Worker:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from fedsim_userdp.simulations.refusals import sentence
+    from fedsim_userdp.simulations.sentences import sentence
 
     try:
         return _build(settings, key, overrides)

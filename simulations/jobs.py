@@ -25,7 +25,7 @@ from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
 from fedsim_userdp.simulations.job_folder import folder_of_job
 from fedsim_userdp.simulations.process import without_garbage_collection
-from fedsim_userdp.simulations.refusals import REFUSALS, sentence
+from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 
 DIVERGED: list[str] = []  # runs of this process whose training diverged
 FAILED: list[str] = []  # jobs of this process's sweep that were refused or stopped, each said when it was
@@ -69,7 +69,7 @@ def run_job(
             print(printable(f"{name}: it has run before, and is left as it is: {folder}"), flush=True)
             return
         _run(config, command, configs_fn, planned_fn)
-    except REFUSALS as error:
+    except MENDABLE as error:
         FAILED.append(name)
         print(printable(f"fedsim: {name}: {sentence(error)}"), file=sys.stderr, flush=True)
         raise
@@ -91,7 +91,7 @@ def _run(
             from fedsim_userdp.mechanisms.folder import RunFolder
             from fedsim_userdp.mechanisms.sweep import jobs_of
             from fedsim_userdp.report.table import result_console
-            from fedsim_userdp.simulations.configured import configured_entries
+            from fedsim_userdp.simulations.configured import checked_runs
 
         sweep = sweep_of_this_job()
         if sweep is not None:
@@ -99,10 +99,10 @@ def _run(
         configs = list(configs_fn())
         for one in configs:
             one.resume = config.resume
-        entries = configured_entries(configs, path, sweep)
+        runs = checked_runs(configs, path, sweep)
         folder = RunFolder(path, result_console(), HydraConfig.get().runtime.choices, sweep, planned_fn())
         with folder.progress() as progress:
-            for outcome in outcomes(entries, path, begin, progress):
+            for outcome in outcomes(runs, path, begin, progress):
                 folder.add(outcome)
         folder.finish()
         DIVERGED.extend(f"{run}{_with_own_optimizer(config)}" for run in folder.diverged)

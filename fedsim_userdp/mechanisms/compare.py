@@ -39,14 +39,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entry:
+class CheckedRun:
     """A mechanism and its run."""
 
     mechanism: Mechanism
     run: Run
 
 
-def checked(mechanism: Mechanism, run: Run) -> Entry:
+def checked(mechanism: Mechanism, run: Run) -> CheckedRun:
     """Returns a mechanism's run, after checking all that can be refused before anything is written or trained.
 
     Raises:
@@ -64,10 +64,10 @@ def checked(mechanism: Mechanism, run: Run) -> Entry:
         check_saved(run, guarantee)
         if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
             check_plugins(run, guarantee, records_per_user)
-    return Entry(mechanism, run)
+    return CheckedRun(mechanism, run)
 
 
-def check_central_engine(entries: Sequence[Entry]) -> None:
+def check_central_engine(runs: Sequence[CheckedRun]) -> None:
     """Raises where Opacus refuses what one of the runs trains, before another run trains.
 
     One such run is tried, since those of a folder share model, adapter and engine; the first run tries its own.
@@ -75,28 +75,28 @@ def check_central_engine(entries: Sequence[Entry]) -> None:
     Raises:
         ModelError: with Opacus' reason.
     """
-    for number, entry in enumerate(entries):
-        if isinstance(entry.mechanism, RecordLevelDP) and entry.run.study.central_engine == "opacus":
+    for number, one in enumerate(runs):
+        if isinstance(one.mechanism, RecordLevelDP) and one.run.study.central_engine == "opacus":
             if number:
-                entry.mechanism.try_out(entry.run)
+                one.mechanism.try_out(one.run)
             return
 
 
 def outcomes(
-    entries: Sequence[Entry], folder: Path, begin: Callable[[], None], progress: RunProgress
+    runs: Sequence[CheckedRun], folder: Path, begin: Callable[[], None], progress: RunProgress
 ) -> Iterator[Outcome]:
     """Yields the outcome of each run.
 
     What the corpus looks like and what was left out of it is in the folder's `not_private/data.json` from the start.
 
     Args:
-        entries: the runs, checked.
+        runs: the runs, checked.
         folder: where they write.
         begin: writes down what the folder was started with; called before anything else is written.
         progress: where progress is shown.
     """
-    for number, entry in enumerate(entries):
-        mechanism, run = entry.mechanism, entry.run
+    for number, one in enumerate(runs):
+        mechanism, run = one.mechanism, one.run
         k = getattr(mechanism, "records_per_user", None)
         statistics = corpus_statistics(run.study.store, () if k is None else (k,), run.study.seed)
         begin_once = _Once(
@@ -155,15 +155,15 @@ def _run_all(
         place = _place(study, path, is_resumed=resume)
         if resume:
             content = _started_with(content, [one.name for one in mechanisms], study, place)
-        entries = [
+        runs = [
             checked(one, Run.of(_own_copy(study), {"name": one.name, **each.tree}, place))
             for one, each in zip(mechanisms, objects, strict=True)
         ]
-        check_central_engine(entries)
+        check_central_engine(runs)
         planned = [f"{one.name}, seed {study.seed}" for one in mechanisms] if command == "compare" else []
         results, found = RunFolder(path, Console(emoji=False), content["choices"], None, planned), []
         with results.progress() as progress:
-            for outcome in outcomes(entries, path, partial(write_started, path, content), progress):
+            for outcome in outcomes(runs, path, partial(write_started, path, content), progress):
                 results.add(outcome)
                 found.append(outcome)
         results.draw()

@@ -161,7 +161,7 @@ class RunState:
         mark = self.history.run.keys.marks.mark("answers", repr((round, answers)))
         try:
             with naming(self._ledger.path):
-                self._ledger.record(round, single_release(self.history.guarantee), mark, self._mark_of_cohorts() or "")
+                self._ledger.record(round, one_release(self.history.guarantee), mark, self._mark_of_cohorts() or "")
         except ReleasedOtherwise:
             self.history.note_lost(round)
             raise
@@ -181,7 +181,7 @@ class RunState:
             remove_keys(self._folder.path)
 
 
-def single_release(guarantee: Guarantee) -> Release:
+def one_release(guarantee: Guarantee) -> Release:
     """Returns what one round of the run releases; without amplification the declared cap goes with it."""
     release = guarantee.release
     if isinstance(release, Release):
@@ -328,7 +328,7 @@ def _first_round(history: History, ledger: Ledger, done: int) -> int:
             "spent, start a new run in another folder"
         )
     if first <= history.num_rounds:
-        ledger.expect(single_release(history.guarantee), history.num_rounds - first + 1)
+        ledger.expect(one_release(history.guarantee), history.num_rounds - first + 1)
     return first
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.selection import FixedSizeSelector
-from fedsim_userdp.simulations.measurements.results import CostCurve, Findings
+from fedsim_userdp.simulations.measurements.results import CostCurve, PartResult
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
 from fedsim_userdp.simulations.measurements.timing import take_turns
-from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.training import TrainingRounds, benchmark_strategy
 from fedsim_userdp.simulations.measurements.workbench import Workbench
 from fedsim_userdp.training.gradients import unit_gradients
 
@@ -32,14 +32,14 @@ class RoundShape:
     rank: int = 8
 
 
-def cost_curves(bench: Workbench, axes: Mapping[str, Sequence[int]] = AXES) -> Findings:
+def cost_curves(bench: Workbench, axes: Mapping[str, Sequence[int]] = AXES) -> PartResult:
     """Seconds of a round over each axis, the others kept.
 
     Args:
         bench: the benchmark.
         axes: values of each axis, ascending, at least two of them.
     """
-    return Findings(curves=[_curve(bench, axis, values) for axis, values in axes.items()])
+    return PartResult(curves=[_curve(bench, axis, values) for axis, values in axes.items()])
 
 
 def _curve(bench: Workbench, axis: str, values: Sequence[int]) -> CostCurve:
@@ -49,7 +49,7 @@ def _curve(bench: Workbench, axis: str, values: Sequence[int]) -> CostCurve:
     return CostCurve(axis, {value: seconds[str(value)] for value in values})
 
 
-def training_of(bench: Workbench, shape: RoundShape) -> Training:
+def training_of(bench: Workbench, shape: RoundShape) -> TrainingRounds:
     """Returns rounds of that shape on one node in this process."""
     recipe = SyntheticUsers(max(_USERS, shape.cohort), _MOST_RECORDS, shape.length).recipe(bench.cache_dir)
     users = replace(recipe, records_per_user=shape.records_per_user).open()
@@ -57,4 +57,4 @@ def training_of(bench: Workbench, shape: RoundShape) -> Training:
     worker = Worker(
         unit_gradients(attach_lora(bench.model.load(), lora, 0), shape.length), users, bench.run.study.local
     )
-    return Training.in_process(worker, benchmark_strategy(worker, FixedSizeSelector(shape.cohort)))
+    return TrainingRounds.in_process(worker, benchmark_strategy(worker, FixedSizeSelector(shape.cohort)))

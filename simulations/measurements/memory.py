@@ -12,9 +12,9 @@ import torch
 
 from fedsim_userdp.federation.worker import WorkerRecipe
 from fedsim_userdp.selection import FixedSizeSelector
-from fedsim_userdp.simulations.measurements.results import Comparison, Findings
+from fedsim_userdp.simulations.measurements.results import Comparison, PartResult
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
-from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.training import TrainingRounds, benchmark_strategy
 from fedsim_userdp.simulations.measurements.workbench import Workbench
 from fedsim_userdp.simulations.process import prepare_process
 
@@ -37,7 +37,7 @@ class Memory:
     peak: int
 
 
-def memory_512_vs_64(bench: Workbench, cohorts: tuple[int, int] = COHORTS) -> Findings:
+def memory_512_vs_64(bench: Workbench, cohorts: tuple[int, int] = COHORTS) -> PartResult:
     """Peak memory of a round with the larger cohort over that with the smaller one.
 
     Args:
@@ -62,7 +62,7 @@ def memory_512_vs_64(bench: Workbench, cohorts: tuple[int, int] = COHORTS) -> Fi
     peaks = {cohort: [float(memory.peak) for memory in memories] for cohort, memories in measured.items()}
     over, under = map(str, cohorts)
     notes = {"median_bytes_before_the_round": before, "micro_batch": max_tokens}
-    return Findings(Comparison("memory_512_vs_64", peaks, over, under, unit="bytes", notes=notes))
+    return PartResult(Comparison("memory_512_vs_64", peaks, over, under, unit="bytes", notes=notes))
 
 
 def in_fresh_process(recipe: WorkerRecipe, cohort: int) -> Memory:
@@ -77,7 +77,7 @@ def memory_of_round(recipe: WorkerRecipe, cohort: int) -> Memory:
     prepare_process()
     worker = recipe.build()
     device = next(worker.gradients.model.parameters()).device
-    training = Training.in_process(worker, benchmark_strategy(worker, FixedSizeSelector(cohort)))
+    training = TrainingRounds.in_process(worker, benchmark_strategy(worker, FixedSizeSelector(cohort)))
     before = peak_bytes(device)
     training()
     return Memory(before, peak_bytes(device))

@@ -20,14 +20,14 @@ from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.simulations.configured import configured_run
-from fedsim_userdp.simulations.measurements.results import Comparison, Findings
+from fedsim_userdp.simulations.measurements.results import Comparison, PartResult
 from fedsim_userdp.simulations.measurements.timing import Stopwatch
 from fedsim_userdp.simulations.measurements.workbench import Workbench
 from fedsim_userdp.training.batches import MicroBatch, StepAddress
 from fedsim_userdp.training.gradients import UnitGradients
 
 
-def overhead_share(bench: Workbench) -> Findings:
+def overhead_share(bench: Workbench) -> PartResult:
     """Seconds of rounds without their gradients and evaluations over all their seconds, in the configured run.
 
     A repeat is as many rounds as there are between two evaluations, so that each has one.  The run is made again, from
@@ -35,7 +35,7 @@ def overhead_share(bench: Workbench) -> Findings:
     """
     overhead: list[float] = []
     total: list[float] = []
-    whole = RoundTimes()
+    whole = RoundSeconds()
     while len(total) < bench.repeats:
         times = _run(bench)
         whole.extend(times)
@@ -47,26 +47,26 @@ def overhead_share(bench: Workbench) -> Findings:
         "rounds_a_repeat": min(bench.run.study.evaluate_every, bench.mechanism.rounds),
     }
     values = {"overhead": overhead, "round": total}
-    return Findings(Comparison("overhead_share", values, "overhead", "round", notes=notes))
+    return PartResult(Comparison("overhead_share", values, "overhead", "round", notes=notes))
 
 
 @dataclass
-class RoundTimes:
+class RoundSeconds:
     """Seconds of consecutive rounds, in all and in gradients and evaluation."""
 
     total: list[float] = field(default_factory=list)
     computing: list[float] = field(default_factory=list)
 
-    def extend(self, other: "RoundTimes") -> None:
+    def extend(self, other: "RoundSeconds") -> None:
         """Adds the other's rounds."""
         self.total += other.total
         self.computing += other.computing
 
-    def windows(self, size: int) -> list["RoundTimes"]:
+    def windows(self, size: int) -> list["RoundSeconds"]:
         """Returns the rounds in groups of `size`, those left over at the end not; all in one where they are fewer."""
         size = min(size, len(self.total))
         starts = range(0, len(self.total) - size + 1, size)
-        return [RoundTimes(self.total[i : i + size], self.computing[i : i + size]) for i in starts]
+        return [RoundSeconds(self.total[i : i + size], self.computing[i : i + size]) for i in starts]
 
 
 class RoundClock:
@@ -91,13 +91,13 @@ class RoundClock:
         """Notes that a round begins now, or that the last one is over."""
         self._marks.append((self.stopwatch.now(), self._computing))
 
-    def times(self) -> RoundTimes:
+    def times(self) -> RoundSeconds:
         """Returns the rounds between the marks."""
         now, computing = np.diff(np.array(self._marks), axis=0).T
-        return RoundTimes([float(x) for x in now], [float(x) for x in computing])
+        return RoundSeconds([float(x) for x in now], [float(x) for x in computing])
 
 
-def _run(bench: Workbench) -> RoundTimes:
+def _run(bench: Workbench) -> RoundSeconds:
     """The times of the rounds of one run, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="overhead-", dir=bench.folder) as folder:
         clock = RoundClock(bench.stopwatch)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.adapters import trainable_state
-from fedsim_userdp.simulations.measurements.stepwise import Laps
 from fedsim_userdp.simulations.measurements.training import CLIP_NORM, LEARNING_RATE, NOISE_MULTIPLIER
+from fedsim_userdp.simulations.measurements.watched_rounds import Laps
 from fedsim_userdp.training.schedule import OptimizerFn, trainable_parameters
 
 _NEVER = 10**9  # rounds between evaluations; pfl evaluates the very first one all the same

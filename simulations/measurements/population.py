@@ -8,10 +8,10 @@ from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.selection import FixedSizeSelector, PoissonSelector, draw_cohort
-from fedsim_userdp.simulations.measurements.results import CohortDraw, Comparison, Findings
+from fedsim_userdp.simulations.measurements.results import CohortDraw, Comparison, PartResult
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
 from fedsim_userdp.simulations.measurements.timing import Stopwatch, take_turns
-from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.training import TrainingRounds, benchmark_strategy
 from fedsim_userdp.simulations.measurements.workbench import Workbench
 from fedsim_userdp.training.gradients import unit_gradients
 from fedsim_userdp.training.users import TrainingUsers
@@ -22,7 +22,7 @@ _RECORDS, _LENGTH = 2, 16  # of every user
 _HELD_OUT = 100
 
 
-def population_1e6_vs_1e3(bench: Workbench, populations: Sequence[int] = POPULATIONS) -> Findings:
+def population_1e6_vs_1e3(bench: Workbench, populations: Sequence[int] = POPULATIONS) -> PartResult:
     """Seconds of a round with the same cohort at the largest population over those at the smallest; and cohort draws.
 
     All users have records of the same size and a cohort has a fixed size, so that only the population differs.
@@ -42,7 +42,7 @@ def population_1e6_vs_1e3(bench: Workbench, populations: Sequence[int] = POPULAT
     comparison = Comparison(
         "population_1e6_vs_1e3", seconds, over, under, work={"users": min(COHORT, populations[0] // 2)}
     )
-    return Findings(comparison, draws=[cohort_draw(users[size], bench.repeats) for size in populations])
+    return PartResult(comparison, draws=[cohort_draw(users[size], bench.repeats) for size in populations])
 
 
 def cohort_draw(users: TrainingUsers, repeats: int) -> CohortDraw:
@@ -64,9 +64,9 @@ def cohort_draw(users: TrainingUsers, repeats: int) -> CohortDraw:
     )
 
 
-def _training(worker: Worker, cohort: int) -> Training:
+def _training(worker: Worker, cohort: int) -> TrainingRounds:
     """Rounds on one node in this process."""
-    return Training.in_process(worker, benchmark_strategy(worker, FixedSizeSelector(cohort)))
+    return TrainingRounds.in_process(worker, benchmark_strategy(worker, FixedSizeSelector(cohort)))
 
 
 def _median(stopwatch: Stopwatch, run: Callable[[int], object], repeats: int) -> float:

@@ -177,7 +177,7 @@ class Startup:
 
 
 @dataclass(frozen=True)
-class Findings:
+class PartResult:
     """What a part found.
 
     Attributes:
@@ -195,7 +195,7 @@ class Findings:
     startup: Startup | None = None
 
 
-def benchmark_table(findings: Mapping[str, Findings]) -> Table:
+def benchmark_table(findings: Mapping[str, PartResult]) -> Table:
     """Returns the ratios as a table; a dash stands for what was not measured."""
     table = Table()
     table.add_column("part", no_wrap=True)
@@ -209,7 +209,7 @@ def benchmark_table(findings: Mapping[str, Findings]) -> Table:
     return table
 
 
-def in_words(findings: Mapping[str, Findings]) -> list[str]:
+def in_words(findings: Mapping[str, PartResult]) -> list[str]:
     """Returns what was found beside the ratios, a line each."""
     lines = []
     for found in findings.values():
@@ -235,7 +235,7 @@ def in_words(findings: Mapping[str, Findings]) -> list[str]:
     return lines
 
 
-def write_benchmark(folder: Path, findings: Mapping[str, Findings], machine: Mapping[str, Value]) -> None:
+def write_benchmark(folder: Path, findings: Mapping[str, PartResult], machine: Mapping[str, Value]) -> None:
     """Writes `benchmark.csv` (a row for each ratio) and `benchmark.json` (the ratios with all raw figures).
 
     Args:
@@ -286,7 +286,7 @@ def _curve(curve: CostCurve) -> dict[str, object]:
     }
 
 
-def _row(name: str, found: Findings) -> dict[str, object]:
+def _row(name: str, found: PartResult) -> dict[str, object]:
     """A ratio's row of the CSV file."""
     row: dict[str, object] = {"part": name, "goal": str(GOALS[name]), "note": found.absent}
     if (comparison := found.comparison) is None:
@@ -306,7 +306,7 @@ def _row(name: str, found: Findings) -> dict[str, object]:
     }
 
 
-def _cells(name: str, found: Findings) -> list[str]:
+def _cells(name: str, found: PartResult) -> list[str]:
     """A ratio's cells after its name."""
     if (comparison := found.comparison) is None:
         return ["-", str(GOALS[name]), "-", "-", found.absent or ""]

@@ -20,12 +20,12 @@ from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.models.output_layer import stop_answering
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
 from fedsim_userdp.settings import LoraSettings
-from fedsim_userdp.simulations.measurements.results import Findings, speed
-from fedsim_userdp.simulations.measurements.stepwise import WatchedStrategy
+from fedsim_userdp.simulations.measurements.results import PartResult, speed
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
 from fedsim_userdp.simulations.measurements.timing import Alternation, BenchmarkError, RoundTimes, affordable
-from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.training import TrainingRounds, benchmark_strategy
 from fedsim_userdp.simulations.measurements.updates import cohort_update
+from fedsim_userdp.simulations.measurements.watched_rounds import WatchedStrategy
 from fedsim_userdp.simulations.measurements.workbench import Workbench, check_agreement
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining
 from fedsim_userdp.training.gradients import StackedGradients
@@ -49,7 +49,7 @@ def fixed_task(bench: Workbench) -> WorkerRecipe:
     )
 
 
-def cohort_vs_flower(bench: Workbench) -> Findings:
+def cohort_vs_flower(bench: Workbench) -> PartResult:
     """Users per second of warm rounds: one node in this process against Flower's runtime with a node for each user.
 
     The nodes load their model in the train handler, as the apps of Flower's documentation do; a note has the ratio to
@@ -59,7 +59,7 @@ def cohort_vs_flower(bench: Workbench) -> Findings:
     seconds, distance = _flower_against_this_process(bench, AsInFlowersDocumentation(**vars(recipe)))
     kept, _ = _flower_against_this_process(bench, recipe)
     notes = {"relative_distance": distance, "own_nodes": _median_ratio(kept, "flower")}
-    return Findings(speed("cohort_vs_flower", seconds, "in_process", "flower", {"users": FIXED_COHORT}, notes))
+    return PartResult(speed("cohort_vs_flower", seconds, "in_process", "flower", {"users": FIXED_COHORT}, notes))
 
 
 class AsInFlowersDocumentation(WorkerRecipe):
@@ -81,7 +81,7 @@ def _flower_against_this_process(bench: Workbench, recipe: WorkerRecipe) -> tupl
     this process as long as it is up, and would be counted on both sides.
     """
     worker, selector = recipe.build(), FixedSizeSelector(FIXED_COHORT)
-    own = Training.in_process(worker, benchmark_strategy(worker, selector))
+    own = TrainingRounds.in_process(worker, benchmark_strategy(worker, selector))
     inner = benchmark_strategy(worker, selector, num_nodes=len(worker.users))
     for _ in range(NUM_WARM):
         own()
@@ -101,17 +101,17 @@ def _engine_with_node_per_user(worker: Worker) -> FlowerEngine:
     return FlowerEngine(num_gpus=torch.cuda.device_count() / cores if is_on_gpu else None)
 
 
-def cohort_vs_pfl(bench: Workbench) -> Findings:
+def cohort_vs_pfl(bench: Workbench) -> PartResult:
     """Users per second of warm rounds: one node in this process against Apple's pfl in this process.
 
     pfl trains the model as torch and PEFT give it; a note has the ratio where it has this package's frozen layers.
     """
     if importlib.util.find_spec("pfl") is None:
-        return Findings(absent="pfl is not installed, see docs/benchmark.md")
+        return PartResult(absent="pfl is not installed, see docs/benchmark.md")
     seconds = _pfl_against_this_process(bench, restore_layers)
     with_layers = _pfl_against_this_process(bench, speed_up_frozen_layers)
     notes = {"with_own_frozen_layers": _median_ratio(with_layers, "pfl")}
-    return Findings(speed("cohort_vs_pfl", seconds, "in_process", "pfl", {"users": FIXED_COHORT}, notes))
+    return PartResult(speed("cohort_vs_pfl", seconds, "in_process", "pfl", {"users": FIXED_COHORT}, notes))
 
 
 def _pfl_against_this_process(bench: Workbench, prepare: Callable[[nn.Module], None]) -> dict[str, list[float]]:
@@ -120,7 +120,7 @@ def _pfl_against_this_process(bench: Workbench, prepare: Callable[[nn.Module], N
 
     worker, theirs = fixed_task(bench).build(), fixed_task(bench).build()
     prepare(theirs.gradients.model)
-    own = Training.in_process(worker, benchmark_strategy(worker, CyclicSelector(FIXED_COHORT)))
+    own = TrainingRounds.in_process(worker, benchmark_strategy(worker, CyclicSelector(FIXED_COHORT)))
     turns = Alternation("pfl", "in_process", own, bench.stopwatch, NUM_WARM)
     PflTraining(theirs, FIXED_COHORT).run(NUM_WARM + bench.repeats, turns)
     return turns.seconds
@@ -132,19 +132,19 @@ def _median_ratio(seconds: dict[str, list[float]], other: str) -> float:
     return statistics.median(theirs / own for theirs, own in pairs)
 
 
-def two_workers_vs_one(bench: Workbench) -> Findings:
+def two_workers_vs_one(bench: Workbench) -> PartResult:
     """Users per second of warm rounds: two one-thread worker processes against one of them.
 
     Both have two nodes up; a round of two is followed by one that only the first node is asked in.
     """
     if (os.cpu_count() or 1) < 2:
-        return Findings(absent="this machine has one CPU core")
+        return PartResult(absent="this machine has one CPU core")
     run, worker = bench.run, bench.run.worker(bench.mechanism.records_per_user)
     update = partial(cohort_update, bench, worker.gradients)
     users = affordable(bench.users(), update, bench.seconds_each(2) / 2, bench.stopwatch)
     selector = FixedSizeSelector(len(users))
     two = benchmark_strategy(worker, selector, num_nodes=2, deals_by_size=True)
-    one = Training(benchmark_strategy(worker, selector, deals_by_size=True), lambda: strategy.first_node)
+    one = TrainingRounds(benchmark_strategy(worker, selector, deals_by_size=True), lambda: strategy.first_node)
     turns = Alternation("two_workers", "one_worker", one, bench.stopwatch, NUM_WARM)
     strategy = WatchedStrategy(two, turns)
     engine = FlowerEngine(num_nodes=2, num_cpus=1, threads=1)
@@ -152,7 +152,7 @@ def two_workers_vs_one(bench: Workbench) -> Findings:
     run_flower(engine, strategy, turns, recipe, worker, bench.repeats)
     notes = {"relative_distance": check_agreement("two_workers_vs_one", two.optimizer.state, one.state, bench.model)}
     work = {"users": len(users)}
-    return Findings(speed("two_workers_vs_one", turns.seconds, "two_workers", "one_worker", work, notes))
+    return PartResult(speed("two_workers_vs_one", turns.seconds, "two_workers", "one_worker", work, notes))
 
 
 def run_flower(

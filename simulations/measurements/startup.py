@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.simulations.arguments import override_key
-from fedsim_userdp.simulations.measurements.results import Findings, Startup
+from fedsim_userdp.simulations.measurements.results import PartResult, Startup
 from fedsim_userdp.simulations.measurements.timing import BenchmarkError, Stopwatch
 from fedsim_userdp.simulations.measurements.workbench import Workbench
 
@@ -18,12 +18,12 @@ _MOST_RUNS = 3  # of `fedsim run`, the one before not counted
 _OWN = ("output_dir", "selection", "hydra", "benchmark")  # settings that are not passed on
 
 
-def startup(bench: Workbench) -> Findings:
+def startup(bench: Workbench) -> PartResult:
     """Seconds of `fedsim --help`, and of `fedsim run` with this command's settings until its first round begins."""
     stopwatch = Stopwatch()
     arguments = [o for o in bench.overrides if override_key(o).split(".")[0] not in _OWN]
     seconds_until_first_round(arguments, stopwatch)  # from here on the token store is in the cache
-    return Findings(
+    return PartResult(
         startup=Startup(
             help_seconds=[stopwatch.seconds(print_help) for _ in range(bench.repeats)],
             first_round_seconds=[

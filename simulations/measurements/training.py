@@ -9,7 +9,7 @@ from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector
-from fedsim_userdp.simulations.measurements.stepwise import GridFn, StepwiseRounds, nodes_in_this_process
+from fedsim_userdp.simulations.measurements.watched_rounds import GridFn, StepwiseRounds, nodes_in_this_process
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
 from fedsim_userdp.strategies.user_level_dp import UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
@@ -55,7 +55,7 @@ def benchmark_strategy(
     return UserLevelDP(settings, selector, optimizer, SeededNoise(KEY), lambda *_: None, lambda *_: None)
 
 
-class Training:
+class TrainingRounds:
     """User-wise training on some nodes, a round at each call.
 
     Args:
@@ -68,7 +68,7 @@ class Training:
         self._next_round = StepwiseRounds(strategy, self.state, grid_of)
 
     @classmethod
-    def in_process(cls, worker: Worker, strategy: UserLevelDP) -> "Training":
+    def in_process(cls, worker: Worker, strategy: UserLevelDP) -> "TrainingRounds":
         """Returns training on one node in this process, as engine=in_process runs it."""
         grid = nodes_in_this_process(worker)
         return cls(strategy, lambda: grid)

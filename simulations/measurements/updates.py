@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import NoiseSource
-from fedsim_userdp.simulations.measurements.results import Findings, speed
+from fedsim_userdp.simulations.measurements.results import PartResult, speed
 from fedsim_userdp.simulations.measurements.timing import affordable, take_turns
 from fedsim_userdp.simulations.measurements.workbench import Workbench, check_agreement, num_tokens, shortened
 from fedsim_userdp.training.batches import Unit, collate, micro_batches
@@ -36,7 +36,7 @@ class StepSettings(TypedDict):
     max_tokens: int
 
 
-def cohort_vs_plain(bench: Workbench) -> Findings:
+def cohort_vs_plain(bench: Workbench) -> PartResult:
     """Real tokens per second: the cohort's clipped sum against a mean gradient without privacy, on the same batches.
 
     A third side trains without privacy on the same records packed by their own length, as a run without users would;
@@ -65,10 +65,10 @@ def cohort_vs_plain(bench: Workbench) -> Findings:
     packed = speed("cohort_vs_plain", seconds, of="cohort", against="plain_packed_by_record").ratio
     work = {"tokens": num_tokens(units), "users": len(units)}
     notes = {"relative_distance": distance, "cohort_vs_plain_packed_by_record": packed, "micro_batch": max_tokens}
-    return Findings(speed("cohort_vs_plain", seconds, "cohort", "plain", work, notes))
+    return PartResult(speed("cohort_vs_plain", seconds, "cohort", "plain", work, notes))
 
 
-def cohort_vs_one_by_one(bench: Workbench) -> Findings:
+def cohort_vs_one_by_one(bench: Workbench) -> PartResult:
     """Users per second: stacked adapters against a forward and backward for each user, users being small."""
     users = [shortened(unit, most_records=SMALL_RECORDS, most_tokens=SMALL_TOKENS) for unit in bench.users()]
     gradients, plain = bench.run.study.gradients(bench.fresh_model()), bench.fresh_model()
@@ -79,12 +79,12 @@ def cohort_vs_one_by_one(bench: Workbench) -> Findings:
         {"cohort": partial(together, units), "one_by_one": partial(alone, units)}, bench.repeats, bench.stopwatch
     )
     work = {"users": len(units), "tokens": num_tokens(units)}
-    return Findings(
+    return PartResult(
         speed("cohort_vs_one_by_one", seconds, "cohort", "one_by_one", work, {"relative_distance": distance})
     )
 
 
-def record_vs_opacus(bench: Workbench) -> Findings:
+def record_vs_opacus(bench: Workbench) -> PartResult:
     """Records per second of record-level DP-SGD: stacked adapters against Opacus, on the same micro-batches."""
     records = [Unit(i, [record]) for i, record in enumerate(r for unit in bench.users() for r in unit.records)]
     distance = _distance_of_record_steps(bench, records[:16])
@@ -94,7 +94,7 @@ def record_vs_opacus(bench: Workbench) -> Findings:
         {"stacked": partial(stacked, 1, batch), "opacus": partial(opacus, 1, batch)}, bench.repeats, bench.stopwatch
     )
     work = {"records": len(batch), "tokens": num_tokens(batch)}
-    return Findings(speed("record_vs_opacus", seconds, "stacked", "opacus", work, {"relative_distance": distance}))
+    return PartResult(speed("record_vs_opacus", seconds, "stacked", "opacus", work, {"relative_distance": distance}))
 
 
 def cohort_update(

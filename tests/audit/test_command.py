@@ -9,7 +9,7 @@ import pytest
 
 from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.simulations import audit_session
+from fedsim_userdp.simulations import auditor
 from fedsim_userdp.simulations.cli import run_command
 from tests.audit import bugs
 
@@ -106,21 +106,21 @@ def test_of_a_release_an_observer_of_what_is_published_gains_nothing(tmp_path: P
 def test_a_release_whose_cohorts_follow_from_the_seed_is_refuted_by_the_observer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def published(session: audit_session.AuditSession, epsilon: float) -> RunKeys:
-        return RunKeys.of(RunKey.seeded(session._run.study.seed, session._identity(epsilon)))
+    def published(one: auditor.Auditor, epsilon: float) -> RunKeys:
+        return RunKeys.of(RunKey.seeded(one._run.study.seed, one._identity(epsilon)))
 
-    monkeypatch.setattr(audit_session.AuditSession, "_keys", published)
+    monkeypatch.setattr(auditor.Auditor, "_keys", published)
     assert audit(tmp_path / "run", *SMALL, "audit.epsilons=[8]", "noise.source=os") == 1
 
 
 def planted(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Plants a mistake in the real command; returns the overrides that go with it."""
     if name in ("TenthOfTheNoise", "NoClipping", "WeightedByData"):
-        run = partial(audit_session.AuditedRun, strategy_fn=getattr(bugs, name))
-        monkeypatch.setattr(audit_session, "AuditedRun", run)
+        run = partial(auditor.AuditedRun, strategy_fn=getattr(bugs, name))
+        monkeypatch.setattr(auditor, "AuditedRun", run)
         return ["engine.num_nodes=null"] if name == "WeightedByData" else []
     if name == "ClipsEveryRecord":
-        monkeypatch.setattr(audit_session, "Worker", bugs.ClipsEveryRecord)
+        monkeypatch.setattr(auditor, "Worker", bugs.ClipsEveryRecord)
         return []
     if name == "SameNoise":
         monkeypatch.setattr("fedsim_userdp.mechanisms.run.SeededNoise", bugs.SameNoise)

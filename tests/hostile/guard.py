@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from fedsim_userdp.simulations.refusals import REFUSALS, sentence
+from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 
 SECONDS = 10.0
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pty.spawn", "socket.connect")
@@ -64,7 +64,7 @@ def refusing() -> Iterator[list[str]]:
     try:
         with in_time():
             yield said
-    except REFUSALS as error:
+    except MENDABLE as error:
         said.append(sentence(error))
     assert all(line and "\n" not in line and len(line) < 2000 for line in said)
 

@@ -17,8 +17,7 @@ from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.selection import CyclicSelector
 from fedsim_userdp.simulations.measurements import curves, memory, overhead, population, runtimes, startup, updates
-from fedsim_userdp.simulations.measurements.results import Findings
-from fedsim_userdp.simulations.measurements.stepwise import StepwiseRounds, WatchedStrategy, nodes_in_this_process
+from fedsim_userdp.simulations.measurements.results import PartResult
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers, synthetic_store
 from fedsim_userdp.simulations.measurements.timing import (
     Alternation,
@@ -28,7 +27,8 @@ from fedsim_userdp.simulations.measurements.timing import (
     affordable,
     take_turns,
 )
-from fedsim_userdp.simulations.measurements.training import Training, benchmark_strategy
+from fedsim_userdp.simulations.measurements.training import TrainingRounds, benchmark_strategy
+from fedsim_userdp.simulations.measurements.watched_rounds import StepwiseRounds, WatchedStrategy, nodes_in_this_process
 from fedsim_userdp.simulations.measurements.workbench import Workbench, check_agreement, relative_distance
 from fedsim_userdp.training.batches import Unit
 from tests.simulations.benchmark_setup import small_bench
@@ -58,7 +58,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 
 
 POPULATIONS, AXES = (20, 40), {"cohort": (1, 2), "rank": (1, 2)}
-PARTS: Mapping[str, Callable[[Workbench], Findings]] = {
+PARTS: Mapping[str, Callable[[Workbench], PartResult]] = {
     "cohort_vs_plain": updates.cohort_vs_plain,
     "cohort_vs_one_by_one": updates.cohort_vs_one_by_one,
     "record_vs_opacus": updates.record_vs_opacus,
@@ -178,8 +178,8 @@ def test_overhead_is_what_is_left_of_the_rounds_without_gradients_and_evaluation
     times = rounds.times()
     assert times.total == [10.0, 4.0]
     assert times.computing == [8.0, 3.0]
-    assert [sum(w.total) for w in overhead.RoundTimes([1.0] * 7, [0.5] * 7).windows(3)] == [3.0, 3.0]
-    assert len(overhead.RoundTimes([1.0] * 2, [0.5] * 2).windows(3)) == 1
+    assert [sum(w.total) for w in overhead.RoundSeconds([1.0] * 7, [0.5] * 7).windows(3)] == [3.0, 3.0]
+    assert len(overhead.RoundSeconds([1.0] * 2, [0.5] * 2).windows(3)) == 1
 
 
 def test_overhead_is_measured_on_the_configured_run(bench: Workbench) -> None:
@@ -221,7 +221,7 @@ def test_a_round_takes_memory(bench: Workbench) -> None:
 
 def test_every_round_of_a_training_is_another(bench: Workbench) -> None:
     worker = runtimes.fixed_task(bench).build()
-    training = Training.in_process(worker, benchmark_strategy(worker, CyclicSelector(2)))
+    training = TrainingRounds.in_process(worker, benchmark_strategy(worker, CyclicSelector(2)))
     states = [training.state]
     for _ in range(2):
         training()
@@ -236,7 +236,7 @@ def test_one_node_and_two_nodes_take_turns_on_one_grid_and_train_the_same_model(
     push = grid.push_messages
     grid.push_messages = lambda messages: push(_noted(messages, asked))  # type: ignore[method-assign]
     two = benchmark_strategy(worker, selector, num_nodes=2, deals_by_size=True)
-    one = Training(benchmark_strategy(worker, selector, deals_by_size=True), lambda: watched.first_node)
+    one = TrainingRounds(benchmark_strategy(worker, selector, deals_by_size=True), lambda: watched.first_node)
     turns = Alternation("two_workers", "one_worker", one, Stopwatch(clock=clock), num_warm=1)
     watched = WatchedStrategy(two, turns)
     rounds = StepwiseRounds(watched, two.optimizer.state, lambda: grid)
@@ -273,9 +273,9 @@ def test_the_pfl_program_trains_the_same_model(bench: Workbench) -> None:
     assert min(map(len, turns.seconds.values())) == 3
 
 
-def _own_training(worker: Worker, selector: CyclicSelector, settings: Mapping[str, float]) -> Training:
+def _own_training(worker: Worker, selector: CyclicSelector, settings: Mapping[str, float]) -> TrainingRounds:
     strategy = benchmark_strategy(worker, selector, optimizer_fn=torch.optim.SGD, **settings)  # type: ignore[arg-type]
-    return Training.in_process(worker, strategy)
+    return TrainingRounds.in_process(worker, strategy)
 
 
 def _without_wrapper(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -300,7 +300,9 @@ def test_memory_is_measured_in_pairs(bench: Workbench) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [runtimes.cohort_vs_flower, runtimes.two_workers_vs_one])
-def test_flower_takes_turns_and_trains_the_same_model(part: Callable[[Workbench], Findings], bench: Workbench) -> None:
+def test_flower_takes_turns_and_trains_the_same_model(
+    part: Callable[[Workbench], PartResult], bench: Workbench
+) -> None:
     comparison = part(bench).comparison
     assert comparison is not None
     assert len(comparison.ratios) == bench.repeats

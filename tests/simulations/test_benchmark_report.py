@@ -12,8 +12,8 @@ from fedsim_userdp.simulations.measurements.results import (
     CohortDraw,
     Comparison,
     CostCurve,
-    Findings,
     Goal,
+    PartResult,
     Startup,
     benchmark_table,
     in_words,
@@ -63,16 +63,16 @@ def test_a_slope_is_the_power_with_which_seconds_grow() -> None:
         assert curve.slope == pytest.approx(power, abs=1e-12)
 
 
-def all_findings() -> dict[str, Findings]:
+def all_findings() -> dict[str, PartResult]:
     comparison = speed("cohort_vs_plain", SLOWER, "cohort", "plain", {"tokens": 10}, {"relative_distance": 1e-7})
     memory = Comparison("memory_512_vs_64", {"512": [11e6], "64": [10e6]}, "512", "64", unit="bytes")
     return {
-        "cohort_vs_plain": Findings(comparison),
-        "cohort_vs_pfl": Findings(absent="pfl is not installed"),
-        "population_1e6_vs_1e3": Findings(draws=[CohortDraw(1000, 0.001, 0.004, 0.002, 100.0)]),
-        "memory_512_vs_64": Findings(memory),
-        "cost_curves": Findings(curves=[CostCurve("rank", {1: [1.0, 1.0], 2: [1.0, 3.0]})]),
-        "startup": Findings(startup=Startup([0.2, 0.3], [5.0])),
+        "cohort_vs_plain": PartResult(comparison),
+        "cohort_vs_pfl": PartResult(absent="pfl is not installed"),
+        "population_1e6_vs_1e3": PartResult(draws=[CohortDraw(1000, 0.001, 0.004, 0.002, 100.0)]),
+        "memory_512_vs_64": PartResult(memory),
+        "cost_curves": PartResult(curves=[CostCurve("rank", {1: [1.0, 1.0], 2: [1.0, 3.0]})]),
+        "startup": PartResult(startup=Startup([0.2, 0.3], [5.0])),
     }
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.simulations.cli import run_command
-from fedsim_userdp.simulations.refusals import REFUSALS, sentence
+from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 from tests.simulations.small_runs import (
     dying_at_write,
     resumed,
@@ -43,7 +43,7 @@ def test_a_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is_room(
         with dying_at_write(number, torn=True, monkeypatch=monkeypatch, error_fn=full) as writes:
             try:
                 run_small(run, "user_wise", ROUNDS)
-            except REFUSALS as error:
+            except MENDABLE as error:
                 said.add(sentence(error))
         if len(writes) < number:
             break
@@ -71,7 +71,7 @@ def test_a_really_full_disk_gives_one_sentence_and_the_run_goes_on_once_there_is
             filler.write_bytes(bytes((1024 - 4 * 4 - free) * 1024))
             try:
                 run_small(run, "user_wise", ROUNDS)
-            except REFUSALS as error:
+            except MENDABLE as error:
                 said = sentence(error)
                 failed_at.add(Path(said.split(":")[0]).name if "No space left on device" in said else said)
             filler.unlink()

@@ -19,7 +19,7 @@ from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.audit import AuditedClaim, observers, summary
 from fedsim_userdp.report.audit_progress import StepProgress
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector, PoissonSelector
-from fedsim_userdp.simulations.audit_session import AuditSession, AuditSettings
+from fedsim_userdp.simulations.auditor import Auditor, AuditSettings
 from tests.simulations.small_runs import os_noise, small_run
 
 CLAIMS = (0.5, 1.0)
@@ -38,16 +38,16 @@ def audited(
 ) -> list[AuditedClaim]:
     run = small_run(folder, store, target=Target(8.0, 1e-6), **changes)
     mechanism = UserWise(name="user_wise", learning_rate=0.05, clip_norm=0.3, rounds=6, records_per_user=2)
-    session = AuditSession(
+    auditor = Auditor(
         os_noise(run) if source == "os" else run, mechanism, settings_of(epsilons),
         StepProgress(Console(file=io.StringIO())),
     )  # fmt: skip
-    return [session.audit(epsilon) for epsilon in epsilons]
+    return [auditor.audit(epsilon) for epsilon in epsilons]
 
 
 def with_key_of(key: RunKey, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every audited run has this key."""
-    monkeypatch.setattr(AuditSession, "_keys", lambda session, epsilon: RunKeys.of(key))
+    monkeypatch.setattr(Auditor, "_keys", lambda auditor, epsilon: RunKeys.of(key))
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -97,7 +97,7 @@ def test_seeded_runs_of_one_key_share_their_noise_which_refutes_what_they_claim_
 def test_a_release_whose_key_somebody_would_try_is_refuted(
     key: RunKey, tmp_path: Path, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(AuditSession, "_identity", lambda session, epsilon: "identity")
+    monkeypatch.setattr(Auditor, "_identity", lambda auditor, epsilon: "identity")
     with_key_of(key, monkeypatch)
     (claim,) = audited(tmp_path, store, "os", (1.0,), seed=3)
     assert claim.is_secret_found

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fedsim_userdp.mechanisms.settings_tree import leaves as leaves_of
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.simulations.arguments import check_types
-from fedsim_userdp.simulations.configured import configured_entries
-from fedsim_userdp.simulations.refusals import REFUSALS, sentence
+from fedsim_userdp.simulations.configured import checked_runs
+from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 from tests.hostile.test_settings import remembered
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.small_runs import remember_accounting
@@ -80,8 +80,8 @@ def test_what_is_refused_is_named(settings: list[str], choice: list[str], values
             try:
                 with initialize_config_module("fedsim_userdp.conf", version_base="1.3"):
                     check_types(changed, "run")
-                configured_entries([changed], tmp_path / "run")
-            except REFUSALS as error:
+                checked_runs([changed], tmp_path / "run")
+            except MENDABLE as error:
                 if ELSEWHERE.get((key, value), key) not in sentence(error):
                     wrong.append(f"{key}={value}: {sentence(error)}")
     assert keys

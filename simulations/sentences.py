@@ -19,7 +19,7 @@ from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations import names
 from fedsim_userdp.simulations.explanations import choices
 
-REFUSALS = (ConfigError, LedgerError, RoundError, HydraException, OmegaConfBaseException, ValueError, OSError)
+MENDABLE = (ConfigError, LedgerError, RoundError, HydraException, OmegaConfBaseException, ValueError, OSError)
 
 
 _LONGEST = 1500  # characters of a sentence
@@ -46,7 +46,7 @@ def settings_named(config: DictConfig, *, one_of_many: bool = False) -> Iterator
     """
     try:
         yield
-    except REFUSALS as error:
+    except MENDABLE as error:
         said, name = sentence(error), OmegaConf.select(config, "mechanism.name")
         given = [
             f"{key} follows {source}"

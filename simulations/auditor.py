@@ -27,7 +27,7 @@ from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.worker import Worker
 from fedsim_userdp.mechanisms.guarantee import Guarantee, calibrated
 from fedsim_userdp.mechanisms.keys import RunKeys
-from fedsim_userdp.mechanisms.persistence import single_release
+from fedsim_userdp.mechanisms.persistence import one_release
 from fedsim_userdp.mechanisms.plugin_checks import check_plugins
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.user_wise import UserWise
@@ -84,7 +84,7 @@ class AuditSettings:
         return significance_of_each(self.confidence, len(self.epsilons))
 
 
-class AuditSession:
+class Auditor:
     """Trains and audits the runs of one audit; they share canaries, data and the base model's scores.
 
     Args:
@@ -326,7 +326,7 @@ def _open_ledger(run: Run, guarantee: Guarantee, epsilon: float) -> Iterator[Led
 def _record(ledger: Ledger | None, guarantee: Guarantee, round: int, answers: str) -> None:
     """Writes the release of `round` to the ledger, before it is made."""
     if ledger is not None:
-        ledger.record(round, single_release(guarantee))
+        ledger.record(round, one_release(guarantee))
 
 
 def _counts(canaries: Canaries, findings: Findings) -> dict[str, dict[str, int]]:
