@@ -1,5 +1,6 @@
 """Which file or setting an error is about, where it does not say."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +33,8 @@ def settings_of(section: str, owner: object, **also_called: str) -> Iterator[Non
     try:
         yield
     except ValueError as error:
-        first, _, rest = str(error).partition(" ")
+        first, rest = re.fullmatch(r"(\w*)(.*)", str(error), re.S).groups()  # type: ignore[union-attr]  # of any text
         name = also_called.get(first, first)
-        if name.isidentifier() and (hasattr(owner, name) or name in also_called.values()):
-            raise ConfigError(f"{section}.{name} {rest}") from error
+        if rest[:1] in (" ", "=") and (hasattr(owner, name) or name in also_called.values()):
+            raise ConfigError(f"{section}.{name}{rest}") from error
         raise

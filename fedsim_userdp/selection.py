@@ -66,7 +66,7 @@ class PoissonSelector:
 
     def __post_init__(self) -> None:
         if not 0 < self.sampling_prob <= 1:
-            raise ValueError(f"selection.sampling_prob={self.sampling_prob} must lie in (0, 1]")
+            raise ValueError(f"sampling_prob={self.sampling_prob} must lie in (0, 1]")
 
     def probability(self, round: int) -> float:
         """Returns `sampling_prob`."""
@@ -94,7 +94,7 @@ class _CohortOfOneSize:
 
     def __post_init__(self) -> None:
         if self.cohort_size < 1:
-            raise ValueError(f"selection.cohort_size={self.cohort_size} must be at least 1")
+            raise ValueError(f"cohort_size={self.cohort_size} must be at least 1")
 
     def expected_cohort_size(self, num_users: int) -> float:
         """Returns `cohort_size`.
@@ -103,7 +103,7 @@ class _CohortOfOneSize:
             ValueError: when there are fewer users.
         """
         if self.cohort_size > num_users:
-            raise ValueError(f"selection.cohort_size={self.cohort_size} must be at most the {num_users} users")
+            raise ValueError(f"cohort_size={self.cohort_size} must be at most the {num_users} users")
         return float(self.cohort_size)
 
 

@@ -174,14 +174,14 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"lora.rank={self.rank} must be at least 1")
+            raise ValueError(f"rank={self.rank} must be at least 1")
         if not self.alpha > 0:
-            raise ValueError(f"lora.alpha={self.alpha} must be above 0")
+            raise ValueError(f"alpha={self.alpha} must be above 0")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout={self.dropout} must lie in [0, 1)")
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         names = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
         if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"lora.target_modules={names} must be names of layers, or all-linear")
+            raise ValueError(f"target_modules={names} must be names of layers, or all-linear")
 
 
 @dataclass(frozen=True)

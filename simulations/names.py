@@ -3,6 +3,7 @@
 import copy
 import difflib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -83,9 +84,9 @@ def whole_name(section: str, said: str) -> str:
 
     Args:
         section: such as `tokens`.
-        said: such as `window must be at least 2 tokens, got 0`; others are returned as they are.
+        said: such as `window must be at least 2 tokens, got 0`, or `rounds=0 must be`; others are returned as they are.
     """
-    name = said.partition(" ")[0]
+    name = re.split(r"[ =]", said, maxsplit=1)[0]
     return f"{section}.{said}" if f"{section}.{name}" in known() else said
 
 

@@ -52,9 +52,9 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_retries, int) or self.max_retries < 0:
-            raise ValueError(f"engine.max_retries={self.max_retries} must be a whole number of at least 0")
+            raise ValueError(f"max_retries={self.max_retries} must be a whole number of at least 0")
         if self.timeout is not None and (not isinstance(self.timeout, int | float) or not 0 < self.timeout < math.inf):
-            raise ValueError(f"engine.round_timeout={self.timeout} must be a number of seconds above 0, or null")
+            raise ValueError(f"round_timeout={self.timeout} must be a number of seconds above 0, or null")
 
     def timeout_of(self, *, is_first: bool) -> float | None:
         """Returns the seconds that each attempt of a round waits."""

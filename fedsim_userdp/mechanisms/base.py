@@ -59,10 +59,10 @@ class Training:
     def __post_init__(self) -> None:
         for field, value in (("rounds", self.rounds), ("records_per_user", self.records_per_user)):
             if not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
-                raise ConfigError(f"mechanism.{field}={value} must be a whole number of at least 1 and at most 1e9")
+                raise ConfigError(f"{field}={value} must be a whole number of at least 1 and at most 1e9")
         if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w-]{0,99}", self.name):
             raise ConfigError(
-                f"mechanism.name={self.name!r} must be letters, digits, '_' and '-', and no number: it names a folder"
+                f"name={self.name!r} must be letters, digits, '_' and '-', and no number: it names a folder"
             )
         check_positive("learning_rate", self.learning_rate)
 
@@ -70,7 +70,7 @@ class Training:
 def check_positive(field: str, value: float) -> None:
     """Raises ConfigError unless the setting, a learning rate or a clip norm, is above 0 and float32 holds it well."""
     if not isinstance(value, int | float) or not LEAST <= value <= MOST:
-        raise ConfigError(f"mechanism.{field}={value} must be a number from {LEAST:g} to {MOST:g}")
+        raise ConfigError(f"{field}={value} must be a number from {LEAST:g} to {MOST:g}")
 
 
 def result_row(

@@ -41,7 +41,7 @@ class RecordLevelDP(Training):
 
     def __post_init__(self) -> None:
         if self.accountant not in _NAMES:
-            raise ConfigError(f"mechanism.accountant={self.accountant} is unknown; expected group, tight or record")
+            raise ConfigError(f"accountant={self.accountant} is unknown; expected group, tight or record")
         object.__setattr__(self, "name", self.name or _NAMES[self.accountant])
         super().__post_init__()
         check_positive("clip_norm", self.clip_norm)

@@ -38,7 +38,7 @@ class UserWiseAdaptive(UserWise):
         try:
             ClipAdaptation(self.target_quantile, self.clip_learning_rate, self.count_stddev or 0.0)
         except ValueError as error:
-            raise ConfigError(f"mechanism.{error}") from error
+            raise ConfigError(str(error)) from error
 
     def guarantee(self, study: Study) -> Guarantee:
         """Returns the promise of update and count together, which cost what the update alone would."""

@@ -73,11 +73,11 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ModelError(f"model.dtype={self.dtype} is unknown; expected one of {', '.join(DTYPES)}")
+            raise ModelError(f"dtype={self.dtype} is unknown; expected one of {', '.join(DTYPES)}")
         if self.autocast not in (None, "bfloat16"):
-            raise ModelError(f"model.autocast={self.autocast} is unknown; expected bfloat16 or null")
+            raise ModelError(f"autocast={self.autocast} is unknown; expected bfloat16 or null")
         if self.autocast is not None and self.dtype != "float32":
-            raise ModelError(f"model.autocast={self.autocast} is for a float32 model, not for model.dtype={self.dtype}")
+            raise ModelError(f"autocast={self.autocast} is for a float32 model, not for dtype={self.dtype}")
 
     @cached_property
     def location(self) -> str:

@@ -85,5 +85,5 @@ def test_a_model_without_dropout_has_no_dropout_layers(model: PeftModel) -> None
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, math.nan])
 def test_a_dropout_outside_its_range_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=r"lora.dropout=.* must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"^dropout=.* must lie in \[0, 1\)"):
         LoraSettings(dropout=value)

@@ -179,7 +179,7 @@ WRONG = {
     "lora.rank=many": "lora.rank",
     "lora.rank=0": "lora.rank",
     "lora.rank=true": "lora.rank=True must be a whole number",
-    "lora.target_modules=0": "lora.target_modules=0 must be names of layers",
+    "lora.target_modules=0": "lora.target_modules=0 must be a text or a list, such as all-linear",
     "lora.target_modules=[]": "must be names of layers",
     "lora.target_modules=[1,2]": "must be names of layers",
     "model.name=[1,2]": "model.name=[1, 2] must be a text",

@@ -62,7 +62,7 @@ class DeploymentEngine:
 
     def __post_init__(self) -> None:
         if self.num_nodes is not None and (not isinstance(self.num_nodes, int) or self.num_nodes < 1):
-            raise ValueError(f"engine.num_nodes={self.num_nodes} must be a whole number of at least 1, or null")
+            raise ValueError(f"num_nodes={self.num_nodes} must be a whole number of at least 1, or null")
         self.retry_policy  # noqa: B018 - checks its settings
 
     @property

@@ -57,10 +57,10 @@ class FlowerEngine:
         check_whole("num_nodes", self.num_nodes)
         check_whole("threads", self.threads)
         if not isinstance(self.num_cpus, int | float) or not 0 < self.num_cpus < math.inf:
-            raise ValueError(f"engine.num_cpus={self.num_cpus} must be a number above 0")
+            raise ValueError(f"num_cpus={self.num_cpus} must be a number above 0")
         num_gpus = 0 if self.num_gpus is None else self.num_gpus
         if not isinstance(num_gpus, int | float) or not 0 <= num_gpus < math.inf:
-            raise ValueError(f"engine.num_gpus={self.num_gpus} must be a number of at least 0, or null")
+            raise ValueError(f"num_gpus={self.num_gpus} must be a number of at least 0, or null")
         self.retry_policy  # noqa: B018 - checks its settings
 
     @property

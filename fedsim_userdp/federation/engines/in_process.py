@@ -27,7 +27,7 @@ class InProcessGrid(Grid):
 
     def __init__(self, client_app: ClientApp, num_nodes: int = 1) -> None:
         if num_nodes < 1:
-            raise ValueError(f"engine.num_nodes={num_nodes} must be at least 1")
+            raise ValueError(f"num_nodes={num_nodes} must be at least 1")
         ensure_identity()
         self._client_app = client_app
         self._contexts = {
