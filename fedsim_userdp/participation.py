@@ -66,12 +66,12 @@ class Cohorts:
     """Draws a run's cohorts and holds the selector to what it declared.
 
     Guarantee: every cohort is a set of users of the population; no user is in more of them than declared; cohorts of a
-    declared size have it; a stated probability is at most the declared one.  Where a class that chooses by itself
-    declares a sampling probability q, the users it draws in each round, over the run, and each user's rounds are held
-    against Binomial laws; that users are drawn independently of each other and of earlier rounds, here or in cohorts of
-    a declared size, is what `Wager` bets against: one that draws as it declares is stopped with a probability of at
-    most 1e-9.  The rounds before the first that is asked for are drawn as well where the count, or a memory of the
-    selector's own, needs them, so that a resumed run is where one that was never stopped would be.
+    declared size have it; a stated probability is at most the declared one.  A class that chooses by itself may declare
+    a sampling probability q: then the size of each cohort, their sum over the run, and the rounds of each user are held
+    against Binomial laws.  `Wager` bets that users are not drawn independently of each other and of earlier rounds,
+    here and in cohorts of a declared size.  A class that draws as it declares is stopped with a probability of at most
+    1e-9.  A resumed run draws the earlier rounds too where the count, or a memory of the selector's own, needs them: it
+    is then where a run that was never stopped would be.
 
     Args:
         selector: chooses the users.
@@ -119,8 +119,10 @@ class Cohorts:
 
     @property
     def history(self) -> str:
-        """Digest of the users of every round so far where these count, else empty; whoever can guess them tells them by
-        it."""
+        """Digest of the users of every round so far, where these count; else empty.
+
+        It is not to be published: it confirms a guess of the cohorts.
+        """
         return self._history.hexdigest() if self.counts_earlier else ""
 
     def catch_up(self, round: int) -> None:

@@ -47,7 +47,7 @@ _FLAGS = frozenset(
 _SWEEP = frozenset({"-m", "--multirun"})
 _MAY_BE_NULL = ("audit.epsilons", "audit.real_users")  # of a command's own settings, which no class has
 _MAY_BE_ONE = ("benchmark.parts", "describe.records_per_user")  # in place of a list
-_MAY_BE_MAPPING = ("tuned.searched",)
+_MAY_BE_MAPPING = ("tuned.searched", "metrics")
 _FOLDERS = ("output_dir", "resume", "cache_dir")
 _ABSENT = object()
 _log = logging.getLogger(__name__)
@@ -158,6 +158,8 @@ def _check_value(argument: str) -> None:
         raise ConfigError(f"{argument} is no choice of {key}: it must be one of {_offered(key)}")
     if key in _FOLDERS and isinstance(value, list | dict):
         raise ConfigError(f"{argument} must be the name of one folder, such as {key}=my-run")
+    if key == "metrics" and not isinstance(value, dict):
+        raise ConfigError(f"{argument} names no metric's class: write +metrics.NAME._target_=CLASS")
     is_own = key.partition(".")[0] not in GROUPS and key in names.known()
     if is_own and isinstance(value, dict) and key not in _MAY_BE_MAPPING:
         raise ConfigError(f"{argument} must be one value or a list of them, not a mapping")

@@ -59,6 +59,8 @@ def configured_study(config: DictConfig) -> Study:
 def _metrics(config: DictConfig) -> Mapping[Any, DictConfig]:
     """The settings of each metric, by name."""
     given = config.get("metrics") or {}
+    if not isinstance(given, DictConfig | dict):
+        raise ConfigError(f"metrics={given} must be a mapping of names to classes: +metrics.NAME._target_=CLASS")
     for name, node in given.items():
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise ConfigError(f"metrics.{name} needs the class of a metric: +metrics.{name}._target_=CLASS")

@@ -52,6 +52,8 @@ def check_name(key: str, *, groups: frozenset[str]) -> None:
         return
     if any(name.startswith(f"{key}.") for name in known()):
         raise ConfigError(f"{key} is a section of settings: set one of {', '.join(_below(key))}")
+    if first == "metrics":
+        raise ConfigError(f"{key} is a metric's name: give its class by +{key}._target_=CLASS")
     raise ConfigError(unknown(key))
 
 
@@ -93,7 +95,8 @@ def whole_name(section: str, said: str) -> str:
 def check_arguments(config: DictConfig) -> None:
     """Raises ConfigError where a node has settings that its `_target_` does not take."""
     nodes = [*config.items_ex(resolve=False)]
-    nodes += [(f"metrics.{name}", node) for name, node in (config.get("metrics") or {}).items()]
+    metrics = config.get("metrics")
+    nodes += [(f"metrics.{name}", node) for name, node in metrics.items()] if isinstance(metrics, DictConfig) else []
     for key, node in nodes:
         if not isinstance(node, DictConfig) or "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
             continue

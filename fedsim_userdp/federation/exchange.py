@@ -59,10 +59,10 @@ class Exchange:
     def ask_again(self, replies: Iterable[Message], grid: Grid) -> list[Message]:
         """Takes an attempt's replies; returns messages for users still missing.
 
-        They go to nodes that did not fail in the round, if there are any.  Users with nodes of their own stay on them:
-        elsewhere they would share one, and who shares it would be a matter of how many users there are.  Users who
-        live on a shared node by a hash of their ids are not asked for again: a node that is asked for one user alone,
-        and fails, would move everybody's second node (docs/decisions/0007).
+        They go to nodes that did not fail in the round, if there are any.  A user with a node of their own stays on it:
+        on another node two users could meet, and whether they do would depend on how many users there are.  Users who
+        live on a shared node by a hash of their ids are not asked for again: one user whose node fails would then
+        change the second node of everybody else (docs/decisions/0007).
 
         Raises:
             RoundError: when a node refused what it was asked.

@@ -124,7 +124,7 @@ def default_count_stddev(expected_cohort: float, noise_multiplier: float) -> flo
 
     Args:
         expected_cohort: Expected number of users in a round.
-        noise_multiplier: Of update and count together, the least that comes back.
+        noise_multiplier: of update and count together; the answer is at least this.
     """
     return max(_COUNT_SHARE * expected_cohort, noise_multiplier)
 

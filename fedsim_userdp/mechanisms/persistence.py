@@ -182,7 +182,7 @@ class RunState:
 
 
 def one_release(guarantee: Guarantee) -> Release:
-    """Returns what one round of the run releases; without amplification the declared cap goes with it."""
+    """Returns what one round of the run releases; of a run without amplification, its declared cap with it."""
     release = guarantee.release
     if isinstance(release, Release):
         return release if guarantee.max_participations is not None else release.first(1)
@@ -218,7 +218,7 @@ def check_saved(run: Run, guarantee: Guarantee) -> None:
     """Raises where the folder holds something that the run cannot go on from; nothing is written.
 
     Raises:
-        CheckpointError, ConfigError, LedgerError: see `open_saver`.
+        CheckpointError, ConfigError, LedgerError: see `open_run_state`.
     """
     start = _checkpoint_of(run, guarantee)
     path = run.place.folder / "ledger" / f"{run.run_name}.jsonl"
@@ -304,8 +304,8 @@ def _first_round(history: History, ledger: Ledger, done: int) -> int:
 
     With seeded noise a round that was lost is done again: it is the same release.  Otherwise it stays lost, and the
     next round has a cohort and noise of its own: done again, the same cohort would be in two releases, which costs more
-    than two rounds.  Torn lines count as so many releases as they can have been; where these are more than the rounds
-    they stand for, or participations are capped, the run ends earlier.
+    than two rounds.  A damaged stretch of the ledger counts as the most releases that it can have held.  The run ends
+    earlier where that is more than the rounds that the stretch stands for, or where participations are capped.
     """
     recorded = max(done, *ledger.rounds, 0)
     is_of_this_run = ledger.is_of_this_run(done)

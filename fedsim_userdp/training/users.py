@@ -27,9 +27,9 @@ _ASKED_AGAIN = 3  # users of a round, where the selection is not this package's
 class TrainingUsers:
     """Training users and how each picks at most k records.
 
-    Guarantee: a user's choice is that of a selection that nobody was asked of before.  One that is not this package's
-        is copied for every call and never called itself, and a few users of a round are asked again after the others,
-        which shows what it keeps in its class or module.
+    Guarantee: a user's choice does not depend on other users.  A selection that is not this package's is copied for
+        every call, so that it cannot remember earlier ones.  A few users of a round are asked again after the others,
+        which shows what it remembers in its class or module.
 
     Attributes:
         store: every user's records as token ids.

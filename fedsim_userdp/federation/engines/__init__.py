@@ -1,4 +1,4 @@
-"""What runs the nodes: this process, or Flower's Simulation Runtime.  Both run the same app and strategy."""
+"""What runs the nodes: this process, Flower's Simulation Runtime, or a deployment's own; app and strategy are one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
