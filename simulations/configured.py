@@ -63,7 +63,7 @@ def _metrics(config: DictConfig) -> Mapping[Any, DictConfig]:
         raise ConfigError(f"metrics={given} must be a mapping of names to classes: +metrics.NAME._target_=CLASS")
     for name, node in given.items():
         if not isinstance(node, DictConfig) or "_target_" not in node:
-            raise ConfigError(f"metrics.{name} needs the class of a metric: +metrics.{name}._target_=CLASS")
+            raise ConfigError(f"metrics.{name!s} needs the class of a metric: +metrics.{name!s}._target_=CLASS")
     return given
 
 

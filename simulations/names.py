@@ -96,7 +96,7 @@ def check_arguments(config: DictConfig) -> None:
     """Raises ConfigError where a node has settings that its `_target_` does not take."""
     nodes = [*config.items_ex(resolve=False)]
     metrics = config.get("metrics")
-    nodes += [(f"metrics.{name}", node) for name, node in metrics.items()] if isinstance(metrics, DictConfig) else []
+    nodes += [(f"metrics.{name!s}", node) for name, node in metrics.items()] if isinstance(metrics, DictConfig) else []
     for key, node in nodes:
         if not isinstance(node, DictConfig) or "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
             continue
