@@ -11,9 +11,10 @@ from fedsim_userdp.data.in_memory import InMemoryCorpus
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.compare import CheckedRun, check_central_engine, checked
+from fedsim_userdp.mechanisms.construction import build_study, check_corpus
 from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.settings_tree import target_of
-from fedsim_userdp.mechanisms.study import Parts, Study, build_study, check_corpus
+from fedsim_userdp.mechanisms.study import Parts, Study
 from fedsim_userdp.simulations.names import made, without_unused_path
 from fedsim_userdp.simulations.sentences import settings_named
 

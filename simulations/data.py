@@ -29,7 +29,7 @@ def describe(config: DictConfig, folder: Path) -> None:
     check_types(config, "describe")
     own, bounds = bounds_of(config)
     from fedsim_userdp.data.statistics import corpus_statistics
-    from fedsim_userdp.mechanisms.study import tokenised
+    from fedsim_userdp.mechanisms.construction import tokenised
     from fedsim_userdp.report import data as report  # here, so that --help and refusals need not load them
     from fedsim_userdp.report.data_plot import plot_data
     from fedsim_userdp.report.table import result_console

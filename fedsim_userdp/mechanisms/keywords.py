@@ -17,8 +17,9 @@ from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.mechanisms.construction import check_corpus
 from fedsim_userdp.mechanisms.settings_tree import tree_of
-from fedsim_userdp.mechanisms.study import Parts, check_corpus
+from fedsim_userdp.mechanisms.study import Parts
 from fedsim_userdp.mechanisms.written import Written, settings_overrides, tuned_tree, written
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.selection import PoissonSelector

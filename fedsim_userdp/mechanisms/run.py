@@ -10,10 +10,11 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.messages import RunDescription
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.mechanisms.circumstances import named_foreign
+from fedsim_userdp.mechanisms.construction import at_least_one
 from fedsim_userdp.mechanisms.identity import NEVER_CHANGED, identity_of, keys_of_run, settings_digest
 from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.mechanisms.settings_tree import Tree
-from fedsim_userdp.mechanisms.study import Study, at_least_one
+from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.mechanisms.versions import code_versions
 from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.mechanisms.study import tokenised
+from fedsim_userdp.mechanisms.construction import tokenised
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from fedsim_userdp.settings import Settings
 from fedsim_userdp.simulations.configured import configured_corpus, plain
