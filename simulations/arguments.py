@@ -48,6 +48,7 @@ _SWEEP = frozenset({"-m", "--multirun"})
 _MAY_BE_NULL = ("audit.epsilons", "audit.real_users")  # of a command's own settings, which no class has
 _MAY_BE_ONE = ("benchmark.parts", "describe.records_per_user")  # in place of a list
 _MAY_BE_MAPPING = ("tuned.searched", "metrics")
+_SWEEP_FILE = "multirun.yaml"
 _FOLDERS = ("output_dir", "resume", "cache_dir")
 _ABSENT = object()
 _log = logging.getLogger(__name__)
@@ -79,6 +80,9 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     if not found or found[-1] is None:
         flags = [argument for argument in quoted if argument in _SWEEP]  # Hydra takes none between settings
         return [*flags, *(argument for argument in quoted if argument not in _SWEEP)]
+    if not isinstance(found[-1], str | int | float):
+        asked = next(argument for argument in quoted if override_key(argument) == "resume")
+        raise ConfigError(f"{asked} names several folders: go on with one at a time")
     folder = str(found[-1])
     _check_one_place(quoted, folder)
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
@@ -89,9 +93,18 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     kept = [override for override in stored if override_key(override) not in given]
     for override in kept:
         _check_harmless(override, folder)
-    flags = [argument for argument in quoted if argument.startswith("-")]
-    settings = [argument for argument in quoted if not argument.startswith("-")]
+    flags, settings = _flags_and_settings(quoted)
     return [*flags, *kept, *settings, f"output_dir={_quoted(folder)}"]
+
+
+def _flags_and_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's flags, each with the value behind it, and its settings."""
+    is_flag = [
+        argument.startswith("-") or (before.startswith("-") and "=" not in argument)
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+    pairs = list(zip(arguments, is_flag, strict=True))
+    return [one for one, is_one in pairs if is_one], [one for one, is_one in pairs if not is_one]
 
 
 def _check_one_place(arguments: Sequence[str], folder: str) -> None:
@@ -327,6 +340,8 @@ def _parsed(override: str) -> Override:
 
 def _started_with(folder: Path, command: str) -> list[str]:
     """The overrides that the run in a folder was started with."""
+    if not (folder / RUN_FILE).is_file() and (folder / _SWEEP_FILE).is_file():
+        raise ConfigError(f"resume={folder} holds a sweep, not one run: add --multirun to go on with its jobs")
     content = read_started(folder)
     if content.get("command") != command:
         raise ConfigError(f"resume={folder} holds a run of `fedsim {content.get('command')}`: resume it with that")
@@ -338,7 +353,7 @@ def _started_with(folder: Path, command: str) -> list[str]:
 
 def _swept_with(folder: Path, command: str) -> list[str]:
     """The overrides that the sweep in a folder was started with."""
-    file = folder / "multirun.yaml"
+    file = folder / _SWEEP_FILE
     try:
         content = yaml.safe_load(plain_content(file))
         found, name = content["hydra"]["overrides"]["task"], content["hydra"]["job"]["config_name"]
@@ -357,8 +372,7 @@ def _check_harmless(override: str, folder: str) -> None:
     """Raises ConfigError for a stored override that is more than a setting: a flag, Hydra's own, foreign code."""
     if re.match(r"[+~]*(-|hydra\b)", override.strip()):
         raise ConfigError(f"resume={folder}: {RUN_FILE} holds {override!r}, which is no setting of a run")
-    parsed = _parsed(override)
-    if parsed.key_or_group.endswith("_target_") and not is_own_code(str(parsed.value())):
+    if not all(map(is_own_code, _targets_in([override]))):
         raise ConfigError(
             f"resume={folder}: the run used {override}, code that does not belong to this program: give it again on "
             "the command line if you trust it"
@@ -367,11 +381,13 @@ def _check_harmless(override: str, folder: str) -> None:
 
 def _check_targets(settings: object, folder: Path) -> None:
     """Raises ConfigError when a resumed run would run code that neither this program nor the command line names."""
-    overrides = HydraConfig.get().overrides.task
-    named = {_parsed(override).value() for override in overrides if override_key(override).endswith("_target_")}
+    named = _targets_in(HydraConfig.get().overrides.task)
     for key, value in leaves(settings):
         if key.endswith("_target_") and not is_own_code(str(value)) and value not in named:
-            raise ConfigError(f"resume={folder}: {key}={value} is code that does not belong to this program")
+            raise ConfigError(
+                f"resume={folder}: {key}={value} is code that does not belong to this program: give "
+                "it again on the command line if you trust it"
+            )
 
 
 def override_problem(overrides: Sequence[str], settings: object, choices: Mapping[str, str]) -> str:
@@ -393,8 +409,20 @@ def override_problem(overrides: Sequence[str], settings: object, choices: Mappin
 
 def foreign_targets(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Returns the `_target_`s of a configuration that neither this program nor the overrides name."""
-    named = {_parsed(override).value() for override in overrides if override_key(override).endswith("_target_")}
+    named = _targets_in(overrides)
     return [target for target in settings_tree.foreign_targets(config) if target not in named]
+
+
+def _targets_in(overrides: Sequence[str]) -> set[str]:
+    """The `_target_`s that overrides name, in lists and mappings too."""
+    found: set[str] = set()
+    for override in overrides:
+        parsed = _parsed(override)
+        values = parsed.sweep_iterator() if parsed.is_sweep_override() else [parsed.value()]
+        for value in values:
+            at = parsed.key_or_group
+            found |= {str(one) for key, one in leaves({at: value}) if key.rpartition(".")[2] == "_target_"}
+    return found
 
 
 def _at(node: object, key: str) -> object:

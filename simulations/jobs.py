@@ -66,6 +66,7 @@ def run_job(
 
             if (sweep := sweep_of_this_job()) is not None:
                 update_sweep(sweep)  # it may have been killed between its statement and the sweep's
+            DIVERGED.extend(_diverged_in(folder))
             print(printable(f"{name}: it has run before, and is left as it is: {folder}"), flush=True)
             return
         _run(config, command, configs_fn, planned_fn)
@@ -73,6 +74,17 @@ def run_job(
         FAILED.append(name)
         print(printable(f"fedsim: {name}: {sentence(error)}"), file=sys.stderr, flush=True)
         raise
+
+
+def _diverged_in(folder: Path) -> Iterator[str]:
+    """The runs of a folder whose training diverged, by its results; none where these cannot be read."""
+    try:
+        rows = json.loads(plain_content(folder / _RESULTS))
+    except (OSError, ValueError, RecursionError):
+        return
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and row.get("perplexity", 0.0) is None:
+            yield f"{row.get('mechanism')}, seed {row.get('seed')}"
 
 
 def _run(
@@ -191,15 +203,26 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
         is_there = sweep.is_dir()
         params: dict[str, Any] = dict(whole.hydra.sweeper.get("params") or {})
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *given])
-        problems = []
+        problems: list[str] = []
+        folders: dict[Path, int] = {}
+        settings: dict[tuple[str, ...], int] = {}
         for number, job in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
+            swept = ", ".join(one for one in job if one not in single)
             try:
                 config = compose(command, overrides=[named, *job], return_hydra_config=True)
-                problem = _problem(config, number, sweep) if is_there else ""
+                folder = _folder_of(config, number, sweep)
+                problem = _problem(config, folder) if is_there else ""
+                if (other := settings.setdefault(tuple(job), number)) != number:
+                    problem = f"jobs {other} and {number} ({swept}) are the same"
+                if (other := folders.setdefault(folder, number)) != number:
+                    problem = f"jobs {other} and {number} ({swept}) have one folder, {folder}"
             except (HydraException, OmegaConfBaseException) as error:
-                swept = [one for one in job if one not in single]
-                problem = f"job {number} ({', '.join(swept)}): {sentence(error)}"
+                problem = f"job {number} ({swept}): {sentence(error)}"
             problems += [problem] if problem else []
+        problems += [
+            f"{folder} holds a job of this sweep that is not among these: go on with all of them by resume={sweep}"
+            for folder in sorted(_started_in(sweep) - folders.keys())
+        ]
     if problems:
         raise ConfigError(f"{len(problems)} jobs cannot be run, and none was started: {'; '.join(problems)}")
 
@@ -237,13 +260,23 @@ def _states_a_sweep(folder: Path) -> bool:
         return False
 
 
-def _problem(config: DictConfig, number: int, sweep: Path) -> str:
-    """What a job's folder holds that is not this job; empty where it is free or holds the same."""
+def _started_in(sweep: Path) -> set[Path]:
+    """The folders below a sweep's in which a job has started."""
+    return {Path(os.path.normpath(file.parent)) for file in sweep.rglob(RUN_FILE)} if sweep.is_dir() else set()
+
+
+def _folder_of(config: DictConfig, number: int, sweep: Path) -> Path:
+    """The folder of a job of a sweep; takes Hydra's own settings out of its configuration."""
     with open_dict(config):
         config.hydra.job.num, config.hydra.job.id = number, f"{config.hydra.job.name}_{number}"
         HydraConfig.instance().set_config(config)
         folder = sweep / str(config.hydra.sweep.subdir)
         del config["hydra"]
+    return Path(os.path.normpath(folder))
+
+
+def _problem(config: DictConfig, folder: Path) -> str:
+    """What a job's folder holds that is not this job; empty where it is free or holds the same."""
     if not (folder / RUN_FILE).is_file():
         mark = mark_of_a_run(folder)
         return f"{folder} holds {mark} and no {RUN_FILE}" if mark else ""

@@ -22,13 +22,15 @@ from fedsim_userdp.mechanisms.history import Outcome
 from fedsim_userdp.mechanisms.keywords import overrides_of
 from fedsim_userdp.mechanisms.own_folder import own_folder
 from fedsim_userdp.mechanisms.persistence import check_saved
-from fedsim_userdp.mechanisms.plugin_checks import check_plugins
+from fedsim_userdp.mechanisms.plugin_checks import check_plugins, try_out_clipping
 from fedsim_userdp.mechanisms.record_level import RecordLevelDP
 from fedsim_userdp.mechanisms.result import Result
 from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.started import FORMAT, check_continues, check_same_runs, read_started, write_started
 from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.mechanisms.user_wise import UserWise
 from fedsim_userdp.mechanisms.written import Written, as_value, default_mechanism, written
+from fedsim_userdp.models.adapters import trainable_state
 from fedsim_userdp.plugins import calling, class_name, is_own, reason_of
 from fedsim_userdp.report.data import write_data_json
 from fedsim_userdp.report.progress import RunProgress
@@ -64,6 +66,8 @@ def checked(mechanism: Mechanism, run: Run) -> CheckedRun:
         check_saved(run, guarantee)
         if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
             check_plugins(run, guarantee, records_per_user)
+        if isinstance(mechanism, UserWise) and (clipping := mechanism.clipping()) is not None:
+            try_out_clipping(clipping, trainable_state(run.study.fresh_model()), mechanism.clip_norm)
     return CheckedRun(mechanism, run)
 
 
@@ -146,10 +150,13 @@ def _run_all(
     if folder is None and resume:
         raise ConfigError("resume=True needs the folder of the run to go on with: folder=PATH")
     _check_given(study, mechanisms)
+    if not isinstance(resume, bool):
+        raise ConfigError(f"resume={resume!r} must be True or False; the folder is folder=PATH")
     path = Path(tempfile.mkdtemp(prefix="fedsim-")) if folder is None else _made(folder)
     if folder is None:
         _log.warning("the run folder is %s: name one by folder=PATH to keep it", path)
-    with own_folder(path, is_resumed=resume, going_on="resume=True"), quiet_libraries():
+    going_on = "resume=True" if folder is not None else f"folder={str(path)!r}, resume=True"
+    with own_folder(path, is_resumed=resume, going_on=going_on), quiet_libraries():
         objects = [written("mechanism", one) for one in mechanisms]
         content: Mapping[str, Any] = _content(study, command, objects, path)
         place = _place(study, path, is_resumed=resume)

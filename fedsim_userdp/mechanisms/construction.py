@@ -69,6 +69,8 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
     records = _record_selector(settings, parts.records, model, store)
     if not callable(parts.optimizer):
         raise ConfigError(f"optimizer={tree['optimizer']} is no optimizer: it needs a _target_, and _partial_=true")
+    if "lr" in tree["optimizer"]:
+        raise ConfigError("optimizer.lr has no effect: the learning rate is the mechanism's, mechanism.learning_rate")
     momentum = tree["optimizer"].get("momentum")
     if isinstance(momentum, int | float) and not 0 <= momentum < 1:
         raise ConfigError(f"optimizer.momentum={momentum} must be a number in [0, 1)")

@@ -35,6 +35,11 @@ def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resum
     """
     try:
         with locked(folder), _removed_if_empty(folder):
+            if not is_resumed and not (folder / "run.json").is_file() and (folder / "multirun.yaml").is_file():
+                raise ConfigError(
+                    f"{folder} holds a sweep already: go on with it by --multirun resume={folder}, or choose another "
+                    "folder"
+                )
             if not is_resumed and (mark := mark_of_a_run(folder)):
                 raise ConfigError(
                     f"{folder} holds a run already ({mark}): go on with it by "

@@ -65,7 +65,10 @@ def check_continues(
     said = settings_changed(settings, folder, but_for)
     refused = [key for key in said if not may_change or _is_part_of(key, _FIXED)]
     if refused:
-        fix = "these cannot change within a run" if may_change else "checkpoint.allow_changes=true allows some changes"
+        fixed = [key for key in refused if _is_part_of(key, _FIXED)]
+        fix = "checkpoint.allow_changes=true allows it"
+        if fixed:
+            fix = f"{', '.join(fixed)} cannot change within a run: take {'it' if len(fixed) == 1 else 'them'} back"
         raise ConfigError(
             f"{folder}: the run was configured otherwise: {'; '.join(said[key] for key in refused)} ({fix})"
         )

@@ -91,6 +91,9 @@ def refuse_no_numbers(location: str, config: Path) -> None:
         )
 
 
+_WEIGHTS = (".weight", ".bias")  # how names of weights end
+
+
 def described_layers(config: Path) -> dict[str, float]:
     """Returns how many layers a `config.json` describes, by setting; the largest where parts of it have the same."""
     found: dict[str, float] = {}
@@ -113,12 +116,19 @@ def tensor_shapes(location: str, files: Mapping[str, Path]) -> dict[str, tuple[i
             continue
         try:
             with safe_open(path, "pt") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                shapes |= {key: tuple(one.get_shape()) for key, one in slices.items()}
+                whole = [key for key, one in slices.items() if key.endswith(_WEIGHTS) and one.get_dtype()[:1] in "IU"]
         except (SafetensorError, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise ModelError(
                 f"model.path={location}: {name} is no whole safetensors file ({reason}): fetch or save it again"
             ) from error
+        if whole:
+            raise ModelError(
+                f"model.path={location}: {name} holds weights as whole numbers, such as {whole[0]}: give a model whose "
+                "weights are float32, float16 or bfloat16"
+            )
     for prefix, advice in _PREFIXES.items():
         if shapes and sum(key.startswith(prefix) for key in shapes) * 2 > len(shapes):
             raise ModelError(f"model.path={location}: its tensors' names begin with {prefix!r}, {advice}")
