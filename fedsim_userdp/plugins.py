@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedsim_userdp.errors import PluginError
+from fedsim_userdp.errors import ConfigError, PluginError
 from fedsim_userdp.stopping import is_asked_for
 
 _OWN = "fedsim_userdp"
@@ -54,6 +54,26 @@ def loading(setting: str, target: str) -> Iterator[None]:
         if isinstance(error, Exception) or is_asked_for(error):
             raise
         raise PluginError(f"{setting}._target_={target}: importing or making it raised {reason_of(error)}") from error
+
+
+def replaced_method(plugin: object) -> str:
+    """Returns the name of a method that was set on an object in place of its class's; empty where none was."""
+    kept = getattr(plugin, "__dict__", {})
+    return next((name for name in kept if callable(getattr(type(plugin), name, None))), "")
+
+
+def refuse_replaced_method(setting: str, plugin: object) -> None:
+    """Raises ConfigError where a method of an object was replaced, which no statement would name.
+
+    Args:
+        setting: what it is given as, such as `records`.
+        plugin: an object.
+    """
+    if name := replaced_method(plugin):
+        raise ConfigError(
+            f"{setting}={class_name(plugin)}: {name} was replaced on the object, which no statement would name: make a "
+            "class of your own"
+        )
 
 
 def is_own(plugin: object) -> bool:

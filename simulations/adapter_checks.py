@@ -14,12 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsim_userdp.mechanisms.circumstances import licence_of
 from fedsim_userdp.mechanisms.run_files import ADAPTER_CONFIG, CARD, TOKENIZER, WEIGHTS, tokenizer_digest
 from fedsim_userdp.mechanisms.settings_tree import is_own_code
+from fedsim_userdp.mechanisms.written import labels
 from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
 from fedsim_userdp.report.privacy_files import digest_of
 from fedsim_userdp.simulations.arguments import foreign_targets
 from fedsim_userdp.simulations.checks import difference
+from fedsim_userdp.simulations.configured import plain
 from fedsim_userdp.simulations.result_checks import result_rows
 
 _FEW = 20  # layers: PEFT shortens a longer list of their names
@@ -63,7 +65,7 @@ def card_problem(
     try:
         text = read_file(adapter / CARD).decode()
         base = str(_settings(adapter)["base_model_name_or_path"])
-        model, data = choices["model"], choices["data"]
+        model, data = labels(choices, plain(config))
         licence, tokenizer = licence_of(config.data, own_class(config.data)), tokenizer_digest(adapter)
         row = next(
             row for row in result_rows(folder) if (row.mechanism, row.seed) == (run.statement.mechanism, run.seed)

@@ -25,7 +25,7 @@ _INFINITE = {".inf": "inf", "+.inf": "inf"}  # as YAML spells it, which Hydra re
 @hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="audit")
 def main(config: DictConfig) -> None:
     """Audits a run for each claim; writes `audit.json`, `audit.csv` and `audit.png`; exits with 1 if one is refuted."""
-    with folder_of_job() as folder:
+    with folder_of_job(holds_a_run=True) as folder:
         is_refuted = audit(config, folder)
     if is_refuted:
         sys.exit(REFUTED)

@@ -30,7 +30,6 @@ from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 DIVERGED: list[str] = []  # runs of this process whose training diverged
 FAILED: list[str] = []  # jobs of this process's sweep that were refused or stopped, each said when it was
 _SWEEP_FILE = "multirun.yaml"  # Hydra's mark of a sweep's folder
-_DEPTH = 16  # of a job's folder in that of its sweep, at most
 _RESULTS, _STATED = "results.json", "privacy.json"
 
 
@@ -94,7 +93,7 @@ def _run(
     planned_fn: Callable[[], Sequence[str]],
 ) -> None:
     """See `run_job`."""
-    with folder_of_job(is_resumed=config.resume is not None) as path:
+    with folder_of_job(is_resumed=config.resume is not None, holds_a_run=True) as path:
         check_types(config, command)
         _check_hydra()
         begin = beginning(config, command)
@@ -102,8 +101,9 @@ def _run(
             from fedsim_userdp.mechanisms.compare import outcomes  # here, so that --help need not load torch
             from fedsim_userdp.mechanisms.folder import RunFolder
             from fedsim_userdp.mechanisms.sweep import jobs_of
+            from fedsim_userdp.mechanisms.written import labels
             from fedsim_userdp.report.table import result_console
-            from fedsim_userdp.simulations.configured import checked_runs
+            from fedsim_userdp.simulations.configured import checked_runs, plain
 
         sweep = sweep_of_this_job()
         if sweep is not None:
@@ -112,7 +112,9 @@ def _run(
         for one in configs:
             one.resume = config.resume
         runs = checked_runs(configs, path, sweep)
-        folder = RunFolder(path, result_console(), HydraConfig.get().runtime.choices, sweep, planned_fn())
+        folder = RunFolder(
+            path, result_console(), labels(HydraConfig.get().runtime.choices, plain(config)), sweep, planned_fn()
+        )
         with folder.progress() as progress:
             for outcome in outcomes(runs, path, begin, progress):
                 folder.add(outcome)
@@ -139,8 +141,9 @@ def sweep_of_this_job() -> Path | None:
     if settings.mode == RunMode.MULTIRUN:
         check_subdir(str(settings.sweep.subdir))
         return Path(os.path.abspath(Path(settings.runtime.cwd, settings.sweep.dir)))  # as Hydra itself, links kept
-    above = (*folder.parents[:_DEPTH], *folder.resolve().parents[:_DEPTH])  # the folder may be named by a link to it
-    return next((parent for parent in above if (parent / _SWEEP_FILE).exists()), None)
+    from fedsim_userdp.mechanisms.sweep import sweep_above  # here, so that --help need not load what it needs
+
+    return sweep_above(folder)
 
 
 def _check_hydra() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fedsim_userdp.mechanisms.own_folder import run_below
 from fedsim_userdp.mechanisms.run_files import adapter_folder, ledger_file
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.simulations.adapter_checks import card_problem, settings_problem, spare_problem, weights_problem
@@ -38,7 +39,7 @@ def _adapter_checks(folder: Path, run: StatedRun, adapter: Path, found: Configur
 
 
 def spare_files(folder: Path, runs: Sequence[StatedRun]) -> Check:
-    """Returns whether every ledger and every adapter belongs to a run that is stated."""
+    """Returns whether every ledger, every adapter and every run further down belongs to a run that is stated."""
     ledgers = {ledger_file(folder, run.statement.mechanism, run.seed) for run in runs if run.statement.release}
     names = [run.statement.mechanism for run in runs]
     adapters = {
@@ -47,5 +48,6 @@ def spare_files(folder: Path, runs: Sequence[StatedRun]) -> Check:
     }
     spare = [path for path in (folder / "ledger").glob("*") if path not in ledgers]
     spare += [path for path in (folder / "adapters").glob("*") if path not in adapters]
+    spare += [] if (below := run_below(folder)) is None else [below]
     listed = ", ".join(str(path.relative_to(folder)) for path in sorted(spare))
     return Check("ledgers and adapters: each of a stated run", listed and f"no statement covers {listed}")

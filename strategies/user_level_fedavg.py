@@ -23,8 +23,9 @@ from fedsim_userdp.federation.user_level import REQUEST, check_weights
 from fedsim_userdp.participation import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.ledger import Ledger
-from fedsim_userdp.privacy.noise import OperatingSystemNoise
+from fedsim_userdp.privacy.noise import LEAST, MOST, OperatingSystemNoise
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.privacy.validation import check_count, check_delta, check_epsilon, check_real
@@ -51,7 +52,8 @@ class UserLevelFedAvg(Strategy):
         statement: what was promised, to whom and under which assumptions; None before `start`.
 
     Args:
-        clip_norm: bound on the L2 norm of a user's update (model before minus model after local training), above 0.
+        clip_norm: bound on the L2 norm of a user's update (model before minus model after local training), from
+            1e-30 to 1e30.
         epsilon: the user-level target, above 0.
         num_users: the number of nodes, public, at least 2.
         sampling_prob: probability with which a user takes part in a round, in (0, 1].
@@ -76,7 +78,7 @@ class UserLevelFedAvg(Strategy):
         optimizer_fn: OptimizerFn = torch.optim.SGD,
         learning_rate: float = 1.0,
     ) -> None:
-        self.clip_norm = check_real("clip_norm", clip_norm, 0.0, math.inf)
+        self.clip_norm = check_real("clip_norm", clip_norm, LEAST, MOST, open_low=False, open_high=False)
         self.target_epsilon = check_epsilon("epsilon", epsilon)
         self.num_users = check_count("num_users", num_users, 2)
         self.selector = PoissonSelector(check_real("sampling_prob", sampling_prob, 0.0, 1.0, open_high=False))
@@ -225,7 +227,8 @@ class UserLevelFedAvg(Strategy):
         """Logs what holds, for whom and under which assumptions."""
         assumed = f"It assumes that {'; that '.join(statement.assumptions)}."
         _log.info("%s", " ".join([statement.claim, assumed, *statement.remarks]))
-        _log.info("user-level epsilon = %.6f at delta = %.6g; ledger %s", self.epsilon, self.delta, self.ledger_path)
+        epsilon, delta = rounded_up(statement.epsilon or 0.0, 7), rounded_up(self.delta, 7)
+        _log.info("user-level epsilon = %s at delta = %s; ledger %s", epsilon, delta, self.ledger_path)
 
     def _strategy(self, release: acc.UserWise, users: Population, key: RunKey, arrays: ArrayRecord) -> UserLevelDP:
         """The strategy that draws, sums up, adds noise and steps."""

@@ -10,7 +10,7 @@ from fedsim_userdp.mechanisms.history import History, Outcome
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.adaptive_clipping import LEAST, MOST
+from fedsim_userdp.privacy.noise import LEAST, MOST
 from fedsim_userdp.privacy.validation import MAX_COUNT
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
@@ -64,6 +64,8 @@ class Training:
             raise ConfigError(
                 f"name={self.name!r} must be letters, digits, '_' and '-', and no number: it names a folder"
             )
+        if re.search(r"-seed\d+$", self.name):
+            raise ConfigError(f"name={self.name} must not end in -seed and a number: folders of other seeds do")
         check_positive("learning_rate", self.learning_rate)
 
 

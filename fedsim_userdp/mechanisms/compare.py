@@ -22,16 +22,18 @@ from fedsim_userdp.mechanisms.history import Outcome
 from fedsim_userdp.mechanisms.keywords import overrides_of
 from fedsim_userdp.mechanisms.own_folder import own_folder
 from fedsim_userdp.mechanisms.persistence import check_saved
+from fedsim_userdp.mechanisms.plain import ZeroShot
 from fedsim_userdp.mechanisms.plugin_checks import check_plugins, try_out_clipping
 from fedsim_userdp.mechanisms.record_level import RecordLevelDP
 from fedsim_userdp.mechanisms.result import Result
 from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.started import FORMAT, check_continues, check_same_runs, read_started, write_started
 from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.mechanisms.sweep import jobs_of, sweep_above
 from fedsim_userdp.mechanisms.user_wise import UserWise
-from fedsim_userdp.mechanisms.written import Written, as_value, default_mechanism, written
+from fedsim_userdp.mechanisms.written import Written, as_value, default_mechanism, labels, mechanisms_started, written
 from fedsim_userdp.models.adapters import trainable_state
-from fedsim_userdp.plugins import calling, class_name, is_own, reason_of
+from fedsim_userdp.plugins import calling, class_name, is_own, reason_of, refuse_replaced_method
 from fedsim_userdp.report.data import write_data_json
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.settings import Settings
@@ -55,6 +57,9 @@ def checked(mechanism: Mechanism, run: Run) -> CheckedRun:
         ConfigError, CheckpointError, LedgerError, PluginError, ValueError: one sentence on what is wrong; nothing was
             written to the run's folder.
     """
+    refuse_replaced_method("mechanism", mechanism)
+    if mechanism.name == ZeroShot.name and not isinstance(mechanism, ZeroShot):
+        raise ConfigError(f"mechanism.name={ZeroShot.name} is that of the untrained model: choose another name")
     if hasattr(mechanism, "guarantee"):  # one's own need not have it
         with calling("mechanism", mechanism, "guarantee()"):
             guarantee = mechanism.guarantee(run.study)
@@ -159,16 +164,22 @@ def _run_all(
     with own_folder(path, is_resumed=resume, going_on=going_on), quiet_libraries():
         objects = [written("mechanism", one) for one in mechanisms]
         content: Mapping[str, Any] = _content(study, command, objects, path)
-        place = _place(study, path, is_resumed=resume)
+        sweep = sweep_above(path)
+        if sweep is not None:
+            jobs_of(sweep)  # a statement that cannot be read is said before anything is released
+        place = replace(_place(study, path, is_resumed=resume), sweep=sweep)
         if resume:
-            content = _started_with(content, [one.name for one in mechanisms], study, place)
+            content = _started_with(content, objects, study, place)
         runs = [
             checked(one, Run.of(_own_copy(study), {"name": one.name, **each.tree}, place))
             for one, each in zip(mechanisms, objects, strict=True)
         ]
         check_central_engine(runs)
         planned = [f"{one.name}, seed {study.seed}" for one in mechanisms] if command == "compare" else []
-        results, found = RunFolder(path, Console(emoji=False), content["choices"], None, planned), []
+        results, found = (
+            RunFolder(path, Console(emoji=False), labels(content["choices"], study.tree), sweep, planned),
+            [],
+        )
         with results.progress() as progress:
             for outcome in outcomes(runs, path, partial(write_started, path, content), progress):
                 results.add(outcome)
@@ -183,17 +194,21 @@ def _place(study: Study, folder: Path, *, is_resumed: bool) -> Place:
     return Place(folder, chosen.every, chosen.keep, is_resumed=is_resumed, allow_changes=chosen.allow_changes)
 
 
-def _started_with(content: Mapping[str, Any], names: Sequence[str], study: Study, place: Place) -> Mapping[str, Any]:
+def _started_with(
+    content: Mapping[str, Any], mechanisms: Sequence[Written], study: Study, place: Place
+) -> Mapping[str, Any]:
     """What a folder that is gone on with was started with; what is given now where that may differ.
 
     The command writes mechanisms down in several ways: what of them counts is in the checkpoints. Where these may be of
-    other settings, what is written down is compared as it stands.
+    other settings, what is written down is compared as it stands. One that has no checkpoint yet may begin with others.
     """
     before = read_started(place.folder)
+    names = [str(one.tree["name"]) for one in mechanisms]
     check_same_runs(names, study.seed, before, place.folder)
     of_mechanisms = frozenset() if place.allow_changes else frozenset({"compare", "mechanism", "tuned"})
     changed = check_continues(content["config"], place.folder, place.allow_changes, of_mechanisms)
-    return content if changed else before
+    is_same = mechanisms_started(before) == [dict(one.tree) for one in mechanisms]
+    return before if is_same and not changed else content
 
 
 def _content(study: Study, command: str, mechanisms: Sequence[Written], folder: Path) -> dict[str, Any]:

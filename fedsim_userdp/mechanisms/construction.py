@@ -31,7 +31,7 @@ from fedsim_userdp.mechanisms.settings_tree import Tree, target_of
 from fedsim_userdp.mechanisms.study import Parts, Study, num_protected
 from fedsim_userdp.mechanisms.units import user_in_words
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.plugins import calling, class_name
+from fedsim_userdp.plugins import calling, class_name, refuse_replaced_method
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import Choosing, ClientSelector, Sampling, foreign_name
 from fedsim_userdp.settings import Settings, Split, TokenSettings
@@ -56,6 +56,8 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
         ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong with it.
     """
     settings = Settings.of(tree)
+    for group in ("corpus", "model", "records", "engine"):
+        refuse_replaced_method("data" if group == "corpus" else group, getattr(parts, group))
     if settings.threads is not None:
         torch.set_num_threads(_threads(settings.threads))
     model, selector = parts.model, parts.selection
@@ -272,6 +274,7 @@ def _metrics(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
     for name, metric in metrics.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w{0,39}", name):
             raise ConfigError(f"metrics.{name}: a metric's name must be a letter, then letters, digits and '_'")
+        refuse_replaced_method(f"metrics.{name}", metric)
         if isinstance(metric, type) or not callable(getattr(metric, "score", None)):
             raise ConfigError(f"metrics.{name}={class_name(metric)} has no score(): see fedsim_userdp.training.metrics")
     return metrics

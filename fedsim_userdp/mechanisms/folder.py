@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +31,7 @@ class RunFolder:
     Args:
         path: the folder.
         console: where tables are printed.
-        choices: names of the configuration files that were chosen, by group.
+        labels: what model and corpus are called; see `written.labels`.
         sweep: the folder of the sweep that this one is a job of; None outside of one.
         planned: names of the runs to come, in their order; those that have not ended yet are no part of what is stated.
     """
@@ -40,11 +40,11 @@ class RunFolder:
         self,
         path: Path,
         console: Console,
-        choices: Mapping[str, str],
+        labels: tuple[str, str],
         sweep: Path | None = None,
         planned: Sequence[str] = (),
     ) -> None:
-        self.path, self.console, self._choices, self._sweep = path, console, choices, sweep
+        self.path, self.console, self._labels, self._sweep = path, console, labels, sweep
         self._planned = tuple(planned)
         self.rows: list[ResultRow] = []
         self.rounds: list[RoundRecord] = []
@@ -100,8 +100,7 @@ class RunFolder:
                 raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(path)) from error
             origin = AdapterOrigin(
                 settings.base_model_name_or_path,
-                model=self._choices["model"],
-                data=self._choices["data"],
+                *self._labels,
                 is_on_hub=not Path(outcome.source.location).exists(),
                 licence=outcome.licence,
                 tokenizer=tokenizer_digest(folder),

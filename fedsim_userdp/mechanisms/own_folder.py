@@ -19,7 +19,9 @@ MARKS = (
 
 
 @contextmanager
-def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resume={folder}") -> Iterator[Path]:
+def own_folder(
+    folder: Path, *, is_resumed: bool = False, holds_a_run: bool = True, going_on: str = "resume={folder}"
+) -> Iterator[Path]:
     """Gives a folder, kept from other processes for the duration of the block.
 
     Where the block ends in an error before anything was written, the folder is removed again.
@@ -27,6 +29,7 @@ def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resum
     Args:
         folder: the folder, which is there.
         is_resumed: whether the run that the folder holds is to be gone on with.
+        holds_a_run: whether what is to be written is a run, whose statement is of all that the folder holds.
         going_on: how a run is gone on with, for messages.
 
     Raises:
@@ -48,6 +51,10 @@ def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resum
             if not is_resumed and (above := run_above(folder)) is not None:
                 raise ConfigError(
                     f"{folder} lies in {above}, which holds a run that would not count it: choose another folder"
+                )
+            if not is_resumed and holds_a_run and (below := run_below(folder)) is not None:
+                raise ConfigError(
+                    f"{folder} holds a run further down, {below}, which its own would not count: choose another folder"
                 )
             check_plain(folder)
             with kept_inside(folder):
@@ -78,6 +85,14 @@ def run_above(folder: Path, *, sweeps: bool = False) -> Path | None:
     marks = [("run.json", "config.yaml"), *([("multirun.yaml",)] if sweeps else [])]
     above = (*Path(os.path.abspath(folder)).parents, *folder.resolve().parents)
     return next((one for one in above if any(all((one / name).is_file() for name in kind) for kind in marks)), None)
+
+
+def run_below(folder: Path) -> Path | None:
+    """Returns the folder of a run that lies below a folder, links followed; None where there is none."""
+    for place, _, files in os.walk(folder, followlinks=True):
+        if Path(place) != folder and {"run.json", "multirun.yaml"} & set(files):
+            return Path(place)
+    return None
 
 
 @contextmanager

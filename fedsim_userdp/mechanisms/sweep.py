@@ -20,7 +20,7 @@ from fedsim_userdp.report.privacy_files import (
     write_sweep_privacy,
 )
 
-_LOCK_FILE = ".lock"
+_LOCK_FILE, _LIST_OF_JOBS = ".lock", "multirun.yaml"  # which Hydra writes
 _DEPTH = 16  # of a job's folder in it, at most
 
 
@@ -28,6 +28,12 @@ def path_to(sweep: Path, folder: Path) -> str:
     """Returns the path from a job's folder up to its sweep's, such as `..`."""
     inner = folder if folder.is_relative_to(sweep) else folder.resolve()
     return "/".join([".."] * len(inner.relative_to(sweep).parts))
+
+
+def sweep_above(folder: Path) -> Path | None:
+    """Returns the folder of the sweep that a run folder lies in, which it may do by a link; None outside of one."""
+    above = (*folder.parents[:_DEPTH], *folder.resolve().parents[:_DEPTH])
+    return next((parent for parent in above if (parent / _LIST_OF_JOBS).exists()), None)
 
 
 def update_sweep(sweep: Path) -> None:

@@ -88,14 +88,55 @@ def as_value(value: Any) -> str:
     return repr(value)
 
 
-def defaults_in(group: str, choice: str) -> dict[str, Any]:
-    """Returns the settings of a file as the command takes them by default, those of `tuned` and `tokens` put in."""
-    tuned, window = tuned_tree(), Settings().tokens.window
+def defaults_in(group: str, choice: str, tuned: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the settings of a file as the command takes them, those of `tuned` and `tokens` put in.
+
+    Args:
+        group: of the file.
+        choice: its name.
+        tuned: the section; None for the default one.
+    """
+    tuned, window = tuned_tree() if tuned is None else tuned, Settings().tokens.window
     found = dict(_file(group, choice))
     for key, value in found.items():
         if isinstance(value, str) and (name := re.fullmatch(r"\$\{([\w.]+)\}", value)):
             found[key] = _at({"tuned": tuned, "tokens": {"window": window}, "cache_dir": None}, name[1])
     return found
+
+
+def mechanisms_started(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the settings of each mechanism of a run, as its `run.json` has them, those of `tuned` put in.
+
+    Args:
+        content: of `run.json`.
+    """
+    config = content["config"]
+    if content.get("command") == "run":
+        return [dict(config["mechanism"])]
+    found = []
+    for entry in config["compare"]["mechanisms"]:
+        one = dict(entry) if isinstance(entry, Mapping) else {"mechanism": entry}
+        choice = str(one.pop("mechanism", _DEFAULTS["mechanism"]))
+        found.append((defaults_in("mechanism", choice, config["tuned"]) if "_target_" not in one else {}) | one)
+    return found
+
+
+def labels(choices: Mapping[str, str], tree: Tree) -> tuple[str, str]:
+    """Returns what model and corpus of a run are called: the name of the file of settings that was chosen, where they
+    are what that file names; else that of the model's folder or package, and of the corpus's class.
+
+    Args:
+        choices: names of the files, by group.
+        tree: the run's settings.
+    """
+    named = {group: defaults_in(group, choices[group]) for group in ("model", "data")}
+    model, data = tree["model"], str(tree["data"].get("_target_"))
+    where = next((str(model[key]) for key in ("path", "package") if model.get(key) is not None), "")
+    is_other = any(model.get(key) != named["model"].get(key) for key in ("_target_", "path", "package"))
+    return (
+        Path(where).name if is_other and where else choices["model"],
+        choices["data"] if data == named["data"]["_target_"] else data.rpartition(".")[2],
+    )
 
 
 def default_mechanism() -> dict[str, Any]:

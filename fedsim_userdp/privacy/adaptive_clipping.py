@@ -8,9 +8,7 @@ import math
 from dataclasses import dataclass
 
 from fedsim_userdp.privacy.clipping import ClippedSum
-from fedsim_userdp.privacy.noise import NoiseSource
-
-LEAST, MOST = 1e-30, 1e30  # of a clip norm: beyond, float32 holds no update
+from fedsim_userdp.privacy.noise import LEAST, MOST, NoiseSource
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fedsim_userdp.privacy.streams import RunKey
 
+LEAST, MOST = 1e-30, 1e30  # of a clip norm with noise: beyond, float32 holds no update, or not their sum
+
 # What is released with noise of its own: the sum of updates, and the count of unclipped ones (adaptive clipping).
 NoiseStream = Literal["noise", "count"]
 
@@ -68,7 +70,7 @@ def noise_stddev(noise_multiplier: float, clip_norm: float) -> float:
     """Returns the standard deviation of the noise on the sum, noise_multiplier * clip_norm.
 
     Raises:
-        ValueError: when either is NaN or negative, or their product is not finite although noise is wanted.
+        ValueError: when either is NaN or negative, or noise is wanted and the clip norm is beyond what float32 sums.
     """
     if math.isnan(noise_multiplier) or noise_multiplier < 0 or math.isinf(noise_multiplier):
         raise ValueError(f"noise_multiplier={noise_multiplier} must be finite and at least 0")
@@ -76,6 +78,10 @@ def noise_stddev(noise_multiplier: float, clip_norm: float) -> float:
         raise ValueError(f"clip_norm={clip_norm} must be above 0")
     if noise_multiplier > 0 and math.isinf(clip_norm):
         raise ValueError("clip_norm=inf with noise_multiplier above 0: noise on an unclipped sum protects nobody")
+    if noise_multiplier > 0 and not LEAST <= clip_norm <= MOST:
+        raise ValueError(
+            f"clip_norm={clip_norm} must be a number from {LEAST:g} to {MOST:g}: float32 must hold the sum"
+        )
     return 0.0 if noise_multiplier == 0 else noise_multiplier * clip_norm
 
 

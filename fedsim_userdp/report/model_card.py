@@ -20,7 +20,7 @@ _LICENCES = (
     *("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0"),
     *("cc-by-3.0", "cc-by-sa-3.0", "odc-by", "pddl", "odbl", "gpl-3.0", "unlicense"),
 )
-_FORMATS = ("jsonl", "csv", "parquet", "datasets")  # labels of files of one's own, which name no data set
+_DATA_SETS = ("booksum", "chitchat", "enron", "shakespeare")  # labels that name a data set, not a kind of file
 
 _TAGS = {"os": "differential-privacy", "seeded": "simulated-differential-privacy"}
 _NO_CLAIM = "not-user-level-private"
@@ -43,8 +43,8 @@ class AdapterOrigin:
 
     Attributes:
         base_model: the Hub name of the base model, or the name of its folder or file.
-        model: its label in the configuration.
-        data: the corpus's label in the configuration.
+        model: what it is called; see `written.labels`.
+        data: what the corpus is called.
         is_on_hub: whether the base model is a name on the Hub rather than a folder or file.
         licence: of the text, as its corpus states it.
         tokenizer: sha256 of the tokenizer's files beside the adapter; empty where there are none.
@@ -64,7 +64,7 @@ def model_card(row: ResultRow, statement: PrivacyStatement, origin: AdapterOrigi
         base_model=origin.base_model if origin.is_on_hub else None,
         library_name="peft",
         license=origin.licence.lower() if origin.licence.lower() in _LICENCES else "other",
-        datasets=None if origin.data in _FORMATS else [origin.data],
+        datasets=[origin.data] if origin.data in _DATA_SETS else None,
         pipeline_tag="text-generation",
         tags=[
             "lora",

@@ -67,6 +67,12 @@ def test_tensors_that_are_no_whole_model_are_refused_by_name(
         ModelSource(path=str(folder), device="cpu").load()
 
 
+def test_weights_that_are_whole_numbers_are_refused(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.update({NORM: tensors[NORM].round().long()}))
+    with pytest.raises(ModelError, match=rf"holds weights as whole numbers, such as {NORM}: give a model whose"):
+        ModelSource(path=str(folder), device="cpu").load()
+
+
 def test_a_library_says_nothing_beside_the_refusal(folder: Path) -> None:
     said: list[str] = []
     handler = logging.Handler()

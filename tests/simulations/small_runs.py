@@ -157,7 +157,7 @@ def run_small(
     with RunProgress(console) as progress:
         outcome = MECHANISMS[mechanism](rounds=rounds, records_per_user=2).run(run, progress)
     if write_results:
-        RunFolder(run.place.folder, console, {"model": "small", "data": "small"}).add(outcome)
+        RunFolder(run.place.folder, console, ("small", "small")).add(outcome)
     return outcome
 
 

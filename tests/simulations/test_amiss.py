@@ -57,6 +57,11 @@ def test_a_flag_that_there_is_not_may_have_its_value_behind_it() -> None:
             complete_arguments("run", arguments)
 
 
+def test_several_folders_are_not_gone_on_with_at_once() -> None:
+    with pytest.raises(ConfigError, match="resume=a,b names several folders: go on with one at a time"):
+        complete_arguments("run", ["--multirun", "resume=a,b"])
+
+
 def test_values_of_flags_are_no_settings() -> None:
     arguments = ["--cfg", "job", "seed=1"]
     assert complete_arguments("run", arguments) == arguments

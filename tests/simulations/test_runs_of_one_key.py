@@ -38,7 +38,7 @@ def test_two_jobs_of_one_seed_of_which_one_lost_a_node_promise_nothing_together(
     def job(name: str, failing: int) -> float | None:
         run = small_run(tmp_path / name, store, selector=PoissonSelector(1.0), engine=FailsOnce(failing))
         outcome = run_small(with_changes(run, sweep=tmp_path), write_results=False)
-        folder = RunFolder(run.place.folder, Console(file=io.StringIO()), {"model": "small", "data": "small"}, tmp_path)
+        folder = RunFolder(run.place.folder, Console(file=io.StringIO()), ("small", "small"), tmp_path)
         folder.add(outcome)
         return json.loads((tmp_path / "privacy.json").read_text())["joint"]["epsilon"]
 
@@ -68,7 +68,7 @@ def test_a_comparison_that_is_stopped_names_what_it_has_not_counted(tmp_path: Pa
     folder = RunFolder(
         tmp_path,
         Console(file=io.StringIO()),
-        {"model": "small", "data": "small"},
+        ("small", "small"),
         planned=["user_wise, seed 0", "b", "c"],
     )
     folder.add(run_small(small_run(tmp_path, store), write_results=False))
@@ -78,7 +78,7 @@ def test_a_comparison_that_is_stopped_names_what_it_has_not_counted(tmp_path: Pa
 
 def add_job(sweep: Path, name: str, run: Run) -> dict[str, Any]:
     """Adds a finished run to a sweep; returns the sweep's joint statement."""
-    folder = RunFolder(sweep / name, Console(file=io.StringIO()), {"model": "small", "data": "small"}, sweep)
+    folder = RunFolder(sweep / name, Console(file=io.StringIO()), ("small", "small"), sweep)
     folder.add(run_small(with_changes(run, folder=sweep / name, sweep=sweep), write_results=False))
     return dict(json.loads((sweep / "privacy.json").read_text())["joint"])
 

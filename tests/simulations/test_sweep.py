@@ -79,3 +79,39 @@ def test_a_sweeps_folder_with_links_or_pipes_in_it_is_refused_before_any_job_sta
     assert name in capsys.readouterr().err
     assert outside.read_text() == "kept"
     assert [path.name for path in Path("s1").iterdir()] == [name]
+
+
+@pytest.fixture
+def swept(settings: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The settings of a sweep of two jobs, which has run in the folder s1, one of them diverged."""
+    own = [one for one in settings if not one.startswith(("mechanism=", "seed="))]
+    own = [*own, "mechanism=non_private", "mechanism.learning_rate=1e30,0.04", "mechanism.rounds=2", "output_dir=s1"]
+    assert run_command("run", own) == 3
+    assert "training diverged: non_private" in capsys.readouterr().err
+    return own
+
+
+def test_a_sweep_that_is_gone_on_with_says_again_what_diverged_and_forgets_no_job(
+    swept: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("run", ["--multirun", "resume=s1"]) == 3
+    assert "training diverged: non_private, seed 0" in capsys.readouterr().err
+    before = Path("s1/multirun.yaml").read_bytes()
+    with pytest.raises(SystemExit):
+        run_command("run", ["--multirun", "resume=s1", "mechanism.learning_rate=1e30"])
+    said = capsys.readouterr().err
+    assert "s1/1 holds a job of this sweep that is not among these: go on with all of them by resume=s1" in said
+    assert Path("s1/multirun.yaml").read_bytes() == before
+    with pytest.raises(SystemExit):
+        run_command("run", ["resume=s1"])
+    assert "resume=s1 holds a sweep, not one run: add --multirun" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_command("run", [one for one in swept if one != "--multirun" and "learning_rate" not in one])
+    assert "holds a sweep already: go on with it by --multirun resume=" in capsys.readouterr().err
+
+
+def test_two_jobs_that_are_the_same_are_refused(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_command("run", [*settings, "seed=0,0", "output_dir=s1"])
+    assert "jobs 0 and 1 (seed=0) are the same" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []

@@ -1,0 +1,173 @@
+"""A folder is one release of all that it holds, and what an object does is what its class says, from Python too."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim_userdp import InMemoryCorpus, ModelSource, NonPrivate, Study, UserWise, compare, run
+from fedsim_userdp.data.records import RandomRecords
+from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.privacy.clipping import Clipping
+from fedsim_userdp.report.privacy_files import SweepFile, read_privacy
+from fedsim_userdp.simulations.cli import run_command
+from fedsim_userdp.training.metrics import BitsPerByte
+from tests.simulations.corpora import small_settings, write_jsonl
+from tests.simulations.zygote import Zygote
+
+WORDS = "the house of the people and so it was said government by law a great year"
+PAIRS = [(f"u{user}", f"{WORDS} {user}") for user in range(12)]
+FAST: dict[str, Any] = {"heldout_users": 3, "min_words": 0, "window": 16, "threads": 1}
+
+
+def small_study(text: object = None, **given: Any) -> Study:
+    return Study.of(PAIRS if text is None else text, **{"model": ModelSource(device="cpu"), **FAST, **given})
+
+
+def test_a_run_is_refused_in_a_folder_that_holds_one_further_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(small_study(), UserWise(rounds=1), tmp_path / "x" / "deep" / "sub")
+    with pytest.raises(ConfigError, match=r"x holds a run further down, .*sub, which its own would not count"):
+        run(small_study(seed=1), UserWise(rounds=1), tmp_path / "x")
+    settings = small_settings(write_jsonl(tmp_path / "corpus.jsonl"), tmp_path / "cache", rounds=1)
+    with pytest.raises(SystemExit):
+        run_command("run", [*settings, f"output_dir={tmp_path / 'x'}"])
+    assert "holds a run further down" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["deep"]
+
+
+def test_a_run_put_below_another_is_noticed_when_that_is_verified(tmp_path: Path, processes: Zygote) -> None:
+    write_jsonl(tmp_path / "corpus.jsonl")
+    study = small_study(str(tmp_path / "corpus.jsonl"))
+    run(study, UserWise(rounds=1), tmp_path / "x")
+    run(study, UserWise(rounds=1), tmp_path / "elsewhere")
+    assert processes.run("verify", str(tmp_path / "x")).returncode == 0
+    (tmp_path / "elsewhere").rename(tmp_path / "x" / "sub")
+    checked = processes.run("verify", str(tmp_path / "x"))
+    assert checked.returncode == 1
+    assert "no statement covers sub" in checked.stdout
+
+
+def test_a_run_made_in_python_in_a_sweeps_folder_is_counted_there(tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl")
+    settings = [*small_settings(corpus, tmp_path / "cache", rounds=1), "seed=0,1", f"output_dir={tmp_path / 'sweep'}"]
+    assert run_command("run", ["--multirun", *settings]) == 0
+    before = read_privacy(tmp_path / "sweep")
+    run(small_study(str(corpus), seed=2), UserWise(rounds=1), tmp_path / "sweep" / "2")
+    after = read_privacy(tmp_path / "sweep")
+    assert isinstance(before, SweepFile)
+    assert isinstance(after, SweepFile)
+    assert [*before.jobs] == ["0", "1"]
+    assert [*after.jobs] == ["0", "1", "2"]
+    assert "`../PRIVACY.md`" in (tmp_path / "sweep" / "2" / "PRIVACY.md").read_text()
+
+
+def everything(*given: object, **named: object) -> object:
+    return list(given)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "method"),
+    [
+        ("records", RandomRecords(fresh=False), "select"),
+        ("engine", InProcessEngine(), "run"),
+        ("model", ModelSource(device="cpu"), "load"),
+        ("text", InMemoryCorpus(PAIRS), "records"),
+        ("metrics", BitsPerByte(), "score"),
+    ],
+)
+def test_an_object_of_this_package_with_a_method_of_ones_own_is_refused(
+    setting: str, value: object, method: str
+) -> None:
+    object.__setattr__(value, method, everything)
+    given = {setting: {"m": value} if setting == "metrics" else value}
+    with pytest.raises(
+        ConfigError, match=f"{method} was replaced on the object, which no statement would name|must be"
+    ):
+        small_study(**given)
+
+
+def test_a_mechanism_of_this_package_with_a_method_of_ones_own_is_refused(tmp_path: Path) -> None:
+    changed = UserWise(rounds=1)
+    object.__setattr__(changed, "clipping", lambda: everything)
+    with pytest.raises(ConfigError, match="clipping was replaced on the object"):
+        run(small_study(), changed, tmp_path / "x")
+    assert list((tmp_path / "x").glob("*")) == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed(NonPrivate):
+    """Trains without noise, under the name of the untrained model."""
+
+    name: str = "zero_shot"
+
+
+def test_no_other_mechanism_is_called_as_the_untrained_model_or_as_a_folder_of_another_seed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="zero_shot is that of the untrained model"):
+        run(small_study(), Renamed(rounds=1), tmp_path / "x")
+    with pytest.raises(ConfigError, match="must not end in -seed and a number"):
+        UserWise(name="user_wise-seed1")
+
+
+def too_large(update: Any, clip_norm: float) -> Any:
+    return {name: tensor * 0 + 1e6 for name, tensor in update.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooLarge(UserWise):
+    """Its clipping bounds nothing."""
+
+    name: str = "too_large"
+
+    def clipping(self) -> Clipping:
+        return too_large
+
+
+def test_a_clipping_is_tried_out_before_any_mechanism_trains(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="too_large returned a user's update whose L2 norm is above"):
+        compare(small_study(), [UserWise(rounds=1), TooLarge(rounds=1)], tmp_path / "x")
+    assert list((tmp_path / "x").glob("*")) == []
+
+
+class Stops(UserWise):
+    """Stops where another mechanism had begun."""
+
+    def run(self, run: Any, progress: Any) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_a_mechanism_that_had_not_begun_may_go_on_otherwise_and_the_folder_says_so(tmp_path: Path) -> None:
+    study = small_study()
+    later = UserWise(rounds=1, name="later", clip_norm=0.3)
+    object.__setattr__(later, "__class__", Stops)
+    with pytest.raises(KeyboardInterrupt):
+        compare(study, [UserWise(rounds=1), later], tmp_path / "x")
+    other = Stops(rounds=2, name="later", clip_norm=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        compare(study, [UserWise(rounds=1), other], tmp_path / "x", resume=True)
+    (_, written) = json.loads((tmp_path / "x" / "run.json").read_text())["config"]["compare"]["mechanisms"]
+    assert (written["rounds"], written["clip_norm"]) == (2, 0.5)
+
+
+def test_cards_name_what_was_used_and_not_what_is_default(tmp_path: Path) -> None:
+    result = run(small_study(), UserWise(rounds=1), tmp_path / "x")
+    card = (result.folder / "adapters" / "user_wise" / "README.md").read_text()
+    assert "InMemoryCorpus" in card
+    assert "chitchat" not in card
+
+
+@pytest.mark.parametrize("resume", ["yes", 1, None])
+def test_resume_is_true_or_false(resume: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"resume=.* must be True or False"):
+        run(small_study(), UserWise(rounds=1), tmp_path / "x", resume=resume)
+
+
+def test_the_optimizers_learning_rate_is_the_mechanisms() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr has no effect"):
+        small_study(optimizer=partial(torch.optim.Adam, lr=3.0))
