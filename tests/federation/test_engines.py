@@ -52,6 +52,7 @@ def assert_same_model(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
 
 
+@pytest.mark.slow
 def test_flower_with_one_node_per_user_gives_the_same_model(tmp_path: Path, expected: torch.Tensor) -> None:
     assert_same_model(trained(tmp_path / "flower", "engine=flower"), expected)
 

@@ -192,6 +192,7 @@ def test_nodes_of_a_resumed_run_train_its_own_corpus_and_end_as_if_it_had_not_be
     assert (found["num_failed"], found["num_retried"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_started_anew_in_mid_run_changes_nothing(world: World) -> None:
     expected = world.run("expected")
     assert_equal_adapters(world.run("anew", meddle=lambda message: forget_workers()), expected)
@@ -384,6 +385,7 @@ def test_a_node_whose_data_are_mended_answers_again(world: World) -> None:
     assert train_fn(request).clipped.num_units == 6
 
 
+@pytest.mark.slow
 def test_two_runs_of_different_keys_share_neither_records_nor_masks(world: World) -> None:
     """The settings and data are the same; noise of the operating system has a key of its own for every run."""
     requests = [a_request(world.configured_run("noise.source=os")) for _ in range(2)]

@@ -129,7 +129,7 @@ def made_nothing(line: str) -> bool:
     return event == "os.mkdir" and Path(path).is_file()
 
 
-@pytest.mark.parametrize("num_inputs", [40, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_inputs", [25, pytest.param(2000, marks=pytest.mark.slow)])
 def test_odd_settings_are_refused_in_one_sentence_or_train(try_settings: Any, num_inputs: int) -> None:
     @settings(max_examples=num_inputs, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(odd_overrides())

@@ -80,8 +80,8 @@ def test_it_can_be_suspended(mixed: PeftModel, exact: PeftModel) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"autocast": "float16"}, "model.autocast=float16 is unknown; expected bfloat16 or null"),
-        ({"autocast": "bfloat16", "dtype": "bfloat16"}, "is for a float32 model, not for model.dtype=bfloat16"),
+        ({"autocast": "float16"}, "^autocast=float16 is unknown; expected bfloat16 or null"),
+        ({"autocast": "bfloat16", "dtype": "bfloat16"}, "is for a float32 model, not for dtype=bfloat16"),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings: dict[str, Any], said: str) -> None:

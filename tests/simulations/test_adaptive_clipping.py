@@ -135,5 +135,5 @@ def test_more_noise_on_the_count_than_the_budget_asks_for_is_a_choice_and_less_i
     "wrong", [{"target_quantile": 0.0}, {"target_quantile": 1.0}, {"clip_learning_rate": 0.0}, {"count_stddev": -1.0}]
 )
 def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"mechanism.{next(iter(wrong))}="):
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}="):
         UserWiseAdaptive(name=NAME, rounds=1, records_per_user=1, learning_rate=0.1, clip_norm=0.3, **wrong)

@@ -47,6 +47,7 @@ def crowded(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_folders_named_as_libraries_are_not_taken_for_them_beside_a_class_of_ones_own(crowded: Path) -> None:
     settings = small_settings(write_jsonl(crowded / "corpus.jsonl"), crowded / "cache", rounds=1)
     done = fedsim("run", *settings, "selection._target_=chooser.Chooser", "output_dir=run", cwd=crowded)

@@ -147,6 +147,7 @@ def test_a_sweep_is_asked_for_by_its_flag(processes: Zygote, settings: list[str]
     assert (ended.returncode, ended.stderr) == (2, "fedsim: hydra.mode=MULTIRUN: use --multirun for a sweep\n")
 
 
+@pytest.mark.slow
 def test_a_statement_of_another_job_that_cannot_be_read_is_said_before_anything_is_released(
     processes: Zygote, settings: list[str], tmp_path: Path
 ) -> None:

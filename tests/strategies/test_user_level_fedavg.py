@@ -244,7 +244,8 @@ def test_fewer_nodes_than_users_are_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"clip_norm": math.inf}, {"clip_norm": 0}, {"clip_norm": 3e38}, {"clip_norm": 1e-31}, {"epsilon": math.inf}, {"sampling_prob": 0}, {"sampling_prob": 1.1},
+    [{"clip_norm": math.inf}, {"clip_norm": 0}, {"clip_norm": 3e38}, {"clip_norm": 1e-31},
+     {"epsilon": math.inf}, {"sampling_prob": 0}, {"sampling_prob": 1.1},
      {"num_users": 1}, {"delta": 1.0}, {"learning_rate": 0}],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:
