@@ -468,5 +468,5 @@ def test_the_first_round_of_a_run_waits_longer_since_workers_start_in_it() -> No
 def test_a_policy_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^max_retries=-1"):
         RetryPolicy(max_retries=-1)
-    with pytest.raises(ValueError, match=r"engine\.round_timeout=0"):
+    with pytest.raises(ValueError, match=r"^round_timeout=0"):
         RetryPolicy(timeout=0)

@@ -62,7 +62,7 @@ def has_node_per_user(engine: Engine, num_users: int) -> bool:
 def check_whole(name: str, value: object) -> None:
     """Raises ValueError unless a setting of an engine is None or a whole number of at least 1."""
     if value is not None and (not isinstance(value, int) or value < 1):
-        raise ValueError(f"engine.{name}={value} must be a whole number of at least 1, or null")
+        raise ValueError(f"{name}={value} must be a whole number of at least 1, or null")
 
 
 def nodes_of_users(num_nodes: int | None, num_users: int) -> int:
