@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedsim_userdp import __version__
 from fedsim_userdp.data.statistics import corpus_statistics
-from fedsim_userdp.errors import ConfigError, PluginError
+from fedsim_userdp.errors import CheckpointError, ConfigError, PluginError
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.folder import RunFolder
 from fedsim_userdp.mechanisms.guarantee import Guarantee
@@ -170,10 +170,13 @@ def _run_all(
         place = replace(_place(study, path, is_resumed=resume), sweep=sweep)
         if resume:
             content = _started_with(content, objects, study, place)
-        runs = [
-            checked(one, Run.of(_own_copy(study), {"name": one.name, **each.tree}, place))
-            for one, each in zip(mechanisms, objects, strict=True)
-        ]
+        try:
+            runs = [
+                checked(one, Run.of(_own_copy(study), {"name": one.name, **each.tree}, place))
+                for one, each in zip(mechanisms, objects, strict=True)
+            ]
+        except CheckpointError as error:  # which knows digests only
+            raise CheckpointError(f"{error}{_mechanisms_changed(path, objects)}") from error
         check_central_engine(runs)
         planned = [f"{one.name}, seed {study.seed}" for one in mechanisms] if command == "compare" else []
         results, found = (
@@ -209,6 +212,17 @@ def _started_with(
     changed = check_continues(content["config"], place.folder, place.allow_changes, of_mechanisms)
     is_same = mechanisms_started(before) == [dict(one.tree) for one in mechanisms]
     return before if is_same and not changed else content
+
+
+def _mechanisms_changed(folder: Path, mechanisms: Sequence[Written]) -> str:
+    """Which settings of mechanisms differ from those that a folder was started with, to be added to a refusal."""
+    said = [
+        f"{one.tree['name']}: {key} was {before.get(key)} and is {value}"
+        for before, one in zip(mechanisms_started(read_started(folder)), mechanisms, strict=False)
+        for key, value in one.tree.items()
+        if before.get(key) != value
+    ]
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _content(study: Study, command: str, mechanisms: Sequence[Written], folder: Path) -> dict[str, Any]:

@@ -158,9 +158,13 @@ class ModelSource:
         else:
             check_exists(self.location)
         try:
-            return AutoTokenizer.from_pretrained(self.location, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(self.location, trust_remote_code=False)
+            is_empty = not tokenizer("the words of a text", add_special_tokens=False)["input_ids"]
         except Exception as error:  # readers of foreign files raise whatever they meet
             raise ModelError(f"model.path={self.location}: no tokenizer to load ({_first_line(error)})") from error
+        if is_empty:  # which is made up where a folder has no files of one
+            raise ModelError(f"model.path={self.location} holds no tokenizer that knows a word: give its files too")
+        return tokenizer
 
     def context_length(self) -> int | None:
         """Returns the most tokens that the model reads at once; None where no configuration says it.

@@ -11,7 +11,7 @@ import torch
 
 from fedsim_userdp import InMemoryCorpus, ModelSource, NonPrivate, Study, UserWise, compare, run
 from fedsim_userdp.data.records import RandomRecords
-from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.errors import CheckpointError, ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
 from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.report.privacy_files import SweepFile, read_privacy
@@ -153,6 +153,12 @@ def test_a_mechanism_that_had_not_begun_may_go_on_otherwise_and_the_folder_says_
         compare(study, [UserWise(rounds=1), other], tmp_path / "x", resume=True)
     (_, written) = json.loads((tmp_path / "x" / "run.json").read_text())["config"]["compare"]["mechanisms"]
     assert (written["rounds"], written["clip_norm"]) == (2, 0.5)
+
+
+def test_what_changed_in_a_mechanism_is_named_where_a_run_goes_on(tmp_path: Path) -> None:
+    run(small_study(), UserWise(rounds=1), tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"user_wise: clip_norm was 0\.3 and is 0\.7"):
+        run(small_study(), UserWise(rounds=1, clip_norm=0.7), tmp_path / "x", resume=True)
 
 
 def test_cards_name_what_was_used_and_not_what_is_default(tmp_path: Path) -> None:

@@ -69,6 +69,14 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=torch.arange(3, 12).unsqueeze(0)).logits
 
 
+def test_a_folder_without_a_tokenizer_is_refused_by_that(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(TINY_MODEL, tmp_path / "model"))
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ModelError, match=r"model holds no tokenizer|no tokenizer to load"):
+        ModelSource(path=str(folder), device="cpu").load_tokenizer()
+
+
 def test_a_gguf_file_is_converted_once_and_gives_the_same_logits(gguf_file: Path, tmp_path: Path) -> None:
     source = ModelSource(path=str(gguf_file), cache_dir=str(tmp_path / "cache"))
     torch.testing.assert_close(logits(source.load()), logits(small_llama().unload()), rtol=1e-4, atol=1e-5)
