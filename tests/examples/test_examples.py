@@ -107,6 +107,11 @@ def test_an_example_runs_through_the_command(name: str, folder: Path, processes:
         assert f"{name}.{CLASSES[name]}, which is not part of this package" in assumptions(folder / f"run{number}")
         checked = processes.run("verify", f"run{number}", cwd=folder)
         assert checked.returncode == 0, checked.stdout
+        if command == "compare":
+            refused = processes.run("compare", f"resume=run{number}", cwd=folder)
+            assert "code that does not belong to this program: give it again on the command line" in refused.stderr
+            named = [one for one in chosen if one.startswith("compare.mechanisms")]
+            assert processes.run("compare", f"resume=run{number}", *named, cwd=folder).returncode == 0
 
 
 PARTS: dict[str, Callable[[], dict[str, object]]] = {
