@@ -83,6 +83,10 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     if not isinstance(found[-1], str | int | float):
         asked = next(argument for argument in quoted if override_key(argument) == "resume")
         raise ConfigError(f"{asked} names several folders: go on with one at a time")
+    if isinstance(found[-1], bool) or not str(found[-1]).strip():
+        raise ConfigError(
+            f"resume={str(found[-1]).lower()} names no run folder: give the one that is to be gone on with"
+        )
     folder = str(found[-1])
     _check_one_place(quoted, folder)
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}

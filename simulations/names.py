@@ -78,7 +78,7 @@ def suggestions(key: str) -> list[str]:
         return sorted(same, key=lambda name: -_likeness(name, key))[:_MOST]
     offered = known() if "." in key else known() | frozenset(choices())
     near = sorted(offered, key=lambda name: (-_likeness(name, key), name))
-    return [name for name in near[:_MOST] if _likeness(name, key) > 0.75][:_MOST]
+    return [name for name in near[:_MOST] if _likeness(name, key) >= 0.75][:_MOST]
 
 
 def whole_name(section: str, said: str) -> str:

@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_TOP_PAD_": str(2**26),
+    # Which it reads when it is imported, and sets its logger anew.
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 # glibc's mallopt parameters, malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
