@@ -113,7 +113,7 @@ class RunState:
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Puts the checkpoint's optimizer state in place; nothing from the beginning."""
         if self._start is not None:
-            load_optimizer_tensors(optimizer, self._start.optimizer)
+            load_optimizer_tensors(optimizer, self._start.optimizer, self.history.run.study.optimizer_fn)
 
     def save_if_due(
         self,

@@ -4,7 +4,6 @@ Everything random is addressed by (run key, stream, round, user), so no generato
 is safetensors and JSON, sealed by checksums: reading one runs no code, and damage is noticed.
 """
 
-import copy
 import hashlib
 import json
 import logging
@@ -22,6 +21,8 @@ from torch import Tensor
 from fedsim_userdp.errors import CheckpointError
 from fedsim_userdp.naming import naming
 from fedsim_userdp.plain_files import make_folder, move, read_file, remove, sync, write_file
+from fedsim_userdp.plugins import calling
+from fedsim_userdp.training.schedule import OptimizerFn
 
 __all__ = ["Checkpoint", "CheckpointError", "CheckpointFolder", "load_optimizer_tensors", "optimizer_tensors"]
 
@@ -179,13 +180,20 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], optimizer_fn: OptimizerFn
+) -> None:
     """Puts `optimizer_tensors` back; the optimizer must be over the same parameters in the same order.
+
+    Args:
+        optimizer: a new one, which takes the state.
+        tensors: what a checkpoint holds of it.
+        optimizer_fn: what makes such an optimizer; another one is tried out.
 
     Raises:
         CheckpointError: when they are not what such an optimizer has after a step.
     """
-    expected = optimizer_tensors(_after_a_step(optimizer))
+    expected = optimizer_tensors(_after_a_step(optimizer, optimizer_fn))
     wrong = sorted(expected.keys() ^ tensors.keys()) or [
         name for name, tensor in expected.items() if tensor.shape != tensors[name].shape
     ]
@@ -198,14 +206,24 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _after_a_step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """A copy, over copies of the parameters, that has taken a step along zero."""
-    trial = copy.deepcopy(optimizer)
-    for group in trial.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    trial.step()
+def _after_a_step(optimizer: torch.optim.Optimizer, optimizer_fn: OptimizerFn) -> torch.optim.Optimizer:
+    """Another optimizer, over copies of the parameters, that has taken a step along zero.
+
+    It is made anew: a copy of an optimizer lacks the attributes of its class.
+    """
+    copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters_of(optimizer)]
+    with calling("optimizer", optimizer, "making it anew"):
+        trial = optimizer_fn(copies, lr=optimizer.param_groups[0]["lr"])
+    for parameter in copies:
+        parameter.grad = torch.zeros_like(parameter)
+    with calling("optimizer", optimizer, "step()", "along zero, before the run goes on"):
+        trial.step()
     return trial
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Returns the parameters of all groups of an optimizer, in the order of their numbers in its state."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _named(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -12,8 +12,10 @@ from hydra.core.global_hydra import GlobalHydra
 from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.simulations.signals import stopping_in_order
 from fedsim_userdp.simulations.streams import watched_streams
+from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from tests.hostile.test_code import fedsim_run
 from tests.simulations.corpora import small_settings, write_jsonl
+from tests.simulations.small_runs import Killed, what_a_run_left
 
 PLUGINS = """
 import math, sys
@@ -368,3 +370,49 @@ def test_a_plans_folder_is_printed_as_it_is(
     GlobalHydra.instance().clear()
     assert run_command("budget", ["output_dir=k[red]x[/b]:smile:\u202e"]) == 0
     assert "k[red]x[/b]:smile:\\u202e" in capsys.readouterr().out
+
+
+OPTIMIZERS = """
+import torch
+
+class Remembering(torch.optim.SGD):
+    def __init__(self, params, lr, beta=0.5):
+        super().__init__(params, lr)
+        self.beta = beta
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+            mean.mul_(self.beta).add_(p.grad)
+            p.data.sub_(self.param_groups[0]["lr"] * mean)
+"""
+
+
+def killed_in_round(round: int, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the command until the checkpoint of a round is written, and no further."""
+    write = CheckpointFolder.write
+
+    def once(self: CheckpointFolder, checkpoint: Checkpoint) -> None:
+        write(self, checkpoint)
+        if checkpoint.round == round:
+            raise Killed
+
+    GlobalHydra.instance().clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "write", once)
+        with pytest.raises(Killed):
+            run_command("run", settings)
+
+
+@pytest.mark.parametrize("source", ["seeded", "os"])
+def test_a_run_with_an_optimizer_that_has_attributes_of_its_own_goes_on(
+    source: str, settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + OPTIMIZERS)
+    given = [*named(settings, "optimizer", "Remembering"), f"noise.source={source}"]
+    killed_in_round(2, given, monkeypatch)
+    again = ["resume=run", f"optimizer._target_={module}.Remembering"]
+    assert fedsim_run(capsys, *again)[0] == 0
+    if source == "seeded":
+        assert fedsim_run(capsys, *given[:-2], "output_dir=whole")[0] == 0
+        assert what_a_run_left(Path("run")) == what_a_run_left(Path("whole"))
