@@ -384,6 +384,30 @@ class Remembering(torch.optim.SGD):
             mean = self.state[p].setdefault("mean", torch.zeros_like(p))
             mean.mul_(self.beta).add_(p.grad)
             p.data.sub_(self.param_groups[0]["lr"] * mean)
+
+class Keeps(torch.optim.SGD):
+    def __init__(self, params, lr, kept): super().__init__(params, lr); self.kept = kept
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]: self.state[p]["kept"] = eval(self.kept)
+
+class KeepsBeside(torch.optim.SGD):
+    def step(self, closure=None): self.state["all"] = torch.ones(2)
+
+class KeepsInGroups(torch.optim.SGD):
+    def step(self, closure=None): self.param_groups[0]["momentum"] += 0.1
+
+class Says(torch.optim.SGD):
+    def __init__(self, params, lr, said): super().__init__(params, lr); self.said = said
+    def state_dict(self): return eval(self.said)
+
+class Makes(torch.optim.SGD):
+    def __init__(self, params, lr, made, late=0): super().__init__(params, lr); self.made, self.left = made, late
+    def step(self, closure=None):
+        self.left -= 1
+        for p in self.param_groups[0]["params"] if self.left < 0 else []: p.data = eval(self.made)
+
+class LoadsNothing(Remembering):
+    def load_state_dict(self, state): pass
 """
 
 
@@ -416,3 +440,41 @@ def test_a_run_with_an_optimizer_that_has_attributes_of_its_own_goes_on(
     if source == "seeded":
         assert fedsim_run(capsys, *given[:-2], "output_dir=whole")[0] == 0
         assert what_a_run_left(Path("run")) == what_a_run_left(Path("whole"))
+
+
+KEPT = {
+    ("Keeps", "kept", "[torch.ones(2)]"): ": its state has 'kept' of class list: a checkpoint keeps tensors",
+    ("Keeps", "kept", "'text'"): ": its state has 'kept' of class str",
+    ("Keeps", "kept", "[0.5, 0.1]"): ": its state has 'kept' of class list",
+    ("Keeps", "kept", "object()"): ": its state has 'kept' of class object",
+    ("Keeps", "kept", "2**70"): ": its state has 'kept' of class int",
+    ("Keeps", "kept", "torch.ones(2).to_sparse()"): ": writing its state to a checkpoint raised",
+    ("KeepsBeside",): ": its state holds 'all', which is no parameter's",
+    ("KeepsInGroups",): ": step() changed group 0's momentum in param_groups",
+    ("LoadsNothing",): ": its state does not come back out of a checkpoint at 'mean'",
+    ("Says", "said", "fails()"): ": state_dict() raised KeyError: 'government people'",
+    ("Says", "said", "{'state': object()}"): ": its state_dict() has a state of class object",
+    ("Says", "said", "{'state': {0: object()}}"): ": its state holds '0'",
+    ("Makes", "made", "torch.ones(3, 3)"): ": step() made a parameter of torch.float32 and shape (2, 2) one of",
+    ("Makes", "made", "p.data.double()"): " one of torch.float64 and shape (2, 2)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_an_optimizer_that_no_checkpoint_can_hold_is_refused_unwritten(
+    kept: tuple[str, ...], settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, (kind, *given) = settings[-1].partition("=")[2], kept
+    Path(f"{module}.py").write_text(PLUGINS + OPTIMIZERS)
+    values = dict([given]) if given else {}
+    refused_unwritten(capsys, named(settings, "optimizer", kind, **values), f"optimizer={module}.{kind}: ")
+    refused_unwritten(capsys, named(settings, "optimizer", kind, **values), KEPT[kept])
+
+
+def test_a_later_step_to_another_shape_is_named_by_class_and_round(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(f"{settings[-1].partition('=')[2]}.py").write_text(PLUGINS + OPTIMIZERS)
+    code, said = fedsim_run(capsys, *named(settings, "optimizer", "Makes", made="p.data[:1]", late=1))
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "in round 2, which was released" in said

@@ -194,3 +194,25 @@ def test_an_optimizer_goes_on_as_if_never_stopped(kind: type[torch.optim.Optimiz
     load_optimizer_tensors(after, optimizer_tensors(before), partial(kind, **options))
     steps(second, after, range(3, 6))
     assert torch.equal(second.data, whole.data)
+
+
+class Keeping(torch.optim.SGD):
+    """An optimizer that keeps one value of each kind that a checkpoint can hold."""
+
+    def step(self, closure: Any = None) -> Any:
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["number"], state["rate"], state["is_late"] = state.get("number", 0) + 1, 0.1, True
+            state["count"], state["exact"] = torch.tensor(2**40), torch.tensor([0.1], dtype=torch.float64)
+            state["nothing"] = None
+
+
+def test_what_an_optimizer_keeps_comes_back_as_the_kind_of_value_that_it_was() -> None:
+    before, after = (Keeping([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1) for _ in range(2))
+    before.step()
+    load_optimizer_tensors(after, optimizer_tensors(before), Keeping)
+    (kept,), (found,) = before.state.values(), after.state.values()
+    assert {key: (type(value), value) for key, value in found.items()} == {
+        key: (type(value), value) for key, value in kept.items()
+    }
+    assert (found["count"].dtype, found["exact"].dtype) == (torch.int64, torch.float64)
