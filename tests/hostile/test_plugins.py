@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.simulations.signals import stopping_in_order
 from fedsim_userdp.simulations.streams import watched_streams
+from fedsim_userdp.simulations.verify import folder_checks
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from tests.hostile.test_code import fedsim_run
 from tests.simulations.corpora import small_settings, write_jsonl
@@ -40,6 +41,18 @@ class Selector:
         return acc.Unamplified(noise_multiplier=noise_multiplier, max_participations=rounds)
     def select(self, num_users, round, generator):
         return eval(self.chosen) if round > self.late else np.arange(3)
+
+class Undeclared(Selector):
+    def __init__(self, prob):
+        super().__init__()
+        self.prob = prob
+    @property
+    def sampling_prob(self): return eval(self.prob)
+
+class Declared(Undeclared):
+    def expected_cohort_size(self, num_users): return 0.4 * num_users
+    def release(self, noise_multiplier, num_users, rounds): return acc.UserWise(noise_multiplier, 0.4, rounds)
+    def select(self, num_users, round, generator): return np.flatnonzero(generator.random(num_users) < 0.4)
 
 class Sampled:
     def __init__(self, seed): self.seed = seed
@@ -478,3 +491,15 @@ def test_a_later_step_to_another_shape_is_named_by_class_and_round(
     code, said = fedsim_run(capsys, *named(settings, "optimizer", "Makes", made="p.data[:1]", late=1))
     assert (code, said.count("\n")) == (2, 1), said
     assert "in round 2, which was released" in said
+
+
+@pytest.mark.parametrize("kind", ["Undeclared", "Declared"])
+@pytest.mark.parametrize("prob", ["np.array([0.1])", "fails()", "'x'", "0.2"])
+def test_results_report_the_probability_that_a_selection_declared_and_no_attribute_of_it(
+    kind: str, prob: str, settings: list[str]
+) -> None:
+    GlobalHydra.instance().clear()
+    assert run_command("run", named(settings, "selection", kind, prob=prob)) == 0
+    (row,) = json.loads(Path("run/results.json").read_text())
+    assert row["sampling_prob"] == (None if kind == "Undeclared" else 0.4)
+    assert [check.about for check in folder_checks(Path("run")) if check.problem] == []
