@@ -68,6 +68,11 @@ class Records:
     def __init__(self, chosen): self.chosen = chosen
     def select(self, records, k, generator): return eval(self.chosen)
 
+class Fresh(Records):
+    def __init__(self, given, chosen="records[:k]"): self.given, self.chosen = given, chosen
+    @property
+    def fresh(self): return eval(self.given)
+
 SEEN = set()
 class EachTextOnce:
     fresh = False
@@ -119,6 +124,7 @@ CHOICES = {
     "10**400": "chose no list of user numbers", "fails()": "raised KeyError",
     "exits()": "select() raised SystemExit: 0", "np.array([2**63], np.uint64)": "a user outside",
     "[[1], [2, 3]]": "but a list", "[-1]": "a user outside", "[1, 1]": "a user twice",
+    "np.ma.array([1, 2], mask=[0, 1])": "an array with a mask", "np.ma.masked_all(2, int)": "an array with a mask",
     "np.ones(12, bool)": "an array of bool", "(i for i in range(3))": "but a generator",
 }  # fmt: skip
 RECORDS = {
@@ -184,6 +190,20 @@ def test_a_choice_of_records_that_is_none_is_refused_unwritten(
     chosen: str, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused_unwritten(capsys, named(settings, "records", "Records", chosen=chosen), RECORDS[chosen])
+
+
+FRESH = {
+    "fails()": "Fresh: fresh raised KeyError: 'government people'", "exits()": "Fresh: fresh raised SystemExit: 0",
+    "'yes'": "Fresh: fresh must be True or False, got a value of class str", "None": "of class NoneType",
+    "np.ones(2)": "of class ndarray", "1": "of class int",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", FRESH)
+def test_a_choice_of_records_that_does_not_say_whether_it_is_fresh_is_refused_unwritten(
+    given: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused_unwritten(capsys, named(settings, "records", "Fresh", given=given), FRESH[given])
 
 
 @pytest.mark.parametrize(("what", "said"), [("exits()", "SystemExit: 0"), ("interrupts()", "KeyboardInterrupt")])

@@ -376,3 +376,17 @@ def test_a_refused_process_leaves_the_folder_to_the_one_that_has_it(tmp_path: Pa
             raise AssertionError("both are in")
         assert tmp_path.is_dir(), "nothing is in it yet, and it is the first one's"
     assert not tmp_path.exists()
+
+
+class Vague:
+    """A record selection that does not say whether it chooses anew."""
+
+    fresh: Any = "yes"
+
+    def select(self, records: Any, k: int, generator: np.random.Generator) -> Any:
+        return records[:k]
+
+
+def test_a_choice_of_records_that_does_not_say_whether_it_is_fresh_is_refused_by_its_class(corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"records=.*test_face\.Vague: fresh must be True or False"):
+        small_study(corpus, records=Vague())
