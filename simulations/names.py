@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from fedsim_userdp import conf
 from fedsim_userdp.errors import ConfigError, PluginError
+from fedsim_userdp.mechanisms.settings_tree import is_own_code
 from fedsim_userdp.plugins import loading, reason_of
 from fedsim_userdp.simulations.explanations import choices
 
@@ -130,11 +131,18 @@ def made(setting: str, node: DictConfig) -> Any:
     """Returns what the `_target_` of a setting's node makes, as `instantiate` does.
 
     Raises:
-        PluginError: when it would end the command.
+        PluginError: when it would end the command, or is not this package's and raises.
         Exception: what it raises besides.
     """
-    with loading(setting, str(node.get("_target_"))):
-        return instantiate(node)
+    target = str(node.get("_target_"))
+    try:
+        with loading(setting, target):
+            return instantiate(node)
+    except InstantiationException as error:
+        if is_own_code(target) or error.__cause__ is None or not str(error).startswith("Error in call"):
+            raise
+        reason = reason_of(error.__cause__)
+        raise PluginError(f"{setting}._target_={target}: making it raised {reason}") from error
 
 
 def _check_importable(setting: str, target: str) -> None:

@@ -16,7 +16,7 @@ from fedsim_userdp.privacy.clipping import Clipping, clipped_by
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, expected_cohort_size, foreign_name
 from fedsim_userdp.training.checkpoints import check_comes_back
-from fedsim_userdp.training.schedule import refuse_other_kind
+from fedsim_userdp.training.schedule import new_optimizer, refuse_other_kind
 
 _USERS = 4  # whose choice of records is tried out
 
@@ -129,8 +129,7 @@ def _check_optimizer(optimizer_fn: Callable[..., torch.optim.Optimizer]) -> None
     kind = getattr(optimizer_fn, "func", optimizer_fn)
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones(2, 2)
-    with calling("optimizer", kind, "making it for the adapter's parameters"):
-        optimizer = optimizer_fn({"adapter": parameter}.values(), lr=1e-3)
+    optimizer = new_optimizer(optimizer_fn, {"adapter": parameter}.values(), 1e-3)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise PluginError(f"optimizer={class_name(kind)} is no torch.optim.Optimizer, but {class_name(optimizer)}")
     with calling("optimizer", kind, "step()"):

@@ -22,7 +22,7 @@ from fedsim_userdp.errors import CheckpointError
 from fedsim_userdp.naming import naming
 from fedsim_userdp.plain_files import make_folder, move, read_file, remove, sync, write_file
 from fedsim_userdp.plugins import calling
-from fedsim_userdp.training.schedule import OptimizerFn
+from fedsim_userdp.training.schedule import OptimizerFn, new_optimizer
 
 __all__ = [
     "Checkpoint",
@@ -230,7 +230,7 @@ def check_comes_back(optimizer: torch.optim.Optimizer, optimizer_fn: OptimizerFn
     written = optimizer_tensors(optimizer)
     with calling("optimizer", optimizer, "writing its state to a checkpoint"):
         content = save(_named(Checkpoint(1, {}, written, {})))
-    fresh = optimizer_fn(_copies(optimizer), lr=optimizer.param_groups[0]["lr"])
+    fresh = new_optimizer(optimizer_fn, _copies(optimizer), optimizer.param_groups[0]["lr"])
     options = _options(fresh)
     load_optimizer_tensors(fresh, _under("optimizer/", load(content)), optimizer_fn)
     if changed := [name for name, value in _options(optimizer).items() if options.get(name) != value]:
@@ -318,8 +318,7 @@ def _after_a_step(optimizer: torch.optim.Optimizer, optimizer_fn: OptimizerFn) -
     It is made anew: a copy of an optimizer lacks the attributes of its class.
     """
     copies = _copies(optimizer)
-    with calling("optimizer", optimizer, "making it anew"):
-        trial = optimizer_fn(copies, lr=optimizer.param_groups[0]["lr"])
+    trial = new_optimizer(optimizer_fn, copies, optimizer.param_groups[0]["lr"])
     for parameter in copies:
         parameter.grad = torch.zeros_like(parameter)
     with calling("optimizer", optimizer, "step()", "along zero, before the run goes on"):

@@ -1,6 +1,6 @@
 """The learning rate as a function of the round, so that a resumed run needs no scheduler's state."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,18 @@ class LearningRate:
         """
         self.apply(optimizer, round)
         take_step(optimizer, round)
+
+
+def new_optimizer(
+    optimizer_fn: OptimizerFn, parameters: Iterable[nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
+    """Returns an optimizer over the parameters.
+
+    Raises:
+        PluginError: when a class of the user's own raises.
+    """
+    with calling("optimizer", getattr(optimizer_fn, "func", optimizer_fn), "making it"):
+        return optimizer_fn(parameters, lr=learning_rate)
 
 
 def take_step(optimizer: torch.optim.Optimizer, round: int) -> None:

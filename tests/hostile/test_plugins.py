@@ -110,6 +110,11 @@ class Corpus:
             yield eval(self.record)
 """
 
+MADE = """
+class Raises:
+    def __init__(self, params=None, lr=None): raise ValueError("boom init " + "x" * 400)
+"""
+
 SIZES = {
     "0": "expects cohorts of 0 users", "-3": "cohorts of -3 users", "math.nan": "cohorts of nan users",
     "math.inf": "cohorts of inf users", "3j": "cohorts of 3j users", "'3'": "cohorts of a str users",
@@ -246,6 +251,26 @@ def test_a_class_that_prints_to_a_reader_that_is_gone_ends_the_command_in_silenc
     assert stop.value.code == 141
     assert capsys.readouterr().err == ""
     assert not os.path.lexists("run")
+
+
+@pytest.mark.parametrize("group", ["selection", "records", "data", "optimizer", "mechanism", "engine", "metrics.mine"])
+def test_what_a_class_raises_when_it_is_made_is_said_with_group_and_class(
+    group: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + MADE)
+    kept = [one for one in settings[:-1] if not one.startswith((f"{group}=", f"{group}."))]
+    left_out = {
+        "selection": ["sampling_prob"], "records": ["fresh"], "engine": ["num_nodes"],
+        "mechanism": ["name", "rounds", "records_per_user", "clip_norm", "learning_rate", "learning_rate_decays"],
+    }.get(group, [])  # fmt: skip
+    taken_out = [f"~{group}.{name}" for name in left_out]
+    added = "+" if group.startswith("metrics") else ""
+    given = [*kept, f"{added}{group}._target_={module}.Raises", *taken_out, "output_dir=run"]
+    how = "" if group == "optimizer" else "._target_"  # which the command makes at the first step
+    refused_unwritten(
+        capsys, given, f"{group}{how}={module}.Raises: making it raised ValueError: boom init {'x' * 290}; mend it"
+    )
 
 
 @pytest.mark.parametrize(
