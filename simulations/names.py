@@ -102,6 +102,8 @@ def check_arguments(config: DictConfig) -> None:
         if not isinstance(node, DictConfig) or "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
             continue
         _check_importable(str(key), str(node["_target_"]))
+        if key == "mechanism":
+            check_takes_name(node)
         takes = _parameters(str(node["_target_"]))
         unused = ["path"] if key == "data" and _has_unused_path(node, takes) else []  # left by the default corpus
         for name in [str(name) for name in node if not str(name).startswith("_")]:
@@ -110,6 +112,23 @@ def check_arguments(config: DictConfig) -> None:
                 meant = f"; did you mean {' or '.join(f'{key!s}.{one}' for one in near)}?" if near else ""
                 all_of_them = f"it takes {', '.join(takes)}" if takes else "it takes none"
                 raise ConfigError(f"{key!s}._target_={node['_target_']} has no setting {name} ({all_of_them}){meant}")
+
+
+def check_takes_name(mechanism: DictConfig) -> None:
+    """Raises ConfigError where the settings of a mechanism have no name, or its class does not take one.
+
+    Args:
+        mechanism: its settings, a `_target_` among them.
+    """
+    target, name = str(mechanism["_target_"]), mechanism.get("name")
+    takes = _parameters(target)
+    if takes is not None and "name" not in takes:
+        raise ConfigError(
+            f"mechanism._target_={target} takes no name, by which tables, files and folders call it: write "
+            "def __init__(self, name) and keep it as self.name"
+        )
+    if name is None:
+        raise ConfigError(f"mechanism._target_={target} is left without a name: write mechanism.name=NAME")
 
 
 def without_unused_path(data: DictConfig) -> DictConfig:

@@ -111,8 +111,20 @@ class Corpus:
 """
 
 MADE = """
+class Scratch:
+    name = "scratch"
+    def __init__(self): pass
+    def guarantee(self, study): fails()
+    def run(self, run, progress): fails()
+
+class Renamed(Scratch):
+    def __init__(self, name): pass
+
+class Named(Scratch):
+    def __init__(self, name="named"): self.name = name
+
 class Raises:
-    def __init__(self, params=None, lr=None): raise ValueError("boom init " + "x" * 400)
+    def __init__(self, params=None, lr=None, name=None): raise ValueError("boom init " + "x" * 400)
 """
 
 SIZES = {
@@ -262,7 +274,7 @@ def test_what_a_class_raises_when_it_is_made_is_said_with_group_and_class(
     kept = [one for one in settings[:-1] if not one.startswith((f"{group}=", f"{group}."))]
     left_out = {
         "selection": ["sampling_prob"], "records": ["fresh"], "engine": ["num_nodes"],
-        "mechanism": ["name", "rounds", "records_per_user", "clip_norm", "learning_rate", "learning_rate_decays"],
+        "mechanism": _OF_USER_WISE[1:],
     }.get(group, [])  # fmt: skip
     taken_out = [f"~{group}.{name}" for name in left_out]
     added = "+" if group.startswith("metrics") else ""
@@ -271,6 +283,43 @@ def test_what_a_class_raises_when_it_is_made_is_said_with_group_and_class(
     refused_unwritten(
         capsys, given, f"{group}{how}={module}.Raises: making it raised ValueError: boom init {'x' * 290}; mend it"
     )
+
+
+_OF_USER_WISE = ("name", "rounds", "records_per_user", "clip_norm", "learning_rate", "learning_rate_decays")
+NAMES = {
+    ("Scratch", ""): ".Scratch takes no name, by which tables, files and folders call it: write def __init__(self",
+    ("Scratch", "mechanism.name=mine"): ".Scratch takes no name",
+    ("Renamed", "mechanism.name=mine"): ".Renamed calls itself 'scratch' and mechanism.name is 'mine'",
+    ("Named", ""): ".Named is left without a name: write mechanism.name=NAME",
+    ("Named", "mechanism.name=mine"): "KeyError: 'government people'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("named", NAMES)
+def test_a_mechanism_from_scratch_that_does_not_take_its_name_is_told_what_to_write(
+    named: tuple[str, str], settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, (kind, given) = settings[-1].partition("=")[2], named
+    Path(f"{module}.py").write_text(PLUGINS + MADE)
+    taken_out = [f"~mechanism.{name}" for name in _OF_USER_WISE if not given or name != "name"]
+    arguments = [*settings[:-1], f"mechanism._target_={module}.{kind}", *taken_out, *[given][: bool(given)]]
+    refused_unwritten(capsys, [*arguments, "output_dir=run"], NAMES[named])
+
+
+@pytest.mark.parametrize(("kind", "said"), [("Scratch", ".Scratch takes no name"), ("Named", "KeyError: 'government")])
+def test_an_entry_of_a_comparison_that_does_not_take_its_name_is_told_what_to_write(
+    kind: str, said: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + MADE)
+    GlobalHydra.instance().clear()
+    entries = f"compare.mechanisms=[{{_target_: {module}.{kind}}}]"
+    with pytest.raises(SystemExit) as stop:
+        run_command("compare", [*settings[:-1], entries, "output_dir=run"])
+    heard = capsys.readouterr().err
+    assert (stop.value.code, heard.count("\n")) == (2, 1), heard
+    assert said in heard
+    assert not os.path.lexists("run")
 
 
 @pytest.mark.parametrize(
