@@ -149,7 +149,8 @@ def _run_all(
     path = Path(tempfile.mkdtemp(prefix="fedsim-")) if folder is None else _made(folder)
     if folder is None:
         _log.warning("the run folder is %s: name one by folder=PATH to keep it", path)
-    with own_folder(path, is_resumed=resume, going_on="resume=True"), quiet_libraries():
+    allowing = "and checkpoint={'allow_changes': True} in the study"
+    with own_folder(path, is_resumed=resume, going_on="resume=True", allowing=allowing), quiet_libraries():
         objects = [written("mechanism", one) for one in mechanisms]
         content: Mapping[str, Any] = _content(study, command, objects, path)
         place = _place(study, path, is_resumed=resume)

@@ -18,8 +18,13 @@ MARKS = (
 )
 
 
+_ALLOWING = "the class named again and checkpoint.allow_changes=true"
+
+
 @contextmanager
-def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resume={folder}") -> Iterator[Path]:
+def own_folder(
+    folder: Path, *, is_resumed: bool = False, going_on: str = "resume={folder}", allowing: str = _ALLOWING
+) -> Iterator[Path]:
     """Gives a folder, kept from other processes for the duration of the block.
 
     Where the block ends in an error before anything was written, the folder is removed again.
@@ -28,6 +33,7 @@ def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resum
         folder: the folder, which is there.
         is_resumed: whether the run that the folder holds is to be gone on with.
         going_on: how a run is gone on with, for messages.
+        allowing: what is to be said besides, where the code of a class changed.
 
     Raises:
         ConfigError: when another process is at work in it, it holds a run that is not to be gone on with, or links or
@@ -48,13 +54,13 @@ def own_folder(folder: Path, *, is_resumed: bool = False, going_on: str = "resum
             with kept_inside(folder):
                 yield folder
     except PluginError as error:
-        raise ConfigError(f"{error}; mend it, and {_next_step(folder, going_on)}") from error
+        raise ConfigError(f"{error}; mend it, and {_next_step(folder, going_on, allowing)}") from error
     except SystemExit as stop:
         if type(stop) is not SystemExit:  # the command's own
             raise
         raise ConfigError(
             f"a class that a setting names called sys.exit({'' if stop.code is None else stop.code}), by which no run "
-            f"ends: leave that out, and {_next_step(folder, going_on)}"
+            f"ends: leave that out, and {_next_step(folder, going_on, allowing)}"
         ) from stop
 
 
@@ -132,9 +138,11 @@ def _below(path: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in (*folders, *files))
 
 
-def _next_step(folder: Path, going_on: str) -> str:
+def _next_step(folder: Path, going_on: str, allowing: str) -> str:
     """What to do after a class of the user's own was mended: a run or comparison that has begun is resumed."""
-    return f"go on with {going_on.format(folder=folder)}" if (folder / "run.json").is_file() else "start again"
+    if not (folder / "run.json").is_file():
+        return "start again"
+    return f"go on with {going_on.format(folder=folder)}, {allowing}: its code is another then"
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class RunState:
             raise CheckpointError(
                 f"{self.history.run.place.folder}: the selection draws other users for rounds 1 to {round} than "
                 "took part in them, so that nobody's rounds can be counted: go back to the settings, the code and the "
-                "versions that the run was started with"
+                "versions that the run was started with, or start a new run in another folder"
             )
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 FORMAT = 2
+_CODE = "code of "  # before the name of a class, in an origin
 _TENSORS, _NOTES = "state.safetensors", "checkpoint.json"
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class CheckpointFolder:
     Args:
         path: the folder; made when the first checkpoint is written.
         origin: what a run is besides its state, name to value: a hash of its settings, of its data, versions of the
-            code.  A checkpoint of another origin is refused.
+            code, and as "code of CLASS" a hash of its source.  A checkpoint of another origin is refused.
         keep: how many of the latest checkpoints stay, at least 1.
         allow_changes: whether a checkpoint of another origin is taken all the same, with a warning.
         fixed: names of the origin that must be the same in any case, since what a run claims rests on them.
@@ -154,7 +155,7 @@ class CheckpointFolder:
         before = before if isinstance(before, dict) else {}
         names = sorted(before.keys() | self.origin.keys())
         changed = [name for name in names if before.get(name) != self.origin.get(name)]
-        changes = [f"{name} was {_short(before.get(name))} and is {_short(self.origin.get(name))}" for name in changed]
+        changes = [_changed(name, before.get(name), self.origin.get(name)) for name in changed]
         if fixed := self._fixed.intersection(changed):
             raise CheckpointError(
                 f"{folder} belongs to something else: {'; '.join(changes)}: go back to what it was; "
@@ -375,6 +376,13 @@ def _short(value: object) -> str:
     """A value of an origin in a sentence; long digests by their beginning."""
     text = "absent" if value is None else str(value)
     return text if len(text) <= 20 else f"{text[:12]}..."
+
+
+def _changed(name: str, before: object, now: object) -> str:
+    """That a value of an origin changed, in words; of code, by whose it is."""
+    if name.startswith(_CODE):
+        return f"the {name} changed"
+    return f"{name} was {_short(before)} and is {_short(now)}"
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """A class of the user's own that fails or answers nonsense ends in one sentence, before anything is written."""
 
+import importlib
 import json
 import os
 import signal
@@ -597,3 +598,62 @@ def test_results_report_the_probability_that_a_selection_declared_and_no_attribu
     (row,) = json.loads(Path("run/results.json").read_text())
     assert row["sampling_prob"] == (None if kind == "Undeclared" else 0.4)
     assert [check.about for check in folder_checks(Path("run")) if check.problem] == []
+
+
+MENDED = """
+class Drawing:
+    def expected_cohort_size(self, num_users): return 0.5 * num_users
+    def release(self, noise_multiplier, num_users, rounds): return acc.UserWise(noise_multiplier, 0.5, rounds)
+    def select(self, num_users, round, generator):
+        if round > 1: fails()
+        return np.flatnonzero(generator.random(num_users) < 0.5)
+
+class Listing(Selector):
+    def __init__(self): super().__init__()
+    def select(self, num_users, round, generator):
+        if round > 1: fails()
+        return np.arange(3)
+"""
+
+
+@pytest.mark.parametrize(("kind", "source"), [("Drawing", "os"), ("Listing", "os"), ("Listing", "seeded")])
+def test_a_class_that_was_mended_goes_on_by_what_the_sentences_say(
+    kind: str, source: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = f"{settings[-1].partition('=')[2]}.{kind}"
+    write_module(target, PLUGINS + MENDED)
+    code, said = fedsim_run(capsys, *named(settings, "selection", kind), f"noise.source={source}")
+    assert code == 2
+    assert "go on with resume=" in said
+    assert "the class named again and checkpoint.allow_changes=true: its code is another then" in said
+    write_module(target, PLUGINS + MENDED.replace("if round > 1: fails()", "pass"))
+    again = ["resume=run", f"selection._target_={target}"]
+    code, said = fedsim_run(capsys, *again)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert f"the code of {target} changed: go back to what it was, or set checkpoint.allow_changes=true" in said
+    assert "settings was" not in said
+    code, said = fedsim_run(capsys, *again, "checkpoint.allow_changes=true")
+    assert code == 0, said
+    assert [check.about for check in folder_checks(Path("run")) if check.problem] == []
+
+
+def test_a_seeded_run_whose_mended_selection_draws_others_is_told_to_start_anew(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = f"{settings[-1].partition('=')[2]}.Drawing"
+    write_module(target, PLUGINS + MENDED)
+    assert fedsim_run(capsys, *named(settings, "selection", "Drawing"))[0] == 2
+    write_module(target, PLUGINS + MENDED.replace("if round > 1: fails()", "pass"))
+    again = ["resume=run", f"selection._target_={target}", "checkpoint.allow_changes=true"]
+    code, said = fedsim_run(capsys, *again)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "the selection draws other users for rounds 1 to 1" in said
+    assert "or start a new run in another folder" in said
+
+
+def write_module(target: str, content: str) -> None:
+    """Writes the module of a class, to be imported anew."""
+    module = target.partition(".")[0]
+    Path(f"{module}.py").write_text(content)
+    sys.modules.pop(module, None)
+    importlib.invalidate_caches()
