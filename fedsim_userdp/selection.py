@@ -237,12 +237,18 @@ def _checked(answer: object, name: str, num_users: int, round: int) -> NDArray[n
 
 
 def _as_array(answer: object) -> NDArray[np.integer] | None:
-    """An answer as whole numbers, shape [n]; None where it is not that.  True and False are no numbers of users."""
+    """An answer as whole numbers, shape [n]; None where it is not that.  True and False are no numbers of users.
+
+    Nor is what a mask hides: whether it is chosen is not said.
+    """
     if isinstance(answer, list | tuple | range):
         if not all(map(_is_whole, answer)):
             return None
         answer = np.array([min(max(int(one), -1), _NO_USER) for one in answer], np.int64)
-    if not isinstance(answer, np.ndarray) or answer.ndim != 1 or (len(answer) and answer.dtype.kind not in "iu"):
+    if not isinstance(answer, np.ndarray) or isinstance(answer, np.ma.MaskedArray):
+        return None
+    answer = np.asarray(answer)
+    if answer.ndim != 1 or (len(answer) and answer.dtype.kind not in "iu"):
         return None
     return answer if len(answer) else np.empty(0, np.int64)
 
@@ -264,6 +270,8 @@ def _is_number(value: object) -> bool:
 
 def _shown(value: object) -> str:
     """A value in a sentence: numbers as they are, of others the kind."""
+    if isinstance(value, np.ma.MaskedArray):
+        return "an array with a mask"
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} of shape {value.shape}"
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:

@@ -15,7 +15,8 @@ from fedsim_userdp.mechanisms.construction import build_study, check_corpus
 from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.settings_tree import target_of
 from fedsim_userdp.mechanisms.study import Parts, Study
-from fedsim_userdp.simulations.names import made, without_unused_path
+from fedsim_userdp.plugins import calling, class_name
+from fedsim_userdp.simulations.names import check_takes_name, made, without_unused_path
 from fedsim_userdp.simulations.sentences import settings_named
 
 
@@ -69,8 +70,21 @@ def _metrics(config: DictConfig) -> Mapping[Any, DictConfig]:
 
 
 def configured_mechanism(config: DictConfig) -> Mechanism:
-    """Returns the mechanism that a configuration names."""
+    """Returns the mechanism that a configuration names.
+
+    Raises:
+        ConfigError: when it has no name, or another one.
+        PluginError: when a class of the user's own raises.
+    """
+    check_takes_name(config.mechanism)
     mechanism: Mechanism = made("mechanism", config.mechanism)
+    with calling("mechanism", mechanism, "name"):
+        name = mechanism.name
+    if name != config.mechanism.name:
+        raise ConfigError(
+            f"mechanism={class_name(mechanism)} calls itself {str(name)[:80]!r} and mechanism.name is "
+            f"{config.mechanism.name!r}: keep the name that __init__ is given as self.name"
+        )
     return mechanism
 
 

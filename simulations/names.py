@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from fedsim_userdp import conf
 from fedsim_userdp.errors import ConfigError, PluginError
+from fedsim_userdp.mechanisms.settings_tree import is_own_code
 from fedsim_userdp.plugins import loading, reason_of
 from fedsim_userdp.simulations.explanations import choices
 
@@ -101,6 +102,8 @@ def check_arguments(config: DictConfig) -> None:
         if not isinstance(node, DictConfig) or "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
             continue
         _check_importable(str(key), str(node["_target_"]))
+        if key == "mechanism":
+            check_takes_name(node)
         takes = _parameters(str(node["_target_"]))
         unused = ["path"] if key == "data" and _has_unused_path(node, takes) else []  # left by the default corpus
         for name in [str(name) for name in node if not str(name).startswith("_")]:
@@ -109,6 +112,23 @@ def check_arguments(config: DictConfig) -> None:
                 meant = f"; did you mean {' or '.join(f'{key!s}.{one}' for one in near)}?" if near else ""
                 all_of_them = f"it takes {', '.join(takes)}" if takes else "it takes none"
                 raise ConfigError(f"{key!s}._target_={node['_target_']} has no setting {name} ({all_of_them}){meant}")
+
+
+def check_takes_name(mechanism: DictConfig) -> None:
+    """Raises ConfigError where the settings of a mechanism have no name, or its class does not take one.
+
+    Args:
+        mechanism: its settings, a `_target_` among them.
+    """
+    target, name = str(mechanism["_target_"]), mechanism.get("name")
+    takes = _parameters(target)
+    if takes is not None and "name" not in takes:
+        raise ConfigError(
+            f"mechanism._target_={target} takes no name, by which tables, files and folders call it: write "
+            "def __init__(self, name) and keep it as self.name"
+        )
+    if name is None:
+        raise ConfigError(f"mechanism._target_={target} is left without a name: write mechanism.name=NAME")
 
 
 def without_unused_path(data: DictConfig) -> DictConfig:
@@ -130,11 +150,18 @@ def made(setting: str, node: DictConfig) -> Any:
     """Returns what the `_target_` of a setting's node makes, as `instantiate` does.
 
     Raises:
-        PluginError: when it would end the command.
+        PluginError: when it would end the command, or is not this package's and raises.
         Exception: what it raises besides.
     """
-    with loading(setting, str(node.get("_target_"))):
-        return instantiate(node)
+    target = str(node.get("_target_"))
+    try:
+        with loading(setting, target):
+            return instantiate(node)
+    except InstantiationException as error:
+        if is_own_code(target) or error.__cause__ is None or not str(error).startswith("Error in call"):
+            raise
+        reason = reason_of(error.__cause__)
+        raise PluginError(f"{setting}._target_={target}: making it raised {reason}") from error
 
 
 def _check_importable(setting: str, target: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedsim_userdp.mechanisms.guarantee import UNNOISED, UNTRAINED, Guarantee
+from fedsim_userdp.mechanisms.guarantee import UNNOISED, UNTRAINED, Guarantee, declared_probability
 from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.accounting.descriptions import RecordLevel
 from fedsim_userdp.privacy.joint import StatedRun
@@ -110,7 +110,7 @@ def _configured(statement: PrivacyStatement, config: DictConfig) -> dict[str, ob
         "guarantee": _in_words(statement),
         "learning_rate": config.mechanism.get("learning_rate"),
     }
-    if not foreign_targets(config.selection, ()):
-        is_trained = config.mechanism.get("rounds") is not None
-        told["sampling_prob"] = config.selection.get("sampling_prob") if is_trained else None
-    return told
+    is_trained = config.mechanism.get("rounds") is not None
+    is_own = not foreign_targets(config.selection, ())
+    declared = config.selection.get("sampling_prob") if is_own else declared_probability(statement.release)
+    return {**told, "sampling_prob": declared if is_trained else None}

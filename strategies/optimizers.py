@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
+from fedsim_userdp.training.schedule import LearningRate, OptimizerFn, new_optimizer
 
 
 class ServerOptimizer:
@@ -21,7 +21,7 @@ class ServerOptimizer:
 
     def __init__(self, state: Mapping[str, Tensor], optimizer_fn: OptimizerFn, learning_rate: LearningRate) -> None:
         self._parameters = {name: torch.nn.Parameter(tensor.detach().clone()) for name, tensor in state.items()}
-        self.torch_optimizer = optimizer_fn(self._parameters.values(), lr=learning_rate.peak)
+        self.torch_optimizer = new_optimizer(optimizer_fn, self._parameters.values(), learning_rate.peak)
         self._learning_rate = learning_rate
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.mechanisms.guarantee import Guarantee
+from fedsim_userdp.mechanisms.guarantee import Guarantee, declared_probability
 from fedsim_userdp.mechanisms.history import History, Outcome
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
@@ -14,6 +14,7 @@ from fedsim_userdp.privacy.noise import LEAST, MOST
 from fedsim_userdp.privacy.validation import MAX_COUNT
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow
+from fedsim_userdp.selection import ClientSelector, PoissonSelector
 from fedsim_userdp.training.schedule import LearningRate
 
 
@@ -96,7 +97,7 @@ def result_row(
         clip_norm=clip_norm,
         records_per_user=0 if training is None else training.records_per_user,
         rounds=history.num_rounds,
-        sampling_prob=None if training is None else getattr(run.study.selector, "sampling_prob", None),
+        sampling_prob=None if training is None else _sampling_prob(run.study.selector, promise),
         learning_rate=None if training is None else training.learning_rate,
         seed=run.study.seed,
         perplexity=history.final_perplexity,
@@ -110,3 +111,10 @@ def result_row(
         evaluated_on=run.study.circumstances.evaluated_on,
         untrained_perplexity=history.untrained_perplexity,
     )
+
+
+def _sampling_prob(selector: ClientSelector, promise: Guarantee) -> float | None:
+    """The probability with which a unit takes part in a round; of a class of the user's own, as it declared it."""
+    if type(selector) is PoissonSelector:
+        return selector.sampling_prob
+    return declared_probability(promise.release)

@@ -161,7 +161,8 @@ def _run_all(
     if folder is None:
         _log.warning("the run folder is %s: name one by folder=PATH to keep it", path)
     going_on = "resume=True" if folder is not None else f"folder={str(path)!r}, resume=True"
-    with own_folder(path, is_resumed=resume, going_on=going_on), quiet_libraries():
+    allowing = "and checkpoint={'allow_changes': True} in the study"
+    with own_folder(path, is_resumed=resume, going_on=going_on, allowing=allowing), quiet_libraries():
         objects = [written("mechanism", one) for one in mechanisms]
         content: Mapping[str, Any] = _content(study, command, objects, path)
         sweep = sweep_above(path)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from fedsim_userdp.cache import default_cache_dir, path_of
@@ -244,9 +245,21 @@ def _record_selector(
             f"records.window={selector.window} is more than tokens.window={settings.tokens.window}: a chunk is a "
             "record, and none is longer than that; leave records.window out"
         )
-    if not isinstance(selector, RecordSelector):
-        raise ConfigError(f"records={target_of(type(selector))} has no `fresh` and `select`: see RecordSelector")
+    _check_fresh(selector)
     return selector
+
+
+def _check_fresh(selector: RecordSelector) -> None:
+    """Raises unless it is a record selector, whose `fresh` says whether it chooses anew."""
+    with calling("records", selector, "fresh"):
+        is_one, fresh = isinstance(selector, RecordSelector), getattr(selector, "fresh", None)
+    if not is_one:
+        raise ConfigError(f"records={target_of(type(selector))} has no `fresh` and `select`: see RecordSelector")
+    if not isinstance(fresh, bool | np.bool_):
+        raise ConfigError(
+            f"records={target_of(type(selector))}: fresh must be True or False, got a value of class "
+            f"{type(fresh).__name__}"
+        )
 
 
 def _evaluation_units(settings: Settings, store: TokenStore, split: UserSplit) -> list[Unit]:

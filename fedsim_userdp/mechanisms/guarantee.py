@@ -26,6 +26,12 @@ class Target:
     ownership: Ownership = "assigned"
 
 
+def declared_probability(release: acc.Description | None) -> float | None:
+    """Returns the probability, in what a run releases, with which a unit takes part in a round; None without one."""
+    run = release.run if isinstance(release, acc.AdaptiveClipping) else release
+    return run.sampling_prob if isinstance(run, acc.UserWise | acc.RecordLevel) else None
+
+
 @dataclass(frozen=True)
 class SpentByRound:
     """User-level epsilon after each round of a run.

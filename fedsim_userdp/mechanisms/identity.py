@@ -41,15 +41,34 @@ def settings_digest(tree: Tree) -> str:
     Left out are names, paths, output, engine, threads and evaluation; whatever else the settings hold counts, and so
     does the source of code that is not this package's.
     """
+    return _digest(_kept(tree) | {f"source of {target}": digest for target, digest in _sources(tree).items()})
+
+
+def origin_of(tree: Tree) -> dict[str, str]:
+    """Returns what of a checkpoint's origin follows from settings: their digest, and one of each class's source."""
+    code = {f"code of {target}": digest for target, digest in _sources(tree).items()}
+    return {"settings": _digest(_kept(tree)), **code}
+
+
+def _kept(tree: Tree) -> dict[str, object]:
+    """The settings that decide a run's releases."""
     kept = {key: value for key, value in tree.items() if key not in _WITHOUT_EFFECT}
     for group in ("mechanism", "model", "local", "privacy"):
         kept[group] = {k: v for k, v in kept[group].items() if f"{group}.{k}" not in _WITHOUT_EFFECT}
     mechanism = kept["mechanism"]
     mechanism["_target_"] = _LASTING_NAMES.get(mechanism.get("_target_"), mechanism.get("_target_"))
+    return kept
+
+
+def _sources(tree: Tree) -> dict[str, str]:
+    """A digest of the source of each class that is not this package's and decides a release."""
     of_releases = {key: value for key, value in tree.items() if key != "metrics"}
-    for target in sorted(set(foreign_targets(of_releases))):
-        kept[f"source of {target}"] = _source_digest(target)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    return {target: _source_digest(target) for target in sorted(set(foreign_targets(of_releases)))}
+
+
+def _digest(settings: Mapping[str, object]) -> str:
+    """A digest of settings, in hexadecimal."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _source_digest(target: str) -> str:

@@ -18,9 +18,17 @@ MARKS = (
 )
 
 
+_ALLOWING = "the class named again and checkpoint.allow_changes=true"
+
+
 @contextmanager
 def own_folder(
-    folder: Path, *, is_resumed: bool = False, holds_a_run: bool = True, going_on: str = "resume={folder}"
+    folder: Path,
+    *,
+    is_resumed: bool = False,
+    holds_a_run: bool = True,
+    going_on: str = "resume={folder}",
+    allowing: str = _ALLOWING,
 ) -> Iterator[Path]:
     """Gives a folder, kept from other processes for the duration of the block.
 
@@ -31,6 +39,7 @@ def own_folder(
         is_resumed: whether the run that the folder holds is to be gone on with.
         holds_a_run: whether what is to be written is a run, whose statement is of all that the folder holds.
         going_on: how a run is gone on with, for messages.
+        allowing: what is to be said besides, where the code of a class changed.
 
     Raises:
         ConfigError: when another process is at work in it, it holds a run that is not to be gone on with, or links or
@@ -60,13 +69,13 @@ def own_folder(
             with kept_inside(folder):
                 yield folder
     except PluginError as error:
-        raise ConfigError(f"{error}; mend it, and {_next_step(folder, going_on)}") from error
+        raise ConfigError(f"{error}; mend it, and {_next_step(folder, going_on, allowing)}") from error
     except SystemExit as stop:
         if type(stop) is not SystemExit:  # the command's own
             raise
         raise ConfigError(
             f"a class that a setting names called sys.exit({'' if stop.code is None else stop.code}), by which no run "
-            f"ends: leave that out, and {_next_step(folder, going_on)}"
+            f"ends: leave that out, and {_next_step(folder, going_on, allowing)}"
         ) from stop
 
 
@@ -152,9 +161,11 @@ def _below(path: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in (*folders, *files))
 
 
-def _next_step(folder: Path, going_on: str) -> str:
+def _next_step(folder: Path, going_on: str, allowing: str) -> str:
     """What to do after a class of the user's own was mended: a run or comparison that has begun is resumed."""
-    return f"go on with {going_on.format(folder=folder)}" if (folder / "run.json").is_file() else "start again"
+    if not (folder / "run.json").is_file():
+        return "start again"
+    return f"go on with {going_on.format(folder=folder)}, {allowing}: its code is another then"
 
 
 @contextmanager

@@ -107,13 +107,13 @@ class RunState:
             raise CheckpointError(
                 f"{self.history.run.place.folder}: the selection draws other users for rounds 1 to {round} than "
                 "took part in them, so that nobody's rounds can be counted: go back to the settings, the code and the "
-                "versions that the run was started with"
+                "versions that the run was started with, or start a new run in another folder"
             )
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Puts the checkpoint's optimizer state in place; nothing from the beginning."""
         if self._start is not None:
-            load_optimizer_tensors(optimizer, self._start.optimizer)
+            load_optimizer_tensors(optimizer, self._start.optimizer, self.history.run.study.optimizer_fn)
 
     def save_if_due(
         self,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim_userdp.errors import ClippingError, ConfigError, PluginError, RecordChoiceError
+from fedsim_userdp.errors import CheckpointError, ClippingError, ConfigError, PluginError, RecordChoiceError
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.participation import Cohorts, Population, UserLevel, rounds_to_differ
@@ -15,6 +15,8 @@ from fedsim_userdp.plugins import calling, class_name, is_own
 from fedsim_userdp.privacy.clipping import Clipping, clipped_by
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, expected_cohort_size, foreign_name
+from fedsim_userdp.training.checkpoints import check_comes_back
+from fedsim_userdp.training.schedule import new_optimizer, refuse_other_kind
 
 _USERS = 4  # whose choice of records is tried out
 
@@ -123,15 +125,19 @@ def _check_records(run: Run, records_per_user: int) -> None:
 
 
 def _check_optimizer(optimizer_fn: Callable[..., torch.optim.Optimizer]) -> None:
-    """Tries out a step."""
+    """Tries out a step, and whether a checkpoint gives back what the optimizer keeps."""
     kind = getattr(optimizer_fn, "func", optimizer_fn)
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones(2, 2)
-    with calling("optimizer", kind, "making it for the adapter's parameters"):
-        optimizer = optimizer_fn({"adapter": parameter}.values(), lr=1e-3)
+    optimizer = new_optimizer(optimizer_fn, {"adapter": parameter}.values(), 1e-3)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise PluginError(f"optimizer={class_name(kind)} is no torch.optim.Optimizer, but {class_name(optimizer)}")
     with calling("optimizer", kind, "step()"):
         optimizer.step()
+    refuse_other_kind(optimizer, [torch.ones(2, 2)])
     if not bool(parameter.isfinite().all()):
         raise PluginError(f"optimizer={class_name(kind)}: step() wrote numbers that are not finite")
+    try:
+        check_comes_back(optimizer, optimizer_fn)
+    except CheckpointError as error:
+        raise PluginError(f"optimizer={class_name(kind)}: {error}") from error

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from fedsim_userdp.federation.messages import RunDescription
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.mechanisms.circumstances import named_foreign
 from fedsim_userdp.mechanisms.construction import at_least_one
-from fedsim_userdp.mechanisms.identity import NEVER_CHANGED, identity_of, keys_of_run, settings_digest
+from fedsim_userdp.mechanisms.identity import NEVER_CHANGED, identity_of, keys_of_run, origin_of, settings_digest
 from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.mechanisms.settings_tree import Tree
 from fedsim_userdp.mechanisms.study import Study
@@ -63,6 +63,7 @@ class Run:
         fingerprint: what a node's updates depend on, name to digest.
         keys: what all that is random derives from, and what digests in the ledger are made with.
         resolved: the settings as JSON, for nodes that build their worker themselves.
+        origin: what a checkpoint's origin says of settings and code.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Run:
     fingerprint: Mapping[str, str]
     keys: RunKeys
     resolved: str
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, study: Study, mechanism: Tree, place: Place) -> "Run":
@@ -87,7 +89,7 @@ class Run:
         path = checkpoint_path(place.folder, run_name(name, study.seed))
         identity = identity_of(settings, fingerprint)
         keys = keys_of_run(study.noise_source, study.seed, identity, path, is_resumed=place.is_resumed)
-        return cls(name, study, place, settings, fingerprint, keys, _as_json(tree))
+        return cls(name, study, place, settings, fingerprint, keys, _as_json(tree), origin_of(tree))
 
     @property
     def run_name(self) -> str:
@@ -98,7 +100,7 @@ class Run:
     def checkpoints(self) -> CheckpointFolder:
         """The run's checkpoints; they hold diagnostics too, hence their place."""
         path = checkpoint_path(self.place.folder, self.run_name)
-        origin = {**self.fingerprint, "settings": self.settings, **code_versions()}
+        origin = {**self.fingerprint, "settings": self.settings, **self.origin, **code_versions()}
         return CheckpointFolder(
             path, origin, self.place.keep, allow_changes=self.place.allow_changes, fixed=NEVER_CHANGED
         )

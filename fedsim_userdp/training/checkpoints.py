@@ -4,7 +4,6 @@ Everything random is addressed by (run key, stream, round, user), so no generato
 is safetensors and JSON, sealed by checksums: reading one runs no code, and damage is noticed.
 """
 
-import copy
 import hashlib
 import json
 import logging
@@ -22,10 +21,20 @@ from torch import Tensor
 from fedsim_userdp.errors import CheckpointError
 from fedsim_userdp.naming import naming
 from fedsim_userdp.plain_files import make_folder, move, read_file, remove, sync, write_file
+from fedsim_userdp.plugins import calling
+from fedsim_userdp.training.schedule import OptimizerFn, new_optimizer
 
-__all__ = ["Checkpoint", "CheckpointError", "CheckpointFolder", "load_optimizer_tensors", "optimizer_tensors"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointFolder",
+    "check_comes_back",
+    "load_optimizer_tensors",
+    "optimizer_tensors",
+]
 
 FORMAT = 2
+_CODE = "code of "  # before the name of a class, in an origin
 _TENSORS, _NOTES = "state.safetensors", "checkpoint.json"
 _log = logging.getLogger(__name__)
 
@@ -53,7 +62,7 @@ class CheckpointFolder:
     Args:
         path: the folder; made when the first checkpoint is written.
         origin: what a run is besides its state, name to value: a hash of its settings, of its data, versions of the
-            code.  A checkpoint of another origin is refused.
+            code, and as "code of CLASS" a hash of its source.  A checkpoint of another origin is refused.
         keep: how many of the latest checkpoints stay, at least 1.
         allow_changes: whether a checkpoint of another origin is taken all the same, with a warning.
         fixed: names of the origin that must be the same in any case, since what a run claims rests on them.
@@ -146,7 +155,7 @@ class CheckpointFolder:
         before = before if isinstance(before, dict) else {}
         names = sorted(before.keys() | self.origin.keys())
         changed = [name for name in names if before.get(name) != self.origin.get(name)]
-        changes = [f"{name} was {_short(before.get(name))} and is {_short(self.origin.get(name))}" for name in changed]
+        changes = [_changed(name, before.get(name), self.origin.get(name)) for name in changed]
         if fixed := self._fixed.intersection(changed):
             raise CheckpointError(
                 f"{folder} belongs to something else: {'; '.join(changes)}: go back to what it was; "
@@ -170,42 +179,162 @@ class CheckpointFolder:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns the optimizer's state by "<parameter number>.<key>"; plain numbers become 0-d tensors."""
-    return {
-        f"{number}.{key}": value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
-        for number, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-        if value is not None
-    }
+    """Returns the optimizer's state by "<parameter number>.<key>"; plain numbers become 0-d tensors.
+
+    Raises:
+        CheckpointError: when there is something else in it.
+        PluginError: when a class of the user's own raises.
+    """
+    return {name: _as_tensor(name, value) for name, value in _state_of(optimizer).items() if value is not None}
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], optimizer_fn: OptimizerFn
+) -> None:
     """Puts `optimizer_tensors` back; the optimizer must be over the same parameters in the same order.
+
+    Args:
+        optimizer: a new one, which takes the state.
+        tensors: what a checkpoint holds of it.
+        optimizer_fn: what makes such an optimizer; another one is tried out.
 
     Raises:
         CheckpointError: when they are not what such an optimizer has after a step.
+        PluginError: when a class of the user's own raises.
     """
-    expected = optimizer_tensors(_after_a_step(optimizer))
+    trial = _after_a_step(optimizer, optimizer_fn)
+    expected, kinds = optimizer_tensors(trial), _state_of(trial)
     wrong = sorted(expected.keys() ^ tensors.keys()) or [
         name for name, tensor in expected.items() if tensor.shape != tensors[name].shape
     ]
     if wrong:
         raise CheckpointError(f"the optimizer's state in the checkpoint does not fit at {', '.join(wrong[:3])}")
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
+    state: dict[int, dict[str, object]] = {}
+    for name, kind in kinds.items():
         number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        state.setdefault(int(number), {})[key] = _as_it_was(tensors.get(name), kind)
+    with calling("optimizer", optimizer, "load_state_dict()"):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    _put_back(optimizer, state)
 
 
-def _after_a_step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """A copy, over copies of the parameters, that has taken a step along zero."""
-    trial = copy.deepcopy(optimizer)
-    for group in trial.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    trial.step()
+def check_comes_back(optimizer: torch.optim.Optimizer, optimizer_fn: OptimizerFn) -> None:
+    """Raises where a checkpoint does not give back the state of an optimizer that has taken a step.
+
+    Args:
+        optimizer: the optimizer.
+        optimizer_fn: what makes such an optimizer.
+
+    Raises:
+        CheckpointError, PluginError: says what of it is lost.
+    """
+    written = optimizer_tensors(optimizer)
+    with calling("optimizer", optimizer, "writing its state to a checkpoint"):
+        content = save(_named(Checkpoint(1, {}, written, {})))
+    fresh = new_optimizer(optimizer_fn, _copies(optimizer), optimizer.param_groups[0]["lr"])
+    options = _options(fresh)
+    load_optimizer_tensors(fresh, _under("optimizer/", load(content)), optimizer_fn)
+    if changed := [name for name, value in _options(optimizer).items() if options.get(name) != value]:
+        raise CheckpointError(
+            f"step() changed {changed[0]} in param_groups, which no checkpoint holds: keep it in state"
+        )
+    again = optimizer_tensors(fresh)
+    if lost := [name for name in written if name not in again or _bytes(again[name]) != _bytes(written[name])]:
+        raise CheckpointError(f"its state does not come back out of a checkpoint at {_key(lost[0])}")
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, object]:
+    """What an optimizer keeps, by "<parameter number>.<key>", as it is."""
+    with calling("optimizer", optimizer, "state_dict()"):
+        state = optimizer.state_dict()["state"]
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"its state_dict() has a state of class {type(state).__name__}, not a dictionary")
+    found: dict[str, object] = {}
+    for number, values in state.items():
+        if not isinstance(number, int) or not isinstance(values, Mapping) or not all(map(_is_text, values)):
+            raise CheckpointError(
+                f"its state holds {str(number)[:80]!r}, which is no parameter's, or not by names: a checkpoint keeps "
+                "tensors and numbers, as state[parameter][name]"
+            )
+        found |= {f"{number}.{key}": value for key, value in values.items()}
+    return found
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a text."""
+    return isinstance(value, str)
+
+
+def _as_tensor(name: str, value: object) -> Tensor:
+    """A value of an optimizer's state as a checkpoint keeps it; CheckpointError where it keeps no such thing."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return torch.tensor(value)
+    raise CheckpointError(
+        f"its state has {_key(name)} of class {type(value).__name__}: a checkpoint keeps tensors and numbers only"
+    )
+
+
+def _as_it_was(tensor: Tensor | None, kind: object) -> object:
+    """What a checkpoint holds of an optimizer's state, as the kind of value that the optimizer keeps it as."""
+    if tensor is None:
+        return None
+    return tensor.to(kind.device, copy=True) if isinstance(kind, Tensor) else type(kind)(tensor.item())  # type: ignore[call-arg]
+
+
+def _put_back(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, object]]) -> None:
+    """Puts values in an optimizer's state as they are: `load_state_dict` makes them the parameters' dtype."""
+    for number, parameter in enumerate(_parameters_of(optimizer)):
+        values = optimizer.state.get(parameter, {})
+        values.update({key: value for key, value in state.get(number, {}).items() if key in values})
+
+
+def _options(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """What the groups of an optimizer hold besides parameters and the learning rate, in words."""
+    groups = enumerate(optimizer.param_groups)
+    return {
+        f"group {number}'s {key}": repr(value)
+        for number, group in groups
+        for key, value in group.items()
+        if key not in ("params", "lr")
+    }
+
+
+def _key(name: str) -> str:
+    """The key of a parameter's state, in a sentence."""
+    return repr(name.partition(".")[2][:80])
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """A tensor's kind, shape and content."""
+    return save({"": tensor.contiguous()})
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer, optimizer_fn: OptimizerFn) -> torch.optim.Optimizer:
+    """Another optimizer, over copies of the parameters, that has taken a step along zero.
+
+    It is made anew: a copy of an optimizer lacks the attributes of its class.
+    """
+    copies = _copies(optimizer)
+    trial = new_optimizer(optimizer_fn, copies, optimizer.param_groups[0]["lr"])
+    for parameter in copies:
+        parameter.grad = torch.zeros_like(parameter)
+    with calling("optimizer", optimizer, "step()", "along zero, before the run goes on"):
+        trial.step()
     return trial
+
+
+def _copies(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Copies of an optimizer's parameters."""
+    return [torch.nn.Parameter(parameter.detach().clone()) for parameter in _parameters_of(optimizer)]
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Returns the parameters of all groups of an optimizer, in the order of their numbers in its state."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _named(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -247,6 +376,13 @@ def _short(value: object) -> str:
     """A value of an origin in a sentence; long digests by their beginning."""
     text = "absent" if value is None else str(value)
     return text if len(text) <= 20 else f"{text[:12]}..."
+
+
+def _changed(name: str, before: object, now: object) -> str:
+    """That a value of an origin changed, in words; of code, by whose it is."""
+    if name.startswith(_CODE):
+        return f"the {name} changed"
+    return f"{name} was {_short(before)} and is {_short(now)}"
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

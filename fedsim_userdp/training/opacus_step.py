@@ -33,7 +33,7 @@ from fedsim_userdp.training.probe import (
     why_different,
     why_rows_mix,
 )
-from fedsim_userdp.training.schedule import LearningRate, OptimizerFn, take_step, trainable_parameters
+from fedsim_userdp.training.schedule import LearningRate, OptimizerFn, new_optimizer, take_step, trainable_parameters
 
 _FIX = "set central.engine=stacked, or other lora.target_modules"
 # What rounding in bfloat16 may move the other records' gradients by, of the clip norm, when one leaves the batch.
@@ -85,7 +85,7 @@ class OpacusStep:
         except NotImplementedError as error:
             raise ModelError(f"lora.target_modules: Opacus cannot do that ({error}): {_FIX}") from error
         self.optimizer = AddressedDPOptimizer(
-            optimizer_fn(trainable_parameters(model), lr=learning_rate.peak),
+            new_optimizer(optimizer_fn, trainable_parameters(model), learning_rate.peak),
             noise_multiplier=noise_multiplier,
             max_grad_norm=clip_norm,
             expected_batch_size=expected_batch_size,

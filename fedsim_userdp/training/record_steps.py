@@ -13,7 +13,7 @@ from fedsim_userdp.training.central import StepReport
 from fedsim_userdp.training.cohort import LocalTraining, clipped_update_sum
 from fedsim_userdp.training.gradients import UnitGradients, dropping_in
 from fedsim_userdp.training.losses import record_losses
-from fedsim_userdp.training.schedule import LearningRate, OptimizerFn, trainable_parameters
+from fedsim_userdp.training.schedule import LearningRate, OptimizerFn, new_optimizer, trainable_parameters
 
 
 class StackedStep:
@@ -48,7 +48,7 @@ class StackedStep:
         key: RunKey | None = None,
     ) -> None:
         self._gradients, self._noise, self.learning_rate, self._key = gradients, noise, learning_rate, key
-        self.torch_optimizer = optimizer_fn(trainable_parameters(gradients.model), lr=learning_rate.peak)
+        self.torch_optimizer = new_optimizer(optimizer_fn, trainable_parameters(gradients.model), learning_rate.peak)
         self.clip_norm, self.stddev = clip_norm, noise_stddev(noise_multiplier, clip_norm)
         self.expected_batch_size, self.local = expected_batch_size, LocalTraining(max_tokens=max_tokens)
 
@@ -92,7 +92,7 @@ class PlainStep:
         key: RunKey | None = None,
     ) -> None:
         self.model, self.learning_rate, self._key = model, learning_rate, key
-        self.torch_optimizer = optimizer_fn(trainable_parameters(model), lr=learning_rate.peak)
+        self.torch_optimizer = new_optimizer(optimizer_fn, trainable_parameters(model), learning_rate.peak)
         self.expected_batch_size, self.max_tokens = expected_batch_size, max_tokens
         self._dropouts = dropout_layers(model)
 

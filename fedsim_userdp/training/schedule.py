@@ -1,12 +1,13 @@
 """The learning rate as a function of the round, so that a resumed run needs no scheduler's state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedsim_userdp.plugins import calling
+from fedsim_userdp.errors import PluginError
+from fedsim_userdp.plugins import calling, class_name
 
 OptimizerFn = Callable[..., torch.optim.Optimizer]
 
@@ -44,14 +45,45 @@ class LearningRate:
         take_step(optimizer, round)
 
 
+def new_optimizer(
+    optimizer_fn: OptimizerFn, parameters: Iterable[nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
+    """Returns an optimizer over the parameters.
+
+    Raises:
+        PluginError: when a class of the user's own raises.
+    """
+    with calling("optimizer", getattr(optimizer_fn, "func", optimizer_fn), "making it"):
+        return optimizer_fn(parameters, lr=learning_rate)
+
+
 def take_step(optimizer: torch.optim.Optimizer, round: int) -> None:
     """Takes the optimizer's step of `round`.
 
     Raises:
-        PluginError: when the optimizer raises.
+        PluginError: when the optimizer raises, or makes a parameter another shape or dtype.
     """
+    before = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
     with calling("optimizer", optimizer, "step()", f"in round {round}, which was released"):
         optimizer.step()
+    refuse_other_kind(optimizer, before, f" in round {round}, which was released")
+
+
+def refuse_other_kind(optimizer: torch.optim.Optimizer, before: Sequence[Tensor], when: str = "") -> None:
+    """Raises PluginError where a step gave parameters another shape or dtype than they had.
+
+    Args:
+        optimizer: the optimizer after the step.
+        before: tensors like its parameters before it.
+        when: when, in a sentence.
+    """
+    after = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for had, has in zip(before, after, strict=True):
+        if (had.shape, had.dtype) != (has.shape, has.dtype):
+            raise PluginError(
+                f"optimizer={class_name(optimizer)}: step() made a parameter of {had.dtype} and shape "
+                f"{tuple(had.shape)} one of {has.dtype} and shape {tuple(has.shape)}{when}"
+            )
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

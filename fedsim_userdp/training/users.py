@@ -97,7 +97,8 @@ class TrainingUsers:
         if not records:
             return []
         selector = self._pristine_selector()
-        address = round if selector.fresh else 0
+        with calling("records", selector, "fresh"):
+            address = round if selector.fresh else 0
         generator = self.key.generator("records", round=address, user=self.store.user_id(number))
         copies = [record.copy() for record in records]
         with calling("records", selector, "select()", f"in round {round}" if round else ""):

@@ -1,5 +1,6 @@
 """A class of the user's own that fails or answers nonsense ends in one sentence, before anything is written."""
 
+import importlib
 import json
 import os
 import signal
@@ -12,8 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.simulations.signals import stopping_in_order
 from fedsim_userdp.simulations.streams import watched_streams
+from fedsim_userdp.simulations.verify import folder_checks
+from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointFolder
 from tests.hostile.test_code import fedsim_run
 from tests.simulations.corpora import small_settings, write_jsonl
+from tests.simulations.small_runs import Killed, what_a_run_left
 
 PLUGINS = """
 import math, sys
@@ -39,6 +43,18 @@ class Selector:
     def select(self, num_users, round, generator):
         return eval(self.chosen) if round > self.late else np.arange(3)
 
+class Undeclared(Selector):
+    def __init__(self, prob):
+        super().__init__()
+        self.prob = prob
+    @property
+    def sampling_prob(self): return eval(self.prob)
+
+class Declared(Undeclared):
+    def expected_cohort_size(self, num_users): return 0.4 * num_users
+    def release(self, noise_multiplier, num_users, rounds): return acc.UserWise(noise_multiplier, 0.4, rounds)
+    def select(self, num_users, round, generator): return np.flatnonzero(generator.random(num_users) < 0.4)
+
 class Sampled:
     def __init__(self, seed): self.seed = seed
     def expected_cohort_size(self, num_users):
@@ -52,6 +68,11 @@ class Records:
     fresh = True
     def __init__(self, chosen): self.chosen = chosen
     def select(self, records, k, generator): return eval(self.chosen)
+
+class Fresh(Records):
+    def __init__(self, given, chosen="records[:k]"): self.given, self.chosen = given, chosen
+    @property
+    def fresh(self): return eval(self.given)
 
 SEEN = set()
 class EachTextOnce:
@@ -90,6 +111,23 @@ class Corpus:
             yield eval(self.record)
 """
 
+MADE = """
+class Scratch:
+    name = "scratch"
+    def __init__(self): pass
+    def guarantee(self, study): fails()
+    def run(self, run, progress): fails()
+
+class Renamed(Scratch):
+    def __init__(self, name): pass
+
+class Named(Scratch):
+    def __init__(self, name="named"): self.name = name
+
+class Raises:
+    def __init__(self, params=None, lr=None, name=None): raise ValueError("boom init " + "x" * 400)
+"""
+
 SIZES = {
     "0": "expects cohorts of 0 users", "-3": "cohorts of -3 users", "math.nan": "cohorts of nan users",
     "math.inf": "cohorts of inf users", "3j": "cohorts of 3j users", "'3'": "cohorts of a str users",
@@ -104,6 +142,7 @@ CHOICES = {
     "10**400": "chose no list of user numbers", "fails()": "raised KeyError",
     "exits()": "select() raised SystemExit: 0", "np.array([2**63], np.uint64)": "a user outside",
     "[[1], [2, 3]]": "but a list", "[-1]": "a user outside", "[1, 1]": "a user twice",
+    "np.ma.array([1, 2], mask=[0, 1])": "an array with a mask", "np.ma.masked_all(2, int)": "an array with a mask",
     "np.ones(12, bool)": "an array of bool", "(i for i in range(3))": "but a generator",
 }  # fmt: skip
 RECORDS = {
@@ -171,6 +210,20 @@ def test_a_choice_of_records_that_is_none_is_refused_unwritten(
     refused_unwritten(capsys, named(settings, "records", "Records", chosen=chosen), RECORDS[chosen])
 
 
+FRESH = {
+    "fails()": "Fresh: fresh raised KeyError: 'government people'", "exits()": "Fresh: fresh raised SystemExit: 0",
+    "'yes'": "Fresh: fresh must be True or False, got a value of class str", "None": "of class NoneType",
+    "np.ones(2)": "of class ndarray", "1": "of class int",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", FRESH)
+def test_a_choice_of_records_that_does_not_say_whether_it_is_fresh_is_refused_unwritten(
+    given: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused_unwritten(capsys, named(settings, "records", "Fresh", given=given), FRESH[given])
+
+
 @pytest.mark.parametrize(("what", "said"), [("exits()", "SystemExit: 0"), ("interrupts()", "KeyboardInterrupt")])
 @pytest.mark.parametrize("where", ["imported", "made", "called"])
 def test_what_would_end_the_command_names_the_class_that_raised_it(
@@ -210,6 +263,63 @@ def test_a_class_that_prints_to_a_reader_that_is_gone_ends_the_command_in_silenc
             run_command("run", named(settings, "selection", "Selector", chosen="print('x') or np.arange(3)"))
     assert stop.value.code == 141
     assert capsys.readouterr().err == ""
+    assert not os.path.lexists("run")
+
+
+@pytest.mark.parametrize("group", ["selection", "records", "data", "optimizer", "mechanism", "engine", "metrics.mine"])
+def test_what_a_class_raises_when_it_is_made_is_said_with_group_and_class(
+    group: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + MADE)
+    kept = [one for one in settings[:-1] if not one.startswith((f"{group}=", f"{group}."))]
+    left_out = {
+        "selection": ["sampling_prob"], "records": ["fresh"], "engine": ["num_nodes"],
+        "mechanism": _OF_USER_WISE[1:],
+    }.get(group, [])  # fmt: skip
+    taken_out = [f"~{group}.{name}" for name in left_out]
+    added = "+" if group.startswith("metrics") else ""
+    given = [*kept, f"{added}{group}._target_={module}.Raises", *taken_out, "output_dir=run"]
+    how = "" if group == "optimizer" else "._target_"  # which the command makes at the first step
+    refused_unwritten(
+        capsys, given, f"{group}{how}={module}.Raises: making it raised ValueError: boom init {'x' * 290}; mend it"
+    )
+
+
+_OF_USER_WISE = ("name", "rounds", "records_per_user", "clip_norm", "learning_rate", "learning_rate_decays")
+NAMES = {
+    ("Scratch", ""): ".Scratch takes no name, by which tables, files and folders call it: write def __init__(self",
+    ("Scratch", "mechanism.name=mine"): ".Scratch takes no name",
+    ("Renamed", "mechanism.name=mine"): ".Renamed calls itself 'scratch' and mechanism.name is 'mine'",
+    ("Named", ""): ".Named is left without a name: write mechanism.name=NAME",
+    ("Named", "mechanism.name=mine"): "KeyError: 'government people'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("named", NAMES)
+def test_a_mechanism_from_scratch_that_does_not_take_its_name_is_told_what_to_write(
+    named: tuple[str, str], settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, (kind, given) = settings[-1].partition("=")[2], named
+    Path(f"{module}.py").write_text(PLUGINS + MADE)
+    taken_out = [f"~mechanism.{name}" for name in _OF_USER_WISE if not given or name != "name"]
+    arguments = [*settings[:-1], f"mechanism._target_={module}.{kind}", *taken_out, *[given][: bool(given)]]
+    refused_unwritten(capsys, [*arguments, "output_dir=run"], NAMES[named])
+
+
+@pytest.mark.parametrize(("kind", "said"), [("Scratch", ".Scratch takes no name"), ("Named", "KeyError: 'government")])
+def test_an_entry_of_a_comparison_that_does_not_take_its_name_is_told_what_to_write(
+    kind: str, said: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + MADE)
+    GlobalHydra.instance().clear()
+    entries = f"compare.mechanisms=[{{_target_: {module}.{kind}}}]"
+    with pytest.raises(SystemExit) as stop:
+        run_command("compare", [*settings[:-1], entries, "output_dir=run"])
+    heard = capsys.readouterr().err
+    assert (stop.value.code, heard.count("\n")) == (2, 1), heard
+    assert said in heard
     assert not os.path.lexists("run")
 
 
@@ -368,3 +478,182 @@ def test_a_plans_folder_is_printed_as_it_is(
     GlobalHydra.instance().clear()
     assert run_command("budget", ["output_dir=k[red]x[/b]:smile:\u202e"]) == 0
     assert "k[red]x[/b]:smile:\\u202e" in capsys.readouterr().out
+
+
+OPTIMIZERS = """
+import torch
+
+class Remembering(torch.optim.SGD):
+    def __init__(self, params, lr, beta=0.5):
+        super().__init__(params, lr)
+        self.beta = beta
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+            mean.mul_(self.beta).add_(p.grad)
+            p.data.sub_(self.param_groups[0]["lr"] * mean)
+
+class Keeps(torch.optim.SGD):
+    def __init__(self, params, lr, kept): super().__init__(params, lr); self.kept = kept
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]: self.state[p]["kept"] = eval(self.kept)
+
+class KeepsBeside(torch.optim.SGD):
+    def step(self, closure=None): self.state["all"] = torch.ones(2)
+
+class KeepsInGroups(torch.optim.SGD):
+    def step(self, closure=None): self.param_groups[0]["momentum"] += 0.1
+
+class Says(torch.optim.SGD):
+    def __init__(self, params, lr, said): super().__init__(params, lr); self.said = said
+    def state_dict(self): return eval(self.said)
+
+class Makes(torch.optim.SGD):
+    def __init__(self, params, lr, made, late=0): super().__init__(params, lr); self.made, self.left = made, late
+    def step(self, closure=None):
+        self.left -= 1
+        for p in self.param_groups[0]["params"] if self.left < 0 else []: p.data = eval(self.made)
+
+class LoadsNothing(Remembering):
+    def load_state_dict(self, state): pass
+"""
+
+
+def killed_in_round(round: int, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the command until the checkpoint of a round is written, and no further."""
+    write = CheckpointFolder.write
+
+    def once(self: CheckpointFolder, checkpoint: Checkpoint) -> None:
+        write(self, checkpoint)
+        if checkpoint.round == round:
+            raise Killed
+
+    GlobalHydra.instance().clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "write", once)
+        with pytest.raises(Killed):
+            run_command("run", settings)
+
+
+@pytest.mark.parametrize("source", ["seeded", "os"])
+def test_a_run_with_an_optimizer_that_has_attributes_of_its_own_goes_on(
+    source: str, settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + OPTIMIZERS)
+    given = [*named(settings, "optimizer", "Remembering"), f"noise.source={source}"]
+    killed_in_round(2, given, monkeypatch)
+    again = ["resume=run", f"optimizer._target_={module}.Remembering"]
+    assert fedsim_run(capsys, *again)[0] == 0
+    if source == "seeded":
+        assert fedsim_run(capsys, *given[:-2], "output_dir=whole")[0] == 0
+        assert what_a_run_left(Path("run")) == what_a_run_left(Path("whole"))
+
+
+KEPT = {
+    ("Keeps", "kept", "[torch.ones(2)]"): ": its state has 'kept' of class list: a checkpoint keeps tensors",
+    ("Keeps", "kept", "'text'"): ": its state has 'kept' of class str",
+    ("Keeps", "kept", "[0.5, 0.1]"): ": its state has 'kept' of class list",
+    ("Keeps", "kept", "object()"): ": its state has 'kept' of class object",
+    ("Keeps", "kept", "2**70"): ": its state has 'kept' of class int",
+    ("Keeps", "kept", "torch.ones(2).to_sparse()"): ": writing its state to a checkpoint raised",
+    ("KeepsBeside",): ": its state holds 'all', which is no parameter's",
+    ("KeepsInGroups",): ": step() changed group 0's momentum in param_groups",
+    ("LoadsNothing",): ": its state does not come back out of a checkpoint at 'mean'",
+    ("Says", "said", "fails()"): ": state_dict() raised KeyError: 'government people'",
+    ("Says", "said", "{'state': object()}"): ": its state_dict() has a state of class object",
+    ("Says", "said", "{'state': {0: object()}}"): ": its state holds '0'",
+    ("Makes", "made", "torch.ones(3, 3)"): ": step() made a parameter of torch.float32 and shape (2, 2) one of",
+    ("Makes", "made", "p.data.double()"): " one of torch.float64 and shape (2, 2)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_an_optimizer_that_no_checkpoint_can_hold_is_refused_unwritten(
+    kept: tuple[str, ...], settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, (kind, *given) = settings[-1].partition("=")[2], kept
+    Path(f"{module}.py").write_text(PLUGINS + OPTIMIZERS)
+    values = dict([given]) if given else {}
+    refused_unwritten(capsys, named(settings, "optimizer", kind, **values), f"optimizer={module}.{kind}: ")
+    refused_unwritten(capsys, named(settings, "optimizer", kind, **values), KEPT[kept])
+
+
+def test_a_later_step_to_another_shape_is_named_by_class_and_round(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(f"{settings[-1].partition('=')[2]}.py").write_text(PLUGINS + OPTIMIZERS)
+    code, said = fedsim_run(capsys, *named(settings, "optimizer", "Makes", made="p.data[:1]", late=1))
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "in round 2, which was released" in said
+
+
+@pytest.mark.parametrize("kind", ["Undeclared", "Declared"])
+@pytest.mark.parametrize("prob", ["np.array([0.1])", "fails()", "'x'", "0.2"])
+def test_results_report_the_probability_that_a_selection_declared_and_no_attribute_of_it(
+    kind: str, prob: str, settings: list[str]
+) -> None:
+    GlobalHydra.instance().clear()
+    assert run_command("run", named(settings, "selection", kind, prob=prob)) == 0
+    (row,) = json.loads(Path("run/results.json").read_text())
+    assert row["sampling_prob"] == (None if kind == "Undeclared" else 0.4)
+    assert [check.about for check in folder_checks(Path("run")) if check.problem] == []
+
+
+MENDED = """
+class Drawing:
+    def expected_cohort_size(self, num_users): return 0.5 * num_users
+    def release(self, noise_multiplier, num_users, rounds): return acc.UserWise(noise_multiplier, 0.5, rounds)
+    def select(self, num_users, round, generator):
+        if round > 1: fails()
+        return np.flatnonzero(generator.random(num_users) < 0.5)
+
+class Listing(Selector):
+    def __init__(self): super().__init__()
+    def select(self, num_users, round, generator):
+        if round > 1: fails()
+        return np.arange(3)
+"""
+
+
+@pytest.mark.parametrize(("kind", "source"), [("Drawing", "os"), ("Listing", "os"), ("Listing", "seeded")])
+def test_a_class_that_was_mended_goes_on_by_what_the_sentences_say(
+    kind: str, source: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = f"{settings[-1].partition('=')[2]}.{kind}"
+    write_module(target, PLUGINS + MENDED)
+    code, said = fedsim_run(capsys, *named(settings, "selection", kind), f"noise.source={source}")
+    assert code == 2
+    assert "go on with resume=" in said
+    assert "the class named again and checkpoint.allow_changes=true: its code is another then" in said
+    write_module(target, PLUGINS + MENDED.replace("if round > 1: fails()", "pass"))
+    again = ["resume=run", f"selection._target_={target}"]
+    code, said = fedsim_run(capsys, *again)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert f"the code of {target} changed: go back to what it was, or set checkpoint.allow_changes=true" in said
+    assert "settings was" not in said
+    code, said = fedsim_run(capsys, *again, "checkpoint.allow_changes=true")
+    assert code == 0, said
+    assert [check.about for check in folder_checks(Path("run")) if check.problem] == []
+
+
+def test_a_seeded_run_whose_mended_selection_draws_others_is_told_to_start_anew(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = f"{settings[-1].partition('=')[2]}.Drawing"
+    write_module(target, PLUGINS + MENDED)
+    assert fedsim_run(capsys, *named(settings, "selection", "Drawing"))[0] == 2
+    write_module(target, PLUGINS + MENDED.replace("if round > 1: fails()", "pass"))
+    again = ["resume=run", f"selection._target_={target}", "checkpoint.allow_changes=true"]
+    code, said = fedsim_run(capsys, *again)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "the selection draws other users for rounds 1 to 1" in said
+    assert "or start a new run in another folder" in said
+
+
+def write_module(target: str, content: str) -> None:
+    """Writes the module of a class, to be imported anew."""
+    module = target.partition(".")[0]
+    Path(f"{module}.py").write_text(content)
+    sys.modules.pop(module, None)
+    importlib.invalidate_caches()

@@ -1,3 +1,5 @@
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ def test_optimizer_state_that_does_not_fit_is_refused(change: str) -> None:
     else:
         tensors["0.exp_avg"] = torch.zeros(5)
     with pytest.raises(CheckpointError, match="does not fit at"):
-        load_optimizer_tensors(optimizer, tensors)
+        load_optimizer_tensors(optimizer, tensors, torch.optim.Adam)
 
 
 def test_a_journal_goes_back_to_where_it_was_and_drops_what_came_after(tmp_path: Path) -> None:
@@ -160,7 +162,21 @@ def test_a_checkpoint_does_not_grow_with_the_rounds_before_it(tmp_path: Path) ->
     assert max(sizes) - min(sizes) <= 4
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+class Remembering(torch.optim.SGD):
+    """An optimizer with an attribute of its own, which copies of it lack, and one that cannot be copied."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr)
+        self.beta, self.lock = 0.5, threading.Lock()
+
+    def step(self, closure: Any = None) -> Any:
+        for parameter in self.param_groups[0]["params"]:
+            mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+            mean.mul_(self.beta).add_(parameter.grad)
+            parameter.data.sub_(self.param_groups[0]["lr"] * mean)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, Remembering])
 def test_an_optimizer_goes_on_as_if_never_stopped(kind: type[torch.optim.Optimizer]) -> None:
     options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9} if kind is torch.optim.SGD else {"lr": 0.1}
 
@@ -175,6 +191,28 @@ def test_an_optimizer_goes_on_as_if_never_stopped(kind: type[torch.optim.Optimiz
     steps(first, before, range(3))
     after = kind([second], **options)
     second.data.copy_(first.data)
-    load_optimizer_tensors(after, optimizer_tensors(before))
+    load_optimizer_tensors(after, optimizer_tensors(before), partial(kind, **options))
     steps(second, after, range(3, 6))
     assert torch.equal(second.data, whole.data)
+
+
+class Keeping(torch.optim.SGD):
+    """An optimizer that keeps one value of each kind that a checkpoint can hold."""
+
+    def step(self, closure: Any = None) -> Any:
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["number"], state["rate"], state["is_late"] = state.get("number", 0) + 1, 0.1, True
+            state["count"], state["exact"] = torch.tensor(2**40), torch.tensor([0.1], dtype=torch.float64)
+            state["nothing"] = None
+
+
+def test_what_an_optimizer_keeps_comes_back_as_the_kind_of_value_that_it_was() -> None:
+    before, after = (Keeping([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1) for _ in range(2))
+    before.step()
+    load_optimizer_tensors(after, optimizer_tensors(before), Keeping)
+    (kept,), (found,) = before.state.values(), after.state.values()
+    assert {key: (type(value), value) for key, value in found.items()} == {
+        key: (type(value), value) for key, value in kept.items()
+    }
+    assert (found["count"].dtype, found["exact"].dtype) == (torch.int64, torch.float64)
