@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_and_tells_what_differs_when_it_may_not(
         return ended.stderr
 
     assert "privacy.epsilon was 8.0 and is 3 (checkpoint.allow_changes=true allows some" in refused("privacy.epsilon=3")
-    assert "privacy.epsilon was 8.0 and is 3 (these cannot change" in refused(
+    assert "privacy.epsilon was 8.0 and is 3 (privacy.epsilon cannot change" in refused(
         "privacy.epsilon=3", "checkpoint.allow_changes=true"
     )
     assert "seed was 0 and is 1" in refused("seed=1")
