@@ -107,7 +107,10 @@ def test_a_killed_run_goes_on_and_tells_what_differs_when_it_may_not(
         assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
         return ended.stderr
 
-    assert "privacy.epsilon was 8.0 and is 3 (checkpoint.allow_changes=true allows some" in refused("privacy.epsilon=3")
+    assert "privacy.epsilon was 8.0 and is 3 (privacy.epsilon cannot change within a run" in refused(
+        "privacy.epsilon=3"
+    )
+    assert "(checkpoint.allow_changes=true allows it)" in refused("mechanism.clip_norm=0.5")
     assert "privacy.epsilon was 8.0 and is 3 (privacy.epsilon cannot change" in refused(
         "privacy.epsilon=3", "checkpoint.allow_changes=true"
     )
