@@ -79,7 +79,8 @@ def suggestions(key: str) -> list[str]:
         return sorted(same, key=lambda name: -_likeness(name, key))[:_MOST]
     offered = known() if "." in key else known() | frozenset(choices())
     near = sorted(offered, key=lambda name: (-_likeness(name, key), name))
-    return [name for name in near[:_MOST] if _likeness(name, key) >= 0.75][:_MOST]
+    least = max(0.75, _likeness(near[0], key) - 0.1)  # of several, such as are about as near as the nearest
+    return [name for name in near[:_MOST] if _likeness(name, key) >= least]
 
 
 def whole_name(section: str, said: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ _FIXED = frozenset(
         *("mechanism.name", "mechanism._target_", "mechanism.records_per_user"),
     }
 )
+_LIST = "compare.mechanisms"
 RUN_FILE = "run.json"
 FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -107,13 +108,25 @@ def settings_changed(settings: object, folder: Path, but_for: frozenset[str] = f
     Raises:
         ConfigError: when it holds no run.
     """
-    before, now = dict(leaves(read_started(folder).get("config"))), dict(leaves(settings))
+    before, now = (dict(_leaves(one)) for one in (read_started(folder).get("config"), settings))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return {
         key: f"{key} was {before.get(key, 'absent')} and is {now.get(key, 'absent')}"
         for key in changed
         if not _is_part_of(key, FREE | but_for)
     }
+
+
+def _leaves(settings: object) -> Iterator[tuple[str, object]]:
+    """The leaves of settings by dotted key; the list of a comparison's mechanisms is one."""
+    listed: list[tuple[str, object]] = []
+    for key, value in leaves(settings):
+        if _is_part_of(key, frozenset({_LIST})):
+            listed.append((key.removeprefix(_LIST).lstrip("."), value))
+        else:
+            yield key, value
+    if listed:
+        yield _LIST, ", ".join(f"{key}={value}" if key else str(value) for key, value in listed)
 
 
 def _is_part_of(key: str, names: frozenset[str]) -> bool:
