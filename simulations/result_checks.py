@@ -48,9 +48,9 @@ def result_rows(folder: Path) -> list[ResultRow]:
     stored: Any = json.loads(read_file(folder / "results.json"))
     names = {field.name for field in fields(ResultRow)}
     for row in stored if isinstance(stored, list) else [None]:
-        if not isinstance(row, dict) or row.keys() | {"metrics"} != names:  # which earlier versions did not have
+        if not isinstance(row, dict) or row.keys() != names:
             raise ValueError("it holds something else than result rows")
-        if not isinstance(row.get("metrics", {}), dict):
+        if not isinstance(row["metrics"], dict):
             raise ValueError("its metrics are no mapping")
     return [ResultRow(**row) for row in stored]
 

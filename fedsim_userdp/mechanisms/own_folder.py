@@ -18,6 +18,7 @@ MARKS = (
 )
 
 
+_DEPTH = 16  # of a run below a folder, at most, as of a job below its sweep
 _ALLOWING = "the class named again and checkpoint.allow_changes=true"
 
 
@@ -98,7 +99,9 @@ def run_above(folder: Path, *, sweeps: bool = False) -> Path | None:
 
 def run_below(folder: Path) -> Path | None:
     """Returns the folder of a run that lies below a folder, links followed; None where there is none."""
-    for place, _, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if len(Path(place).relative_to(folder).parts) >= _DEPTH:
+            folders.clear()  # a link may lead back up
         if Path(place) != folder and {"run.json", "multirun.yaml"} & set(files):
             return Path(place)
     return None

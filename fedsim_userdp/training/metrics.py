@@ -51,14 +51,15 @@ class BitsPerByte:
     """
 
     def score(self, model: nn.Module, users: Sequence[Unit], tokenizer: PreTrainedTokenizerBase) -> float:
-        """Returns bits per byte over all records of the users."""
+        """Returns bits per byte over all records of the users; NaN where their text has no bytes."""
         nats = sum(float(token_losses(model, batch).double().sum()) for batch in _batches(model, users))
         texts = (
             tokenizer.decode(record[1:].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
             for user in users
             for record in user.records
         )
-        return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+        num_bytes = sum(len(text.encode()) for text in texts)
+        return nats / math.log(2) / num_bytes if num_bytes else math.nan
 
 
 def scored(

@@ -13,6 +13,7 @@ from fedsim_userdp import InMemoryCorpus, ModelSource, NonPrivate, Study, UserWi
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.errors import CheckpointError, ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
+from fedsim_userdp.mechanisms.own_folder import run_below
 from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.report.privacy_files import SweepFile, read_privacy
 from fedsim_userdp.simulations.cli import run_command
@@ -40,6 +41,13 @@ def test_a_run_is_refused_in_a_folder_that_holds_one_further_down(
         run_command("run", [*settings, f"output_dir={tmp_path / 'x'}"])
     assert "holds a run further down" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["deep"]
+
+
+def test_a_link_that_leads_back_up_ends_the_search_for_runs_below(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        (tmp_path / "x" / name / "up").symlink_to(tmp_path / "x" / name)
+    assert run_below(tmp_path / "x") is None
 
 
 def test_a_run_put_below_another_is_noticed_when_that_is_verified(tmp_path: Path, processes: Zygote) -> None:

@@ -64,6 +64,12 @@ def test_bits_per_byte_is_the_loss_in_bits_over_the_bytes_that_are_predicted(
     assert scored({"b": BitsPerByte()}, model, users, tokenizer)["b"] == pytest.approx(bits / num_bytes, rel=1e-5)
 
 
+def test_text_without_bytes_has_no_bits_per_byte(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    (end,) = tokenizer.encode("<|endoftext|>") if tokenizer.eos_token is None else [tokenizer.eos_token_id]
+    found = scored({"b": BitsPerByte()}, model, [Unit(0, [np.array([5, end])])], tokenizer)
+    assert math.isnan(found["b"])
+
+
 class Meddles:
     """Changes the model that it is to score."""
 
