@@ -101,6 +101,7 @@ def _build(settings: str, key: RunKey, overrides: str) -> Worker:
     if not isinstance(config, DictConfig) or "mechanism" not in config:
         raise NodeRefusal("the server sent no settings")
     config.resume = None  # the server has gone on with the run; a node has no part of it on disk
+    config.metrics = {}  # the server alone scores
     if strange := foreign_targets(config, shlex.split(overrides)):
         raise NodeRefusal(f"{strange[0]} is code that the run configuration of this node does not name")
     with tempfile.TemporaryDirectory(prefix="fedsim-node-") as folder:

@@ -341,6 +341,13 @@ def test_code_that_the_nodes_own_run_configuration_names_is_run(world: World) ->
         train_fn_of("")(request)
 
 
+def test_a_metric_of_the_server_is_no_business_of_a_node(world: World) -> None:
+    made = world.folder / "made"
+    request = a_request(world.configured_run(), metrics={"mine": {"_target_": "os.mkdir", "path": str(made)}})
+    assert train_fn_of("")(request).clipped.num_units == 6
+    assert not made.exists()
+
+
 def test_a_node_clips_as_the_runs_own_mechanism_does(world: World) -> None:
     named = "mechanism._target_=mechanism.ClipEachTensor"
     request = replace(a_request(world.configured_run(named)), clip_norm=1e-3)
