@@ -273,9 +273,11 @@ def _made(folder: str | Path) -> Path:
 
 
 def _check_given(study: object, mechanisms: object) -> None:
-    """Raises ConfigError unless there is a study, and a list of mechanisms of which each has another name."""
+    """Raises ConfigError unless there is a study whose objects stayed as they were, and mechanisms of different names."""
     if not isinstance(study, Study) or not study.written:
         raise ConfigError(f"study={type(study).__name__} is none: make it by Study.of(...)")
+    for one in study.written:
+        one.check_unchanged()
     if not isinstance(mechanisms, list | tuple):
         raise ConfigError(f"mechanisms={type(mechanisms).__name__} must be a list, such as [UserWise()]")
     for one in mechanisms:

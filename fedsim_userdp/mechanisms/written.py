@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from inspect import Parameter, signature
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fedsim_userdp import conf
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.settings_tree import Tree, leaves, tree_of
 from fedsim_userdp.settings import Settings
 
@@ -29,17 +30,28 @@ class Written:
         choice: name of the file of settings in `conf/GROUP` that it is nearest to.
         tree: `_target_` and settings.
         overrides: what of the file is to be changed, as on the command line.
+        value: the object itself.
     """
 
     group: str
     choice: str
     tree: Tree
     overrides: tuple[str, ...]
+    value: object = field(default=None, compare=False, repr=False)
 
     def differs(self, key: str) -> bool:
         """Returns whether a setting differs from what the command takes by default."""
         default = defaults_in(self.group, self.choice)
         return key not in default or default[key] != self.tree[key]
+
+    def check_unchanged(self) -> None:
+        """Raises ConfigError where the object has other settings by now than were written down."""
+        now = written(self.group, self.value)
+        if changed := [key for key in {**self.tree, **now.tree} if self.tree.get(key) != now.tree.get(key)]:
+            raise ConfigError(
+                f"{self.group}.{changed[0]} was {self.tree.get(changed[0])!r} when the study was made and is "
+                f"{now.tree.get(changed[0])!r} now: make the study anew"
+            )
 
 
 def written(group: str, value: object) -> Written:
@@ -63,7 +75,7 @@ def written(group: str, value: object) -> Written:
             overrides.append(f"+{group}.{key}={as_value(one)}")
         elif file[key] != one:
             overrides.append(f"{group}.{key}={as_value(one)}")
-    return Written(group, choice, tree, tuple(overrides))
+    return Written(group, choice, tree, tuple(overrides), value)
 
 
 def settings_overrides(settings: Settings) -> list[str]:

@@ -16,6 +16,7 @@ from fedsim_userdp.federation.engines import InProcessEngine
 from fedsim_userdp.mechanisms.own_folder import run_below
 from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.report.privacy_files import SweepFile, read_privacy
+from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.training.metrics import BitsPerByte
 from tests.simulations.corpora import small_settings, write_jsonl
@@ -185,3 +186,23 @@ def test_resume_is_true_or_false(resume: Any, tmp_path: Path) -> None:
 def test_the_optimizers_learning_rate_is_the_mechanisms() -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.lr has no effect"):
         small_study(optimizer=partial(torch.optim.Adam, lr=3.0))
+
+
+@pytest.mark.parametrize(
+    ("group", "made", "change", "said"),
+    [
+        ("selection", lambda: PoissonSelector(0.5), lambda one: vars(one).update(sampling_prob=0.25), "sampling_prob"),
+        ("records", RandomRecords, lambda one: vars(one).update(fresh=False), "fresh"),
+        ("optimizer", lambda: partial(torch.optim.SGD), lambda one: one.keywords.update(momentum=0.5), "momentum"),
+        ("model", lambda: ModelSource(device="cpu"), lambda one: vars(one).update(dtype="bfloat16"), "dtype"),
+    ],
+)
+def test_an_object_that_is_changed_after_the_study_was_made_is_refused(
+    group: str, made: Any, change: Any, said: str, tmp_path: Path
+) -> None:
+    given = made()
+    study = small_study(**{group: given})
+    change(given)
+    with pytest.raises(ConfigError, match=f"{group}.{said} was .* when the study was made .* make the study anew"):
+        run(study, UserWise(rounds=1), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
