@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.written import as_value
 from fedsim_userdp.simulations.arguments import override_key
-from fedsim_userdp.simulations.jobs import run_job
+from fedsim_userdp.simulations.jobs import check_used, run_job
 from fedsim_userdp.simulations.sentences import sentence
 
 
@@ -30,12 +30,15 @@ def mechanism_configs(config: DictConfig) -> list[DictConfig]:
     """Returns the configuration of each run: this command's own overrides, with another mechanism and seed.
 
     Raises:
-        ConfigError: when there is no mechanism to compare.
+        ConfigError: when there is no mechanism to compare, or a setting that is given changes none of them.
     """
+    changes = compared_runs(config)
     try:
-        return [compose_again("compare", changes) for changes in compared_runs(config)]
+        found = [compose_again("compare", one) for one in changes]
     except MissingConfigException as error:
         raise ConfigError(f"compare.mechanisms={list(config.compare.mechanisms)}: {sentence(error)}") from error
+    check_used(zip(found, changes, strict=True))
+    return found
 
 
 def compared_runs(config: DictConfig) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.own_folder import MARKS, check_plain, mark_of_a_run, run_above
 from fedsim_userdp.mechanisms.run_files import plain_content
+from fedsim_userdp.mechanisms.settings_tree import leaves
 from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
 from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
@@ -144,6 +145,28 @@ def sweep_of_this_job() -> Path | None:
     from fedsim_userdp.mechanisms.sweep import sweep_above  # here, so that --help need not load what it needs
 
     return sweep_above(folder)
+
+
+def check_used(runs: Iterable[tuple[DictConfig, Mapping[str, Any]]]) -> None:
+    """Raises ConfigError where the command line sets something of a mechanism that no run takes.
+
+    It is asked of a new run only, and not of a sweep, where another job may take it.
+
+    Args:
+        runs: each run's configuration, and what is set for that run alone, by key.
+    """
+    settings = HydraConfig.get()
+    used = set[str]()
+    for config, own in runs:
+        if config.resume is not None or settings.mode != RunMode.RUN:
+            return
+        mechanism = OmegaConf.to_container(config.mechanism, resolve=False)
+        used.update(key for name, _ in leaves(mechanism) if (key := f"mechanism.{name}") not in own)
+        used.update(re.findall(r"\$\{(tuned\.[\w.]+)\}", str(mechanism)))
+    for key in map(override_key, settings.overrides.task):
+        is_of_one = key.startswith("mechanism.") or re.match(r"tuned\.(?!searched)\w+\.", key)
+        if is_of_one and not any(f"{one}.".startswith(f"{key}.") for one in used):
+            raise ConfigError(f"{key} has no effect here: no mechanism that is trained takes it from there")
 
 
 def _check_hydra() -> None:

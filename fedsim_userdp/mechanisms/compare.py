@@ -273,7 +273,7 @@ def _made(folder: str | Path) -> Path:
 
 
 def _check_given(study: object, mechanisms: object) -> None:
-    """Raises ConfigError unless there is a study whose objects stayed as they were, and mechanisms of different names."""
+    """Raises ConfigError unless there is a study, its objects as they were, and mechanisms of different names."""
     if not isinstance(study, Study) or not study.written:
         raise ConfigError(f"study={type(study).__name__} is none: make it by Study.of(...)")
     for one in study.written:

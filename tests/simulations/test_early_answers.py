@@ -39,6 +39,40 @@ def test_a_comparison_names_each_run_once(mechanisms: list[str], seeds: list[int
         compared_runs(config)
 
 
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (["tuned.record_level.clip_norm=0.1"], "tuned.record_level.clip_norm"),
+        (["mechanism.clip_norm=0.2", "tuned.user_wise.clip_norm=0.1"], "tuned.user_wise.clip_norm"),
+        (["compare.mechanisms=[zero_shot]", "mechanism.clip_norm=0.2"], "mechanism.clip_norm"),
+        (
+            ["compare.mechanisms=[zero_shot,{mechanism: user_wise, clip_norm: 0.1}]", "mechanism.clip_norm=0.2"],
+            "mechanism.clip_norm",
+        ),
+    ],
+)
+def test_a_setting_that_changes_no_mechanism_of_a_comparison_is_refused(
+    settings: list[str], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stop:
+        run_command("compare", ["compare.mechanisms=[user_wise]", *settings, f"output_dir={tmp_path / 'run'}"])
+    assert stop.value.code == 2
+    assert f"{key} has no effect here: no mechanism that is trained takes it" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_of_another_mechanism_than_the_one_that_runs_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stop:
+        run_command("run", ["mechanism=user_wise", "tuned.non_private.learning_rate=1", f"output_dir={tmp_path / 'x'}"])
+    assert stop.value.code == 2
+    assert "tuned.non_private.learning_rate has no effect here" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_claims_to_audit_may_be_infinite_as_yaml_spells_it() -> None:
     config = OmegaConf.create({"audit": {"epsilons": [1, ".inf"]}})
     assert claims_of(config) == (1.0, math.inf)
