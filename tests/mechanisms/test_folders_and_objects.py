@@ -191,10 +191,15 @@ def test_the_optimizers_learning_rate_is_the_mechanisms() -> None:
 @pytest.mark.parametrize(
     ("group", "made", "change", "said"),
     [
-        ("selection", lambda: PoissonSelector(0.5), lambda one: vars(one).update(sampling_prob=0.25), "sampling_prob"),
-        ("records", RandomRecords, lambda one: vars(one).update(fresh=False), "fresh"),
+        (
+            "selection",
+            lambda: PoissonSelector(0.5),
+            lambda one: object.__setattr__(one, "sampling_prob", 0.25),
+            "sampling_prob",
+        ),
+        ("records", RandomRecords, lambda one: object.__setattr__(one, "fresh", False), "fresh"),
         ("optimizer", lambda: partial(torch.optim.SGD), lambda one: one.keywords.update(momentum=0.5), "momentum"),
-        ("model", lambda: ModelSource(device="cpu"), lambda one: vars(one).update(dtype="bfloat16"), "dtype"),
+        ("model", lambda: ModelSource(device="cpu"), lambda one: object.__setattr__(one, "dtype", "bfloat16"), "dtype"),
     ],
 )
 def test_an_object_that_is_changed_after_the_study_was_made_is_refused(
