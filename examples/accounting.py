@@ -6,9 +6,9 @@ python accounting.py
 from fedsim_userdp import acc
 
 
-def plan(epsilon: float, delta: float) -> acc.UserWise:
+def plan(epsilon: float, delta: float) -> acc.PoissonUsers:
     """Returns 200 rounds with 5% of the users, with the least noise that keeps the budget."""
-    return acc.calibrate(acc.UserWise(1.0, sampling_prob=0.05, rounds=200), epsilon=epsilon, delta=delta)
+    return acc.calibrate(acc.PoissonUsers(1.0, sampling_prob=0.05, rounds=200), epsilon=epsilon, delta=delta)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from fedsim_userdp.privacy.streams import RunKey
 DELTA, CLIP_NORM = 1e-3, 1.0
 
 
-def train(vectors: torch.Tensor, run: acc.UserWise, ledger_file: Path) -> tuple[torch.Tensor, float]:
+def train(vectors: torch.Tensor, run: acc.PoissonUsers, ledger_file: Path) -> tuple[torch.Tensor, float]:
     """Returns an estimate of the users' mean, shape [size], and the epsilon of everything that was released."""
     key, noise, mean = RunKey.drawn(), OperatingSystemNoise(), torch.zeros(vectors.shape[1])
     stddev = noise_stddev(run.noise_multiplier, CLIP_NORM)
@@ -33,6 +33,6 @@ def train(vectors: torch.Tensor, run: acc.UserWise, ledger_file: Path) -> tuple[
 
 
 if __name__ == "__main__":
-    plan = acc.calibrate(acc.UserWise(1.0, sampling_prob=0.2, rounds=20), epsilon=4.0, delta=DELTA)
+    plan = acc.calibrate(acc.PoissonUsers(1.0, sampling_prob=0.2, rounds=20), epsilon=4.0, delta=DELTA)
     estimate, spent = train(torch.randn(500, 3) + 1.0, plan, Path("means.jsonl"))
     print(f"mean {estimate.tolist()} at epsilon {spent:.2f}, delta {DELTA}")

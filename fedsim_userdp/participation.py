@@ -17,7 +17,7 @@ from fedsim_userdp.wagers import Wager
 FALSE_ALARM = 1e-9
 _PART = FALSE_ALARM / 8  # five parts for counts of users and rounds, two for the wager, one for two unrelated keys
 _MOST_TRIED = 100  # rounds drawn before a run
-UserLevel = acc.UserWise | acc.FixedSize | acc.NoAmplification
+UserLevel = acc.PoissonUsers | acc.FixedSize | acc.NoAmplification
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def declared_release(selector: ClientSelector, noise_multiplier: float, num_user
     name = type(selector).__name__
     with calling("selection", selector, "release()"):
         release = selector.release(noise_multiplier, num_users, rounds)
-    if not isinstance(release, acc.UserWise | acc.FixedSize | acc.NoAmplification):
+    if not isinstance(release, acc.PoissonUsers | acc.FixedSize | acc.NoAmplification):
         raise acc.AccountingError(
-            f"{name}.release() returned {release!r}: a selector of users declares acc.UserWise, acc.FixedSize or "
+            f"{name}.release() returned {release!r}: a selector of users declares acc.PoissonUsers, acc.FixedSize or "
             "acc.Unamplified"
         )
     told = {"noise_multiplier": noise_multiplier, "rounds": rounds, "num_users": num_users}
@@ -96,10 +96,10 @@ class Cohorts:
         self._has_memory = self._chooses and is_foreign
         self._wager = (
             Wager(declared, len(population))
-            if self._has_memory and isinstance(declared, acc.UserWise | acc.FixedSize)
+            if self._has_memory and isinstance(declared, acc.PoissonUsers | acc.FixedSize)
             else None
         )
-        if is_foreign and isinstance(declared, acc.UserWise | acc.FixedSize):
+        if is_foreign and isinstance(declared, acc.PoissonUsers | acc.FixedSize):
             self._check_expected_size(declared)
 
     def draw(self, round: int) -> list[int]:
@@ -137,7 +137,7 @@ class Cohorts:
 
     def _drawn(self, round: int) -> NDArray[np.int64]:
         """The cohort, counted and checked."""
-        most = self._declared.sampling_prob if isinstance(self._declared, acc.UserWise) else 1.0
+        most = self._declared.sampling_prob if isinstance(self._declared, acc.PoissonUsers) else 1.0
         cohort = draw_cohort(self._selector, self._population.id_hashes, round, self._key, most, chooses=self._chooses)
         self._counts[cohort] += 1
         self._num_drawn += len(cohort)
@@ -151,16 +151,16 @@ class Cohorts:
                         f"{self._name} declared cohorts of {size} users and chose {len(cohort)} in round {round}"
                     )
                 self._check_rate(size / len(self._population), [], round)
-            case acc.UserWise(sampling_prob=prob):
+            case acc.PoissonUsers(sampling_prob=prob):
                 drawn = (len(cohort), len(self._population)), (self._num_drawn, len(self._population) * round)
                 self._check_rate(prob, list(drawn), round)
         self._check_chance(cohort, round)
         return cohort
 
-    def _check_expected_size(self, declared: acc.UserWise | acc.FixedSize) -> None:
+    def _check_expected_size(self, declared: acc.PoissonUsers | acc.FixedSize) -> None:
         """Raises unless the denominator is the size that the declaration implies."""
         num_users = len(self._population)
-        implied = declared.sampling_prob * num_users if isinstance(declared, acc.UserWise) else declared.cohort_size
+        implied = declared.sampling_prob * num_users if isinstance(declared, acc.PoissonUsers) else declared.cohort_size
         stated = expected_cohort_size(self._selector, num_users)
         if not math.isclose(stated, implied, rel_tol=1e-6):
             raise ValueError(
@@ -221,7 +221,7 @@ def rounds_to_differ(declared: UserLevel | None, num_users: int) -> int | None:
         num_users: size of the population.
     """
     match declared:
-        case acc.UserWise(sampling_prob=prob):
+        case acc.PoissonUsers(sampling_prob=prob):
             log_equal = num_users * math.log(prob**2 + (1 - prob) ** 2)
         case acc.FixedSize(cohort_size=size):
             log_equal = math.lgamma(size + 1) + math.lgamma(num_users - size + 1) - math.lgamma(num_users + 1)

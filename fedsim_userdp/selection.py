@@ -59,7 +59,7 @@ class Sampling(ClientSelector, Protocol):
 class PoissonSelector:
     """Every user takes part in each round independently with probability `sampling_prob`.
 
-    Guarantee: the Poisson-subsampled Gaussian over users, add-or-remove of one user (`acc.UserWise`).
+    Guarantee: the Poisson-subsampled Gaussian over users, add-or-remove of one user (`acc.PoissonUsers`).
     """
 
     sampling_prob: float
@@ -77,13 +77,13 @@ class PoissonSelector:
         return self.sampling_prob * num_users
 
     def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        """Returns `acc.UserWise`; a subclass that selects in its own way gets no Poisson claim."""
+        """Returns `acc.PoissonUsers`; a subclass that selects in its own way gets no Poisson claim."""
         if isinstance(self, Choosing):
             raise acc.AccountingError(
                 f"{type(self).__name__} has a select() of its own, so it cannot claim Poisson sampling: "
                 "declare acc.Unamplified with the most rounds that any user can take part in"
             )
-        return acc.UserWise(noise_multiplier=noise_multiplier, sampling_prob=self.sampling_prob, rounds=rounds)
+        return acc.PoissonUsers(noise_multiplier=noise_multiplier, sampling_prob=self.sampling_prob, rounds=rounds)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Wager:
         log_stakes: natural logarithms of what each bet of the three kinds has become, from 0.
     """
 
-    def __init__(self, declared: acc.UserWise | acc.FixedSize, num_users: int) -> None:
+    def __init__(self, declared: acc.PoissonUsers | acc.FixedSize, num_users: int) -> None:
         self._declared, self._num_users = declared, num_users
         self._sizes: Counter[int] = Counter()
         self._counts = np.zeros(num_users, dtype=np.int64)
@@ -91,9 +91,9 @@ def _log_binomial(successes: int, chances: int, prob: float) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def _log_means(declared: acc.UserWise | acc.FixedSize, size: int, num_users: int) -> NDArray[np.float64]:
+def _log_means(declared: acc.PoissonUsers | acc.FixedSize, size: int, num_users: int) -> NDArray[np.float64]:
     """Logarithm of the mean of exp(tilt * how many of a set of `size` users are in a cohort), one for each tilt."""
-    if isinstance(declared, acc.UserWise):
+    if isinstance(declared, acc.PoissonUsers):
         return size * np.log1p(declared.sampling_prob * np.expm1(_TILTS))
     from scipy.special import logsumexp
     from scipy.stats import hypergeom

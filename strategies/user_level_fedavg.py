@@ -94,13 +94,13 @@ class UserLevelFedAvg(Strategy):
         """Epsilon of all rounds that `start` was asked for, by the accountant; None before."""
         return None if self.statement is None else self.statement.epsilon
 
-    def calibrated(self, num_rounds: int) -> acc.UserWise:
+    def calibrated(self, num_rounds: int) -> acc.PoissonUsers:
         """Returns what `num_rounds` rounds release, with the least noise that meets the target.
 
         Raises:
             AccountingError: a ValueError, when no noise meets it.
         """
-        release = acc.UserWise(1.0, self.selector.sampling_prob, check_count("num_rounds", num_rounds))
+        release = acc.PoissonUsers(1.0, self.selector.sampling_prob, check_count("num_rounds", num_rounds))
         try:
             return acc.calibrate(release, epsilon=self.target_epsilon, delta=self.delta)
         except acc.AccountingError as error:
@@ -190,7 +190,7 @@ class UserLevelFedAvg(Strategy):
             raise ValueError(f"num_users={self.num_users} must be the number of nodes, of which there are {len(nodes)}")
         return Population(np.array(nodes, dtype=np.uint64))
 
-    def _open_ledger(self, key: RunKey, release: acc.UserWise) -> Ledger:
+    def _open_ledger(self, key: RunKey, release: acc.PoissonUsers) -> Ledger:
         """The run's ledger, which holds no release yet."""
         ledger = Ledger.open(
             self.ledger_path,
@@ -209,7 +209,7 @@ class UserLevelFedAvg(Strategy):
         ledger.expect(release.first(1), release.rounds)
         return ledger
 
-    def _statement(self, release: acc.UserWise) -> PrivacyStatement:
+    def _statement(self, release: acc.PoissonUsers) -> PrivacyStatement:
         """What the run promises."""
         return PrivacyStatement(
             level="user",
@@ -230,7 +230,7 @@ class UserLevelFedAvg(Strategy):
         epsilon, delta = rounded_up(statement.epsilon or 0.0, 7), rounded_up(self.delta, 7)
         _log.info("user-level epsilon = %s at delta = %s; ledger %s", epsilon, delta, self.ledger_path)
 
-    def _strategy(self, release: acc.UserWise, users: Population, key: RunKey, arrays: ArrayRecord) -> UserLevelDP:
+    def _strategy(self, release: acc.PoissonUsers, users: Population, key: RunKey, arrays: ArrayRecord) -> UserLevelDP:
         """The strategy that draws, sums up, adds noise and steps."""
         settings = UserLevelSettings(
             population=users,
@@ -254,7 +254,7 @@ class UserLevelFedAvg(Strategy):
     def _record(self, round: int, answers: str) -> None:
         """Writes a round to the ledger, before it is released."""
         strategy, ledger = self._of_run()
-        release = acc.UserWise(strategy.settings.noise_multiplier, self.selector.sampling_prob, 1)
+        release = acc.PoissonUsers(strategy.settings.noise_multiplier, self.selector.sampling_prob, 1)
         ledger.record(round, release, strategy.settings.key.mark("answers", repr((round, answers))))
 
     def _note(self, round: int, replies: RoundReplies, state: ServerState) -> None:

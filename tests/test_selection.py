@@ -67,7 +67,7 @@ def test_poisson_users_take_part_independently_at_the_stated_rate() -> None:
 
 
 def test_poisson_is_worth_user_wise_amplification() -> None:
-    assert PoissonSelector(0.1).release(2.0, 100, 50) == acc.UserWise(2.0, 0.1, 50)
+    assert PoissonSelector(0.1).release(2.0, 100, 50) == acc.PoissonUsers(2.0, 0.1, 50)
 
 
 def test_fixed_size_is_worth_replace_one_without_a_poisson_claim() -> None:
@@ -184,12 +184,12 @@ class Alternating:
         return 0.2 * num_users
 
     def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        return acc.UserWise(noise_multiplier, 0.2, rounds)
+        return acc.PoissonUsers(noise_multiplier, 0.2, rounds)
 
 
 def test_the_probability_that_is_drawn_with_is_the_one_that_is_checked() -> None:
     selector = Alternating()
-    cohorts = cohorts_of(selector, acc.UserWise(1.0, 0.2, 3))
+    cohorts = cohorts_of(selector, acc.PoissonUsers(1.0, 0.2, 3))
     with pytest.raises(ValueError, match=r"declared the sampling probability 0.2 and states 1 in round 1"):
         cohorts.draw(1)
 
@@ -200,7 +200,7 @@ def test_a_selector_cannot_begin_to_choose_by_itself_once_the_run_is_under_way()
             self.select = lambda num_users, round, generator: np.arange(3)
             return 0.2
 
-    cohorts = cohorts_of(Late(), acc.UserWise(1.0, 0.2, 30))
+    cohorts = cohorts_of(Late(), acc.PoissonUsers(1.0, 0.2, 30))
     assert [0, 1, 2] not in [cohorts.draw(round) for round in range(1, 10)]
 
 
@@ -260,7 +260,7 @@ class ReleaseOnly(PoissonSelector):
     """Samples at its rate and declares another."""
 
     def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        return acc.UserWise(noise_multiplier, 0.01, rounds)
+        return acc.PoissonUsers(noise_multiplier, 0.01, rounds)
 
 
 class Drawn:
@@ -279,7 +279,7 @@ class Drawn:
         return self.expected * num_users
 
     def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        return self.declared or acc.UserWise(noise_multiplier, 0.2, rounds)
+        return self.declared or acc.PoissonUsers(noise_multiplier, 0.2, rounds)
 
 
 def test_a_subclass_that_declares_a_smaller_rate_than_it_states_stops_before_its_first_release() -> None:
@@ -344,14 +344,14 @@ def batches(num_users: int, size: int) -> Callable[[int, int], object]:
 @pytest.mark.parametrize(
     ("declared", "num_users"),
     [
-        (acc.UserWise(1.0, 0.25, 60), 30),
-        (acc.UserWise(1.0, 0.01, 60), 300),
+        (acc.PoissonUsers(1.0, 0.25, 60), 30),
+        (acc.PoissonUsers(1.0, 0.01, 60), 300),
         (acc.FixedSize(1.0, 12, 3, 60), 12),
         (acc.FixedSize(1.0, 10_000, 5_000, 60), 10_000),
     ],
 )
 def test_so_many_rounds_are_drawn_that_two_keys_seldom_agree_in_all(
-    declared: acc.UserWise | acc.FixedSize, num_users: int
+    declared: acc.PoissonUsers | acc.FixedSize, num_users: int
 ) -> None:
     rounds = rounds_to_differ(declared, num_users)
     assert rounds is not None
@@ -365,8 +365,8 @@ def test_so_many_rounds_are_drawn_that_two_keys_seldom_agree_in_all(
 
 @pytest.mark.parametrize(
     "declared",
-    [None, acc.NoAmplification(1.0, 3), acc.UserWise(1.0, 1.0, 60), acc.UserWise(1.0, 0.25, 2),
-     acc.UserWise(1.0, 1e-4, 1000), acc.FixedSize(1.0, 12, 12, 60), acc.FixedSize(1.0, 12, 3, 3)],
+    [None, acc.NoAmplification(1.0, 3), acc.PoissonUsers(1.0, 1.0, 60), acc.PoissonUsers(1.0, 0.25, 2),
+     acc.PoissonUsers(1.0, 1e-4, 1000), acc.FixedSize(1.0, 12, 12, 60), acc.FixedSize(1.0, 12, 3, 3)],
 )  # fmt: skip
 def test_keys_are_not_compared_where_equal_cohorts_prove_nothing(declared: UserLevel | None) -> None:
     assert rounds_to_differ(declared, 12) is None
@@ -387,7 +387,7 @@ def test_cohorts_that_are_too_even_for_chance_stop_the_run(
     size = num_users // 5
     alike: Callable[[int, int], object] = lambda n, r: RNG.choice(n, size, replace=False)  # noqa: E731
     select_fn = alike if rule == "one size" else batches(num_users, size)
-    declared = acc.FixedSize(1.0, num_users, size, 60) if is_fixed else acc.UserWise(1.0, 0.2, 60)
+    declared = acc.FixedSize(1.0, num_users, size, 60) if is_fixed else acc.PoissonUsers(1.0, 0.2, 60)
     cohorts = cohorts_of(Drawn(select_fn, declared=declared), declared, num_users)
     with pytest.raises(ValueError, match=said):
         draw_all(cohorts, 60)
@@ -400,7 +400,7 @@ def test_who_is_drawn_by_chance_seldom_wins_against_and_never_enough_to_be_stopp
     for run in range(2000):
         num_users, prob, size = ((3, 0.5, 1), (6, 0.3, 3), (12, 0.2, 2))[run % 3]
         is_fixed = run % 2 == 1
-        declared = acc.FixedSize(1.0, num_users, size, 20) if is_fixed else acc.UserWise(1.0, prob, 20)
+        declared = acc.FixedSize(1.0, num_users, size, 20) if is_fixed else acc.PoissonUsers(1.0, prob, 20)
         wager, wealth = Wager(declared, num_users), 0.0
         for _ in range(20):
             drawn = generator.choice(num_users, size, replace=False) if is_fixed else generator.random(num_users) < prob
@@ -412,8 +412,8 @@ def test_who_is_drawn_by_chance_seldom_wins_against_and_never_enough_to_be_stopp
     assert max(most) < -math.log(FALSE_ALARM)
 
 
-@pytest.mark.parametrize("declared", [acc.UserWise(1.0, 0.4, 9), acc.FixedSize(1.0, 6, 2, 9)])
-def test_every_bet_is_fair(declared: acc.UserWise | acc.FixedSize) -> None:
+@pytest.mark.parametrize("declared", [acc.PoissonUsers(1.0, 0.4, 9), acc.FixedSize(1.0, 6, 2, 9)])
+def test_every_bet_is_fair(declared: acc.PoissonUsers | acc.FixedSize) -> None:
     """Over all cohorts that the sixth round can have, each with its probability, the mean factor of each bet is 1."""
     generator = np.random.default_rng(3)
     users = [np.flatnonzero([(mask >> user) & 1 for user in range(6)]) for mask in range(64)]
@@ -437,15 +437,15 @@ def test_every_bet_is_fair(declared: acc.UserWise | acc.FixedSize) -> None:
 def test_a_declaration_for_another_run_or_another_unit_is_refused() -> None:
     everybody = lambda n, r: range(n)  # noqa: E731
     for declared, said in (
-        (acc.RecordLevel(1.0, 0.2, 10, 4), "declares acc.UserWise, acc.FixedSize or"),
-        (acc.AdaptiveClipping(acc.UserWise(1.0, 0.2, 10), 5.0), "declares acc.UserWise"),
-        (acc.UserWise(1.0, 0.2, 9), "declared rounds=9 for a run with 10"),
-        (acc.UserWise(2.0, 0.2, 10), "declared noise_multiplier=2.0 for a run with 1.0"),
+        (acc.RecordLevel(1.0, 0.2, 10, 4), "declares acc.PoissonUsers, acc.FixedSize or"),
+        (acc.AdaptiveClipping(acc.PoissonUsers(1.0, 0.2, 10), 5.0), "declares acc.PoissonUsers"),
+        (acc.PoissonUsers(1.0, 0.2, 9), "declared rounds=9 for a run with 10"),
+        (acc.PoissonUsers(2.0, 0.2, 10), "declared noise_multiplier=2.0 for a run with 1.0"),
         (acc.FixedSize(1.0, 1000, 20, 10), "declared num_users=1000 for a run with 100"),
     ):
         with pytest.raises(acc.AccountingError, match=said):
             declared_release(Drawn(everybody, declared=declared), 1.0, 100, 10)
-    assert declared_release(PoissonSelector(0.1), 1.0, 100, 10) == acc.UserWise(1.0, 0.1, 10)
+    assert declared_release(PoissonSelector(0.1), 1.0, 100, 10) == acc.PoissonUsers(1.0, 0.1, 10)
 
 
 @pytest.mark.parametrize("chosen", [[0.5], [[0], [1]], ["a"], [True]])
@@ -460,7 +460,7 @@ def test_a_class_that_neither_selects_nor_states_probabilities_is_refused() -> N
             return 1.0
 
         def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-            return acc.UserWise(noise_multiplier, 0.1, rounds)
+            return acc.PoissonUsers(noise_multiplier, 0.1, rounds)
 
     with pytest.raises(ValueError, match="neither `select` nor `probability`"):
         cohort(Neither(), 1)

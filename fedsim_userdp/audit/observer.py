@@ -47,7 +47,7 @@ class Secrets:
     @classmethod
     def of(cls, declared: UserLevel | None) -> "Secrets":
         """Returns the secrets of a run: noise, and cohorts where sampling amplifies; none where nothing is claimed."""
-        return cls(cohorts=isinstance(declared, acc.UserWise | acc.FixedSize), noise=declared is not None)
+        return cls(cohorts=isinstance(declared, acc.PoissonUsers | acc.FixedSize), noise=declared is not None)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Target:
 def declared_probability(release: acc.Description | None) -> float | None:
     """Returns the probability, in what a run releases, with which a unit takes part in a round; None without one."""
     run = release.run if isinstance(release, acc.AdaptiveClipping) else release
-    return run.sampling_prob if isinstance(run, acc.UserWise | acc.RecordLevel) else None
+    return run.sampling_prob if isinstance(run, acc.PoissonUsers | acc.RecordLevel) else None
 
 
 @dataclass(frozen=True)

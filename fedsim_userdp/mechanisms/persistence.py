@@ -29,7 +29,7 @@ from fedsim_userdp.training.journal import Journal, JournalEnd
 
 JOURNAL = "rounds.jsonl"
 
-Release = acc.UserWise | acc.RecordLevel | acc.FixedSize | acc.NoAmplification | acc.AdaptiveClipping
+Release = acc.PoissonUsers | acc.RecordLevel | acc.FixedSize | acc.NoAmplification | acc.AdaptiveClipping
 
 
 class RunState:

@@ -43,7 +43,7 @@ class UserWiseAdaptive(UserWise):
     def guarantee(self, study: Study) -> Guarantee:
         """Returns the promise of update and count together, which cost what the update alone would."""
         promise = super().guarantee(study)
-        if not isinstance(promise.release, acc.UserWise | acc.FixedSize | acc.NoAmplification):
+        if not isinstance(promise.release, acc.PoissonUsers | acc.FixedSize | acc.NoAmplification):
             return promise  # without noise: then the count has none either
         needed = promise.release.noise_multiplier
         expected_cohort = expected_cohort_size(study.selector, study.num_users)

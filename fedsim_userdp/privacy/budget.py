@@ -212,7 +212,7 @@ def _row(setting: BudgetSetting, mechanism: str) -> BudgetRow:
 def _with_noise(row: BudgetRow, method: str) -> BudgetRow:
     """The row with the least noise that meets its target by an accountant, and what that costs."""
     release = (
-        acc.UserWise(1.0, row.sampling_prob, row.rounds)
+        acc.PoissonUsers(1.0, row.sampling_prob, row.rounds)
         if row.unit == "user"
         else acc.RecordLevel(1.0, row.sampling_prob, row.rounds, row.records_per_user)
     )

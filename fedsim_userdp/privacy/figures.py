@@ -19,7 +19,10 @@ def in_column(value: float, decimals: int = 2) -> str:
     """Returns a number of so many decimals that is not below `value` >= 0; a small one has two significant digits."""
     if 0 < value < 10**-decimals:
         return rounded_up(value, 2)
-    return f"{_ceiling(value, Decimal(repr(value)).adjusted() + 1 + decimals):.{decimals}f}"
+    exact = Decimal(repr(value))
+    if not exact.is_finite() or exact.adjusted() >= _MOST_DIGITS:
+        return f"{value:.{decimals}f}"
+    return f"{exact.quantize(Decimal((0, (1,), -decimals)), ROUND_CEILING):.{decimals}f}"
 
 
 def in_powers(value: float) -> str:

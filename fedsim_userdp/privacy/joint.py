@@ -41,8 +41,8 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Description,
     HyperparameterSearch,
     NoAmplification,
+    PoissonUsers,
     Run,
-    UserWise,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json
 from fedsim_userdp.privacy.figures import rounded_up
@@ -427,7 +427,7 @@ def _emptied(runs: Sequence[Run]) -> list[Run]:
     if all(isinstance(run, NoAmplification) for run in found):
         return found
     return [
-        UserWise(run.noise_multiplier, 1.0, run.max_participations) if isinstance(run, NoAmplification) else run
+        PoissonUsers(run.noise_multiplier, 1.0, run.max_participations) if isinstance(run, NoAmplification) else run
         for run in found
     ]
 

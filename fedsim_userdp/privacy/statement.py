@@ -15,8 +15,8 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PoissonUsers,
     RecordLevel,
-    UserWise,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.assumptions import assumptions_of, claims_amplification, single_run
@@ -210,7 +210,7 @@ class PrivacyStatement:
         if self.accountant is None:
             return None
         match single_run(self.release):
-            case UserWise(sampling_prob=prob):
+            case PoissonUsers(sampling_prob=prob):
                 return f"Poisson, each user with probability {prob:.4g} a round, counted as amplification"
             case RecordLevel(sampling_prob=prob):
                 return f"Poisson, each record with probability {prob:.4g} a step, counted as amplification"

@@ -88,7 +88,7 @@ class ClaimsPoisson:
         return self.sampling_prob * num_users
 
     def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        return acc.UserWise(noise_multiplier=noise_multiplier, sampling_prob=self.sampling_prob, rounds=rounds)
+        return acc.PoissonUsers(noise_multiplier=noise_multiplier, sampling_prob=self.sampling_prob, rounds=rounds)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fedsim_userdp.selection import PoissonSelector, draw_cohort
 USERS, ROUNDS, SIZE, PROB = 200, 12, 3000, 0.1
 HASHES = np.random.default_rng(0).integers(0, 2**63, USERS).astype(np.uint64)
 PUBLISHED = RunKey.seeded(0, "all digests")
-SAMPLED = Secrets.of(acc.UserWise(1.0, PROB, ROUNDS))
+SAMPLED = Secrets.of(acc.PoissonUsers(1.0, PROB, ROUNDS))
 
 
 def cohorts(key: RunKey) -> list[list[int]]:
@@ -126,7 +126,7 @@ def test_several_wrong_guesses_gain_nothing(repetition: int) -> None:
 @pytest.mark.parametrize(
     ("declared", "hides_cohorts", "hides_noise"),
     [
-        (acc.UserWise(1.0, 0.1, 5), True, True),
+        (acc.PoissonUsers(1.0, 0.1, 5), True, True),
         (acc.FixedSize(1.0, 20, 2, 5), True, True),
         (acc.Unamplified(1.0, 5), False, True),
         (None, False, False),
@@ -135,7 +135,7 @@ def test_several_wrong_guesses_gain_nothing(repetition: int) -> None:
 )
 @pytest.mark.parametrize("is_seeded", [False, True])
 def test_only_what_the_claim_rests_on_refutes_it_and_a_seeded_one_only_beside_other_runs(
-    declared: acc.UserWise | acc.FixedSize | acc.NoAmplification | None,
+    declared: acc.PoissonUsers | acc.FixedSize | acc.NoAmplification | None,
     hides_cohorts: bool,
     hides_noise: bool,
     is_seeded: bool,

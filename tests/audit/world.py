@@ -80,7 +80,7 @@ def noise_multiplier(epsilon: float) -> float:
     """The noise of the claim, 0 for infinity."""
     if epsilon == float("inf"):
         return 0.0
-    release = acc.UserWise(1.0, sampling_prob=SAMPLING_PROB, rounds=ROUNDS)
+    release = acc.PoissonUsers(1.0, sampling_prob=SAMPLING_PROB, rounds=ROUNDS)
     return acc.calibrate(release, epsilon=epsilon, delta=DELTA).noise_multiplier
 
 

@@ -187,7 +187,7 @@ def test_an_example_of_a_lower_face_runs(name: str, folder: Path, capsys: pytest
 def test_the_training_loop_spends_what_was_planned_and_finds_the_mean(folder: Path) -> None:
     torch.manual_seed(0)
     train = runpy.run_path("training_loop.py")["train"]
-    plan = acc.calibrate(acc.UserWise(1.0, sampling_prob=0.2, rounds=20), epsilon=4.0, delta=1e-3)
+    plan = acc.calibrate(acc.PoissonUsers(1.0, sampling_prob=0.2, rounds=20), epsilon=4.0, delta=1e-3)
     mean, spent = train(torch.randn(500, 3) * 0.1 + 0.5, plan, Path("means.jsonl"))
     assert spent <= 4.0
     assert torch.allclose(mean, torch.full((3,), 0.5), atol=0.2)

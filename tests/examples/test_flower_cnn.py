@@ -78,8 +78,8 @@ def test_flwr_run_trains_both_and_the_private_one_states_the_accountants_epsilon
     assert len(ledger.read_text().splitlines()) == 3
     assert len({entry.release for entry in entries}) == 1
     release = entries[0].release
-    assert isinstance(release, acc.UserWise)
-    whole = acc.UserWise(release.noise_multiplier, release.sampling_prob, len(entries))
+    assert isinstance(release, acc.PoissonUsers)
+    whole = acc.PoissonUsers(release.noise_multiplier, release.sampling_prob, len(entries))
     assert printed == pytest.approx(acc.epsilon(whole, default_delta(12)), abs=1e-6)
     assert 0.98 * 8.0 <= printed <= 8.0
     assert whole.sampling_prob == 0.5

@@ -122,12 +122,12 @@ def test_a_damaged_token_store_is_refused(tmp_path: Path, num_inputs: int) -> No
 
 @inputs(80, 1500)
 def test_a_damaged_ledger_is_refused_or_never_says_less(tmp_path: Path, num_inputs: int) -> None:
-    release = acc.UserWise(1.0, 0.4, 1)
+    release = acc.PoissonUsers(1.0, 0.4, 1)
     file = tmp_path / "ledger"
     with Ledger.open(file, delta=0.05, run="c") as ledger:
         for round in (1, 2, 3):
             ledger.record(round, release)
-    data, spent = file.read_bytes(), [acc.epsilon(acc.UserWise(1.0, 0.4, n), 0.05) for n in (1, 2, 3)]
+    data, spent = file.read_bytes(), [acc.epsilon(acc.PoissonUsers(1.0, 0.4, n), 0.05) for n in (1, 2, 3)]
 
     def check(changed: bytes) -> None:
         file.write_bytes(changed)
@@ -142,7 +142,7 @@ def test_a_damaged_ledger_is_refused_or_never_says_less(tmp_path: Path, num_inpu
 @inputs(80, 1000)
 def test_a_forged_ledger_line_is_refused_or_counted(tmp_path: Path, num_inputs: int) -> None:
     file = tmp_path / "ledger"
-    entry = entries.Entry(1, acc.UserWise(1.0, 0.4, 1), "c", "seeded")
+    entry = entries.Entry(1, acc.PoissonUsers(1.0, 0.4, 1), "c", "seeded")
     body = {"format": entries.FORMAT, **entry.to_json(), "previous": entries.FIRST_HASH}
 
     def check(forged: object) -> None:
@@ -152,7 +152,7 @@ def test_a_forged_ledger_line_is_refused_or_counted(tmp_path: Path, num_inputs: 
         file.write_text(json.dumps(forged, sort_keys=True, separators=(",", ":")) + "\n")
         with refusing(), Ledger.open(file, delta=0.05, run="c") as ledger:
             assert ledger.rounds or ledger.num_torn
-            ledger.record(max(ledger.rounds, default=0) + 1, acc.UserWise(1.0, 0.4, 1))
+            ledger.record(max(ledger.rounds, default=0) + 1, acc.PoissonUsers(1.0, 0.4, 1))
 
     try_all(num_inputs, changed_json(body), check)
 

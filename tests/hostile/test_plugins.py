@@ -52,7 +52,7 @@ class Undeclared(Selector):
 
 class Declared(Undeclared):
     def expected_cohort_size(self, num_users): return 0.4 * num_users
-    def release(self, noise_multiplier, num_users, rounds): return acc.UserWise(noise_multiplier, 0.4, rounds)
+    def release(self, noise_multiplier, num_users, rounds): return acc.PoissonUsers(noise_multiplier, 0.4, rounds)
     def select(self, num_users, round, generator): return np.flatnonzero(generator.random(num_users) < 0.4)
 
 class Sampled:
@@ -60,7 +60,7 @@ class Sampled:
     def expected_cohort_size(self, num_users):
         return 0.4 * num_users
     def release(self, noise_multiplier, num_users, rounds):
-        return acc.UserWise(noise_multiplier, 0.4, rounds)
+        return acc.PoissonUsers(noise_multiplier, 0.4, rounds)
     def select(self, num_users, round, generator):
         return np.flatnonzero(np.random.default_rng(eval(self.seed)).random(num_users) < 0.4)
 
@@ -603,7 +603,7 @@ def test_results_report_the_probability_that_a_selection_declared_and_no_attribu
 MENDED = """
 class Drawing:
     def expected_cohort_size(self, num_users): return 0.5 * num_users
-    def release(self, noise_multiplier, num_users, rounds): return acc.UserWise(noise_multiplier, 0.5, rounds)
+    def release(self, noise_multiplier, num_users, rounds): return acc.PoissonUsers(noise_multiplier, 0.5, rounds)
     def select(self, num_users, round, generator):
         if round > 1: fails()
         return np.flatnonzero(generator.random(num_users) < 0.5)

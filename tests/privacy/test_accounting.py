@@ -24,14 +24,14 @@ DELTA = 1e-5
 @pytest.mark.parametrize("method", ["pld", "rdp"])
 @pytest.mark.parametrize("row", REFERENCE["user_wise_epsilon"], ids=lambda row: f"q{row['sampling_prob']}")
 def test_user_wise_epsilon_agrees_with_the_reference(row: dict, method: str) -> None:
-    run = acc.UserWise(row["noise_multiplier"], row["sampling_prob"], row["rounds"])
+    run = acc.PoissonUsers(row["noise_multiplier"], row["sampling_prob"], row["rounds"])
     assert acc.epsilon(run, row["delta"], method) == pytest.approx(row[method], rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["pld", "rdp"])
 @pytest.mark.parametrize("row", REFERENCE["user_wise_noise_multiplier"], ids=lambda row: f"eps{row['epsilon']}")
 def test_user_wise_calibration_agrees_with_the_reference(row: dict, method: str) -> None:
-    run = acc.UserWise(1.0, row["sampling_prob"], row["rounds"])
+    run = acc.PoissonUsers(1.0, row["sampling_prob"], row["rounds"])
     found = acc.calibrate(run, epsilon=row["epsilon"], delta=row["delta"], method=method)
     assert found.noise_multiplier == pytest.approx(row[method], rel=0.01)
     assert 0.99 * row["epsilon"] <= acc.epsilon(found, row["delta"], method) <= row["epsilon"]
@@ -64,7 +64,7 @@ def test_one_step_tight_delta_agrees_with_the_reference() -> None:
 
 def test_search_cost_agrees_with_the_reference() -> None:
     row = REFERENCE["selection_search_cost"][0]
-    run = acc.UserWise(row["noise_multiplier"], row["sampling_prob"], row["rounds"])
+    run = acc.PoissonUsers(row["noise_multiplier"], row["sampling_prob"], row["rounds"])
     assert acc.epsilon(run, row["delta"], "rdp") == pytest.approx(row["single_run_rdp"], rel=1e-3)
     searched = acc.epsilon(acc.HyperparameterSearch(run, mean_runs=10.0), row["delta"])
     assert searched == pytest.approx(row["best_of_geometric_mean_10_rdp"], rel=1e-3)
@@ -72,27 +72,27 @@ def test_search_cost_agrees_with_the_reference() -> None:
 
 def test_adaptive_clipping_split_agrees_with_the_reference() -> None:
     row = REFERENCE["adaptive_clipping_split"][0]
-    split = acc.AdaptiveClipping(acc.UserWise(row["noise_multiplier"], 0.1, 10), row["count_stddev"])
+    split = acc.AdaptiveClipping(acc.PoissonUsers(row["noise_multiplier"], 0.1, 10), row["count_stddev"])
     assert split.update_noise_multiplier == pytest.approx(row["update_noise_multiplier"], rel=1e-6)
 
 
 def test_update_and_count_of_adaptive_clipping_cost_what_the_run_says() -> None:
-    split = acc.AdaptiveClipping(acc.UserWise(1.0, 1.0, 1), count_stddev=0.8)
-    update = acc.epsilon(acc.UserWise(split.update_noise_multiplier, 1.0, 1), DELTA)
-    both = acc.Composed((acc.UserWise(split.update_noise_multiplier, 1.0, 1), acc.UserWise(2.0 * 0.8, 1.0, 1)))
+    split = acc.AdaptiveClipping(acc.PoissonUsers(1.0, 1.0, 1), count_stddev=0.8)
+    update = acc.epsilon(acc.PoissonUsers(split.update_noise_multiplier, 1.0, 1), DELTA)
+    both = acc.Composed((acc.PoissonUsers(split.update_noise_multiplier, 1.0, 1), acc.PoissonUsers(2.0 * 0.8, 1.0, 1)))
     assert update < acc.epsilon(split, DELTA)
     assert acc.epsilon(both, DELTA) == pytest.approx(acc.epsilon(split, DELTA), rel=1e-9)
 
 
 def test_calibrated_adaptive_clipping_keeps_its_count_noise() -> None:
-    found = acc.calibrate(acc.AdaptiveClipping(acc.UserWise(1.0, 0.1, 100), 10.0), epsilon=3.0, delta=DELTA)
+    found = acc.calibrate(acc.AdaptiveClipping(acc.PoissonUsers(1.0, 0.1, 100), 10.0), epsilon=3.0, delta=DELTA)
     assert found.count_stddev == 10.0
     assert 2.97 <= acc.epsilon(found, DELTA) <= 3.0
 
 
 def test_calibration_says_when_the_counts_have_too_little_noise() -> None:
     with pytest.raises(ValueError, match="count_stddev must be in"):
-        acc.calibrate(acc.AdaptiveClipping(acc.UserWise(0.1, 0.1, 100), 0.1), epsilon=1.0, delta=DELTA)
+        acc.calibrate(acc.AdaptiveClipping(acc.PoissonUsers(0.1, 0.1, 100), 0.1), epsilon=1.0, delta=DELTA)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_calibration_says_when_the_counts_have_too_little_noise() -> None:
         (acc.FixedSize(2.0, 1000, 50, 200), "pld", "not known here"),
         (acc.RecordLevel(2.0, 0.05, 200, 5), "pld", "which unit is meant"),
         (acc.RecordLevel(2.0, 0.05, 200, 5), "rdp", "no RDP"),
-        (acc.UserWise(2.0, 0.05, 200), "record", "only record-level runs"),
-        (acc.UserWise(2.0, 0.05, 200), "gdp", "no such accountant"),
+        (acc.PoissonUsers(2.0, 0.05, 200), "record", "only record-level runs"),
+        (acc.PoissonUsers(2.0, 0.05, 200), "gdp", "no such accountant"),
         (acc.HyperparameterSearch(acc.RecordLevel(2.0, 0.05, 200, 5), 10.0), "tight", "Poisson sampling"),
-        (acc.HyperparameterSearch(acc.UserWise(2.0, 0.05, 200), 10.0), "pld", "not known"),
+        (acc.HyperparameterSearch(acc.PoissonUsers(2.0, 0.05, 200), 10.0), "pld", "not known"),
     ],
     ids=str,
 )
@@ -116,7 +116,7 @@ def test_pairs_that_do_not_fit_are_refused_with_the_reason(
 
 
 def test_shuffled_or_cyclic_selection_cannot_claim_the_poisson_epsilon() -> None:
-    poisson = acc.epsilon(acc.UserWise(2.0, 0.05, 200), DELTA)
+    poisson = acc.epsilon(acc.PoissonUsers(2.0, 0.05, 200), DELTA)
     cyclic = acc.epsilon(acc.NoAmplification(2.0, max_participations=10), DELTA)
     assert cyclic > 2.0 * poisson
     with pytest.raises(ValueError, match="adding, removing or exchanging a user changes who else takes part"):
@@ -125,7 +125,7 @@ def test_shuffled_or_cyclic_selection_cannot_claim_the_poisson_epsilon() -> None
 
 def test_without_amplification_the_cost_is_the_closed_form_of_the_declared_participations() -> None:
     run = acc.NoAmplification(4.0, max_participations=9)
-    assert acc.epsilon(run, DELTA) == pytest.approx(acc.epsilon(acc.UserWise(4.0 / 3.0, 1.0, 1), DELTA), rel=1e-9)
+    assert acc.epsilon(run, DELTA) == pytest.approx(acc.epsilon(acc.PoissonUsers(4.0 / 3.0, 1.0, 1), DELTA), rel=1e-9)
     assert acc.epsilon(run, DELTA) <= acc.epsilon(run, DELTA, "rdp")
 
 
@@ -136,7 +136,7 @@ def test_replacing_a_user_costs_twice_the_sensitivity_of_emptying_them() -> None
 
 def test_fixed_cohort_of_everybody_is_the_gaussian_of_twice_the_sensitivity() -> None:
     whole = acc.epsilon(acc.FixedSize(8.0, 50, 50, 10), DELTA)
-    assert whole == pytest.approx(acc.epsilon(acc.UserWise(4.0, 1.0, 10), DELTA, "rdp"), rel=1e-6)
+    assert whole == pytest.approx(acc.epsilon(acc.PoissonUsers(4.0, 1.0, 10), DELTA, "rdp"), rel=1e-6)
 
 
 def test_fixed_cohorts_never_cost_more_than_no_sampling() -> None:
@@ -148,18 +148,18 @@ def test_fixed_cohorts_never_cost_more_than_no_sampling() -> None:
 
 def test_runs_of_different_neighbouring_relations_have_no_common_epsilon() -> None:
     with pytest.raises(ValueError, match="share one neighbouring relation"):
-        acc.Composed((acc.UserWise(1.0, 0.1, 10), acc.FixedSize(1.0, 100, 10, 10)))
+        acc.Composed((acc.PoissonUsers(1.0, 0.1, 10), acc.FixedSize(1.0, 100, 10, 10)))
 
 
 def test_composition_of_equal_runs_is_the_longer_run() -> None:
-    parts = acc.Composed((acc.UserWise(1.0, 0.05, 50), acc.UserWise(1.0, 0.05, 150)))
+    parts = acc.Composed((acc.PoissonUsers(1.0, 0.05, 50), acc.PoissonUsers(1.0, 0.05, 150)))
     for method in ("pld", "rdp"):
-        assert acc.epsilon(parts, DELTA, method) == acc.epsilon(acc.UserWise(1.0, 0.05, 200), DELTA, method)
+        assert acc.epsilon(parts, DELTA, method) == acc.epsilon(acc.PoissonUsers(1.0, 0.05, 200), DELTA, method)
 
 
 def test_composition_of_unequal_runs_lies_between_those_of_its_parts() -> None:
-    parts = acc.Composed((acc.UserWise(1.0, 0.05, 100), acc.UserWise(2.0, 0.05, 100)))
-    least, most = (acc.epsilon(acc.UserWise(sigma, 0.05, 200), DELTA) for sigma in (2.0, 1.0))
+    parts = acc.Composed((acc.PoissonUsers(1.0, 0.05, 100), acc.PoissonUsers(2.0, 0.05, 100)))
+    least, most = (acc.epsilon(acc.PoissonUsers(sigma, 0.05, 200), DELTA) for sigma in (2.0, 1.0))
     assert least < acc.epsilon(parts, DELTA) < most
     assert acc.epsilon(parts, DELTA) <= acc.epsilon(parts, DELTA, "rdp")
 
@@ -174,7 +174,7 @@ REPLACED = acc.NoAmplification(2.0, 10, acc.Adjacency.REPLACE_RECORDS)
         (REPLACED, acc.FixedSize(2.0, 1000, 50, 100)),
         (REPLACED, acc.NoAmplification(4.0, 5, acc.Adjacency.REPLACE_RECORDS)),
         (acc.NoAmplification(2.0, 10), acc.AdaptiveClipping(acc.NoAmplification(3.0, 4), 9.0)),
-        (acc.UserWise(2.0, 0.05, 100), acc.RecordLevel(4.0, 0.05, 100, 3)),
+        (acc.PoissonUsers(2.0, 0.05, 100), acc.RecordLevel(4.0, 0.05, 100, 3)),
     ],
     ids=lambda parts: " and ".join(type(part).__name__ for part in parts),
 )
@@ -196,7 +196,7 @@ def test_composition_in_either_order_costs_the_same_and_more_than_its_parts(
 
 
 def test_mixed_record_and_user_sampling_composes_at_user_level() -> None:
-    parts = acc.Composed((acc.UserWise(2.0, 0.05, 100), acc.RecordLevel(4.0, 0.05, 100, 3)))
+    parts = acc.Composed((acc.PoissonUsers(2.0, 0.05, 100), acc.RecordLevel(4.0, 0.05, 100, 3)))
     assert acc.methods(parts) == ("tight",)
     assert acc.epsilon(parts, DELTA) > acc.epsilon(acc.RecordLevel(4.0, 0.05, 100, 3), DELTA, "tight")
 
@@ -245,12 +245,14 @@ def test_tight_answers_for_64_records_over_10_000_steps(noise_multiplier: float,
 @pytest.mark.parametrize("method", ["tight", "group", "record"])
 def test_one_record_per_user_is_the_poisson_sampled_gaussian(method: str) -> None:
     run = acc.RecordLevel(1.0, 0.05, 200, records_per_user=1)
-    assert acc.epsilon(run, DELTA, method) == pytest.approx(acc.epsilon(acc.UserWise(1.0, 0.05, 200), DELTA), rel=1e-3)
+    assert acc.epsilon(run, DELTA, method) == pytest.approx(
+        acc.epsilon(acc.PoissonUsers(1.0, 0.05, 200), DELTA), rel=1e-3
+    )
 
 
 def test_tight_without_sampling_is_the_gaussian_at_sigma_over_k() -> None:
     run = acc.RecordLevel(10.0, 1.0, 20, records_per_user=5)
-    assert acc.epsilon(run, DELTA, "tight") == acc.epsilon(acc.UserWise(2.0, 1.0, 20), DELTA)
+    assert acc.epsilon(run, DELTA, "tight") == acc.epsilon(acc.PoissonUsers(2.0, 1.0, 20), DELTA)
     almost = dataclasses.replace(run, sampling_prob=1.0 - 1e-9)
     assert acc.epsilon(almost, DELTA, "tight") == pytest.approx(acc.epsilon(run, DELTA, "tight"), rel=1e-3)
 
@@ -307,14 +309,14 @@ def test_search_over_record_level_runs_converts_the_cost_of_the_search() -> None
 
 
 def test_search_costs_more_the_more_runs_are_made() -> None:
-    run = acc.UserWise(2.0, 0.05, 200)
+    run = acc.PoissonUsers(2.0, 0.05, 200)
     costs = [acc.epsilon(acc.HyperparameterSearch(run, mean), DELTA) for mean in (2.0, 10.0, 100.0)]
     assert acc.epsilon(run, DELTA, "rdp") < costs[0] < costs[1] < costs[2]
     assert math.isfinite(acc.epsilon(acc.HyperparameterSearch(run, 10.0, math.inf), DELTA))
 
 
 def test_epsilon_per_round_ends_at_the_epsilon_of_the_run() -> None:
-    run = acc.UserWise(1.0, 0.05, 60)
+    run = acc.PoissonUsers(1.0, 0.05, 60)
     spent = acc.epsilon_per_round(run, DELTA)
     assert len(spent) == 60
     assert spent == sorted(spent)
@@ -331,18 +333,18 @@ def test_epsilon_per_round_without_amplification_stops_at_the_declared_participa
 
 def test_search_has_no_rounds() -> None:
     with pytest.raises(acc.AccountingError, match="no rounds"):
-        acc.epsilon_per_round(acc.HyperparameterSearch(acc.UserWise(1.0, 0.1, 10), 5.0), DELTA)
+        acc.epsilon_per_round(acc.HyperparameterSearch(acc.PoissonUsers(1.0, 0.1, 10), 5.0), DELTA)
 
 
 def test_swamped_privacy_loss_distribution_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = pld.epsilon
     monkeypatch.setattr(curves.pld, "epsilon", lambda composition, log_delta: 1.5 * honest(composition, log_delta))
     with pytest.raises(acc.AccountingError, match="worse than RDP"):
-        acc.epsilon(acc.UserWise(24.0, 0.01, 1000), DELTA)
+        acc.epsilon(acc.PoissonUsers(24.0, 0.01, 1000), DELTA)
 
 
 def test_large_noise_does_not_swamp_the_grid() -> None:
-    found = acc.calibrate(acc.UserWise(1.0, 0.01, 1000), epsilon=0.05, delta=DELTA)
+    found = acc.calibrate(acc.PoissonUsers(1.0, 0.01, 1000), epsilon=0.05, delta=DELTA)
     assert found.noise_multiplier < 23.8  # dp_accounting at interval 1e-4; 44.8 at 1e-3; RDP says 27.2
 
 
@@ -353,7 +355,7 @@ def test_target_out_of_reach_is_refused() -> None:
 
 def test_calibration_stays_below_a_jump_of_epsilon() -> None:
     """RDP falls from 0.011 to 0 at some noise, where its bound on the total variation distance takes over."""
-    found = acc.calibrate(acc.UserWise(1.0, 0.05, 200), epsilon=1e-3, delta=DELTA, method="rdp")
+    found = acc.calibrate(acc.PoissonUsers(1.0, 0.05, 200), epsilon=1e-3, delta=DELTA, method="rdp")
     assert acc.epsilon(found, DELTA, "rdp") == 0.0
     assert acc.epsilon(found.with_noise_multiplier(0.999 * found.noise_multiplier), DELTA, "rdp") > 1e-3
 
@@ -383,7 +385,7 @@ def test_import_needs_neither_torch_nor_flower_nor_hydra_and_is_quick() -> None:
 
 
 def test_typical_answers_are_quick() -> None:
-    run = acc.UserWise(1.0, 0.05, 200)
+    run = acc.PoissonUsers(1.0, 0.05, 200)
     acc.epsilon(run, DELTA)
     start = time.perf_counter()
     acc.epsilon(run, 1.1e-5)

@@ -21,10 +21,10 @@ BAD_DELTA = st.one_of(BAD_POSITIVE, st.floats(min_value=1.0))
 BAD_COUNT = st.one_of(NOT_NUMBERS, st.integers(max_value=0), st.floats(), st.integers(min_value=10**9 + 1))
 BAD_CAP = st.one_of(BAD_COUNT, st.integers(min_value=1001))
 
-USER_WISE = acc.UserWise(noise_multiplier=1.0, sampling_prob=0.05, rounds=200)
+USER_WISE = acc.PoissonUsers(noise_multiplier=1.0, sampling_prob=0.05, rounds=200)
 CALLS: dict[str, tuple[Callable[..., object], dict[str, object], dict[str, st.SearchStrategy]]] = {
-    "UserWise": (
-        acc.UserWise,
+    "PoissonUsers": (
+        acc.PoissonUsers,
         {"noise_multiplier": 1.0, "sampling_prob": 0.1, "rounds": 10},
         {"noise_multiplier": BAD_POSITIVE, "sampling_prob": BAD_PROBABILITY, "rounds": BAD_COUNT},
     ),
@@ -147,7 +147,7 @@ def test_good_arguments_are_taken(name: str) -> None:
 
 def test_message_says_what_is_allowed() -> None:
     with pytest.raises(ValueError, match=r"sampling_prob must be in \(0, 1\], got 1.5"):
-        acc.UserWise(noise_multiplier=1.0, sampling_prob=1.5, rounds=1)
+        acc.PoissonUsers(noise_multiplier=1.0, sampling_prob=1.5, rounds=1)
     with pytest.raises(ValueError, match=r"records_per_user must be in \[1, 1000\], got 1001"):
         acc.to_user_level(1.0, 1e-5, 1001)
     with pytest.raises(ValueError, match=r"delta must be in \(0, 1\), got 0"):
@@ -155,7 +155,7 @@ def test_message_says_what_is_allowed() -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    run = acc.UserWise(np.float64(1.0), np.float32(0.05), np.int64(200))  # type: ignore[arg-type]
+    run = acc.PoissonUsers(np.float64(1.0), np.float32(0.05), np.int64(200))  # type: ignore[arg-type]
     assert acc.epsilon(run, np.float64(1e-5)) == pytest.approx(acc.epsilon(USER_WISE, 1e-5), rel=1e-3)
     assert isinstance(check_count("n", np.int64(3)), int)
 

@@ -31,7 +31,7 @@ def test_recomputed_epsilon_is_the_runs_own_and_within_1_percent_below_the_targe
     row = rows[mechanism]
     assert row.noise_multiplier is not None
     run = (
-        acc.UserWise(row.noise_multiplier, 0.05, 200)
+        acc.PoissonUsers(row.noise_multiplier, 0.05, 200)
         if mechanism == "user_wise"
         else acc.RecordLevel(row.noise_multiplier, 0.05, 200, 10)
     )

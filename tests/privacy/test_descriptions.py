@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting.serialization import from_json, to_json
 
-RUN, FIXED_SIZE = acc.UserWise(1.0, 0.05, 200), acc.FixedSize(2.0, 1000, 50, 200)
+RUN, FIXED_SIZE = acc.PoissonUsers(1.0, 0.05, 200), acc.FixedSize(2.0, 1000, 50, 200)
 ALL: list[acc.Description] = [
     RUN,
     acc.RecordLevel(4.0, 0.05, 200, 10),
@@ -20,7 +20,7 @@ ALL: list[acc.Description] = [
     acc.AdaptiveClipping(acc.NoAmplification(2.0, 4), 5.0),
     acc.HyperparameterSearch(acc.RecordLevel(4.0, 0.05, 200, 10), 10.0, 0.5),
     acc.HyperparameterSearch(acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_RECORDS), 10.0),
-    acc.Composed((acc.UserWise(1.0, 0.05, 200), acc.AdaptiveClipping(acc.UserWise(2.0, 0.1, 5), 5.0))),
+    acc.Composed((acc.PoissonUsers(1.0, 0.05, 200), acc.AdaptiveClipping(acc.PoissonUsers(2.0, 0.1, 5), 5.0))),
 ]
 
 
@@ -85,3 +85,9 @@ def test_neighbouring_relations_are_stated() -> None:
         "ZERO_OUT_USER",
         "REPLACE_RECORDS",
     ]
+
+
+def test_the_name_of_earlier_versions_still_works_in_code_and_in_files() -> None:
+    with pytest.warns(DeprecationWarning, match="acc.PoissonUsers"):
+        assert acc.UserWise is acc.PoissonUsers  # type: ignore[attr-defined]
+    assert to_json(acc.PoissonUsers(1.0, 0.1, 2))["type"] == "UserWise"

@@ -12,8 +12,8 @@ from fedsim_userdp.privacy.joint import Composition, JointStatement, StatedRun, 
 from fedsim_userdp.privacy.statement import PrivacyStatement
 
 DELTA = 1e-4
-USERS = acc.UserWise(1.0, 0.1, 20)
-OTHERS = acc.UserWise(2.0, 0.05, 30)
+USERS = acc.PoissonUsers(1.0, 0.1, 20)
+OTHERS = acc.PoissonUsers(2.0, 0.05, 30)
 RECORDS = acc.RecordLevel(3.0, 0.1, 20, 4)
 MORE_RECORDS = acc.RecordLevel(4.0, 0.1, 10, 2)
 SCHEDULE = acc.NoAmplification(3.0, 4)
@@ -46,7 +46,7 @@ def test_one_run_has_its_own_epsilon_and_accountant() -> None:
 
 
 def test_runs_of_one_kind_are_one_longer_run() -> None:
-    assert composed([USERS] * 3, DELTA).epsilon == acc.epsilon(acc.UserWise(1.0, 0.1, 60), DELTA)
+    assert composed([USERS] * 3, DELTA).epsilon == acc.epsilon(acc.PoissonUsers(1.0, 0.1, 60), DELTA)
     assert composed([SCHEDULE] * 2, DELTA).epsilon == acc.epsilon(acc.NoAmplification(3.0, 8), DELTA)
     assert composed([FIXED] * 2, DELTA).epsilon == acc.epsilon(acc.FixedSize(6.0, 1000, 50, 40), DELTA)
     assert composed([acc.AdaptiveClipping(USERS, 5.0), USERS], DELTA).epsilon == composed([USERS] * 2, DELTA).epsilon
@@ -108,7 +108,7 @@ def test_unlike_runs_are_not_taken_as_copies_of_one() -> None:
 @pytest.mark.parametrize("sampled", [USERS, RECORDS], ids=["users", "records"])
 def test_a_schedule_beside_sampling_is_a_gaussian_that_the_emptied_user_is_always_in(sampled: Run) -> None:
     found = composed([sampled, SCHEDULE], DELTA)
-    always = acc.Composed((sampled, acc.UserWise(3.0, 1.0, 4)))
+    always = acc.Composed((sampled, acc.PoissonUsers(3.0, 1.0, 4)))
     assert found.epsilon == acc.epsilon(always, DELTA, "pld" if sampled is USERS else "tight")
     own = [composed([each], DELTA).epsilon or math.inf for each in (sampled, SCHEDULE)]
     assert max(own) < (found.epsilon or 0) < sum(own)
@@ -171,7 +171,7 @@ def test_a_private_search_is_added_with_its_share_of_delta() -> None:
 
 
 def test_what_has_no_finite_epsilon_is_said_to_have_none() -> None:
-    hopeless = acc.UserWise(1e-4, 1.0, 10)
+    hopeless = acc.PoissonUsers(1e-4, 1.0, 10)
     made = joint(stated(hopeless), stated(FIXED, 1))
     assert made.together.epsilon is None
     assert "no finite epsilon" in " ".join(made.sentences())

@@ -19,7 +19,7 @@ from fedsim_userdp.privacy.ledger import Ledger, seal
 from fedsim_userdp.privacy.ledger.entries import FIRST_HASH, Release, decode
 
 DELTA = 1e-5
-ROUND = acc.UserWise(1.0, 0.05, 1)
+ROUND = acc.PoissonUsers(1.0, 0.05, 1)
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_epsilon_is_that_of_the_rounds_recorded(path: Path) -> None:
         for number in range(5):
             ledger.record(number, ROUND)
         assert ledger.rounds == (0, 1, 2, 3, 4)
-        assert ledger.epsilon() == acc.epsilon(acc.UserWise(1.0, 0.05, 5), DELTA)
-        assert ledger.epsilon(method="rdp") == acc.epsilon(acc.UserWise(1.0, 0.05, 5), DELTA, "rdp")
+        assert ledger.epsilon() == acc.epsilon(acc.PoissonUsers(1.0, 0.05, 5), DELTA)
+        assert ledger.epsilon(method="rdp") == acc.epsilon(acc.PoissonUsers(1.0, 0.05, 5), DELTA, "rdp")
         assert ledger.epsilon(1e-3) < ledger.epsilon()
 
 
@@ -54,7 +54,7 @@ def test_resumed_ledger_goes_on_where_it_was(path: Path) -> None:
     with opened(path) as ledger:
         assert ledger.rounds == (0, 1, 2)
         ledger.record(3, ROUND)
-        assert ledger.epsilon() == acc.epsilon(acc.UserWise(1.0, 0.05, 4), DELTA)
+        assert ledger.epsilon() == acc.epsilon(acc.PoissonUsers(1.0, 0.05, 4), DELTA)
 
 
 def test_line_is_on_the_disk_before_record_returns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_line_is_on_the_disk_before_record_returns(path: Path, monkeypatch: pyte
 
 
 def test_run_refuses_the_round_that_would_exceed_the_budget(path: Path) -> None:
-    budget = acc.epsilon(acc.UserWise(1.0, 0.05, 10), DELTA)
+    budget = acc.epsilon(acc.PoissonUsers(1.0, 0.05, 10), DELTA)
     with opened(path, budget_epsilon=budget) as ledger:
         for number in range(10):
             ledger.record(number, ROUND)
@@ -84,11 +84,11 @@ def test_epsilon_of_a_run_under_way_is_that_of_its_rounds_and_not_its_budget(pat
     with opened(path, budget_epsilon=4.0) as ledger:
         for number in range(3):
             ledger.record(number, ROUND)
-        assert ledger.epsilon() == acc.epsilon(acc.UserWise(1.0, 0.05, 3), DELTA) < 4.0
+        assert ledger.epsilon() == acc.epsilon(acc.PoissonUsers(1.0, 0.05, 3), DELTA) < 4.0
 
 
 def test_calibrated_run_fits_its_budget_to_the_last_round(path: Path) -> None:
-    run = acc.calibrate(acc.UserWise(1.0, 0.1, 30), epsilon=2.0, delta=DELTA)
+    run = acc.calibrate(acc.PoissonUsers(1.0, 0.1, 30), epsilon=2.0, delta=DELTA)
     with opened(path, budget_epsilon=2.0) as ledger:
         for number in range(30):
             ledger.record(number, run.first(1))
@@ -105,7 +105,7 @@ def test_repeated_identical_round_is_counted_once(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "release", "config"),
-    [(2, acc.UserWise(1.1, 0.05, 1), "c0"), (2, ROUND, "c1"), (0, acc.RecordLevel(1.0, 0.05, 1, 2), "c0")],
+    [(2, acc.PoissonUsers(1.1, 0.05, 1), "c0"), (2, ROUND, "c1"), (0, acc.RecordLevel(1.0, 0.05, 1, 2), "c0")],
 )
 def test_repeated_round_that_differs_is_refused(path: Path, number: int, release: Release, config: str) -> None:
     before = filled(path, 3)
@@ -119,7 +119,7 @@ def test_repeated_round_with_fresh_noise_is_counted_again(path: Path) -> None:
     with opened(path, noise_source="os") as ledger:
         ledger.record(2, ROUND)
         assert ledger.rounds == (0, 1, 2, 2)
-        assert ledger.epsilon() == acc.epsilon(acc.UserWise(1.0, 0.05, 4), DELTA)
+        assert ledger.epsilon() == acc.epsilon(acc.PoissonUsers(1.0, 0.05, 4), DELTA)
 
 
 def test_seeded_round_cannot_be_repeated_with_fresh_noise_or_the_other_way_round(path: Path) -> None:
@@ -138,9 +138,9 @@ def test_round_before_the_last_one_is_refused(path: Path) -> None:
 @pytest.mark.parametrize("source", ["seeded", "os"])
 def test_killed_at_any_byte_it_never_reports_less_than_was_released(path: Path, source: str) -> None:
     """A release follows its line, so the releases made are at most the whole lines; a torn one counts on top."""
-    unsampled = acc.UserWise(4.0, 1.0, 1)
+    unsampled = acc.PoissonUsers(4.0, 1.0, 1)
     data = filled(path, 3, unsampled, noise_source=source)
-    exact = [acc.epsilon(acc.UserWise(4.0, 1.0, n), DELTA) if n else 0.0 for n in range(5)]
+    exact = [acc.epsilon(acc.PoissonUsers(4.0, 1.0, n), DELTA) if n else 0.0 for n in range(5)]
     ends = [at for at, byte in enumerate(data) if byte == ord("\n")]
     for size in sorted({*range(0, len(data), 7), *(end + shift for end in ends for shift in (-1, 0, 1))}):
         whole = data[:size].count(b"\n") + (size < len(data) and data[size : size + 1] == b"\n" and size > 0)
@@ -181,14 +181,14 @@ def test_a_damaged_newline_makes_two_releases_at_least_two(path: Path, byte: byt
     with opened(path, noise_source="os") as ledger:
         assert ledger.rounds == (0, 1, 2, 3)
         assert ledger.num_torn >= 2
-        assert ledger.epsilon() >= acc.epsilon(acc.UserWise(1.0, 0.05, 6), DELTA)
+        assert ledger.epsilon() >= acc.epsilon(acc.PoissonUsers(1.0, 0.05, 6), DELTA)
     with opened(path, noise_source="os") as ledger:
         assert ledger.num_releases >= 6
 
 
 def test_no_damage_of_a_single_byte_makes_a_ledger_report_less(path: Path) -> None:
     data = filled(path, 4, noise_source="os")
-    exact = acc.epsilon(acc.UserWise(1.0, 0.05, 4), DELTA)
+    exact = acc.epsilon(acc.PoissonUsers(1.0, 0.05, 4), DELTA)
     for at in range(0, len(data), 5):
         path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
         with suppress(LedgerError), opened(path, noise_source="os") as ledger:
@@ -226,11 +226,11 @@ def test_the_same_round_with_other_users_answers_is_another_release_and_must_not
 def test_torn_line_counts_as_one_more_of_each_kind(path: Path) -> None:
     with opened(path) as ledger:
         ledger.record(0, ROUND)
-        ledger.record(1, acc.UserWise(2.0, 0.05, 1))
+        ledger.record(1, acc.PoissonUsers(2.0, 0.05, 1))
     with path.open("ab") as file:
         file.write(b'{"round": 2, "rel')
     with opened(path) as ledger:
-        both = acc.Composed((acc.UserWise(1.0, 0.05, 2), acc.UserWise(2.0, 0.05, 2)))
+        both = acc.Composed((acc.PoissonUsers(1.0, 0.05, 2), acc.PoissonUsers(2.0, 0.05, 2)))
         assert ledger.epsilon() == acc.epsilon(both, DELTA)
 
 
@@ -324,7 +324,7 @@ def test_participations_are_capped_as_declared_and_the_cap_cannot_change(path: P
         (acc.RecordLevel(3.0, 0.05, 2, 4), acc.RecordLevel(3.0, 0.05, 12, 4), "group"),
         (acc.RecordLevel(3.0, 0.05, 1, 4), acc.RecordLevel(3.0, 0.05, 6, 4), "record"),
         (acc.FixedSize(2.0, 1000, 50, 1), acc.FixedSize(2.0, 1000, 50, 6), "rdp"),
-        (acc.AdaptiveClipping(ROUND, 3.0), acc.UserWise(1.0, 0.05, 6), "pld"),
+        (acc.AdaptiveClipping(ROUND, 3.0), acc.PoissonUsers(1.0, 0.05, 6), "pld"),
     ],
     ids=str,
 )
@@ -367,7 +367,7 @@ def test_epsilon_of_every_round_of_a_run_costs_under_150_ms_each(path: Path) -> 
     with opened(path, budget_epsilon=50.0) as ledger:
         start = time.perf_counter()
         for number in range(60):
-            ledger.record(number, acc.UserWise(0.7, 0.08, 1))
+            ledger.record(number, acc.PoissonUsers(0.7, 0.08, 1))
             ledger.epsilon()
         assert time.perf_counter() - start < 60 * 0.15  # 15 ms on a machine that does nothing else
 
@@ -379,7 +379,7 @@ from fedsim_userdp.privacy.ledger import Ledger, seal
 with Ledger.open(sys.argv[1], delta=1e-5, run="c0") as ledger:
     first = len(ledger.rounds)
     for number in range(first, 100_000):
-        ledger.record(number, acc.UserWise(1.0, 0.05, 1))
+        ledger.record(number, acc.PoissonUsers(1.0, 0.05, 1))
         print(number, flush=True)
 """
 
@@ -398,4 +398,4 @@ def test_killed_process_leaves_every_release_it_made_in_the_ledger(path: Path) -
         released = int(rest[-1]) + 1 if rest else released
         with opened(path) as ledger:
             assert len(ledger.rounds) >= released
-            assert ledger.epsilon() >= acc.epsilon(acc.UserWise(1.0, 0.05, released), DELTA)
+            assert ledger.epsilon() >= acc.epsilon(acc.PoissonUsers(1.0, 0.05, released), DELTA)

@@ -9,7 +9,7 @@ from fedsim_userdp.privacy.ownership import check_ownership
 from fedsim_userdp.privacy.statement import PrivacyStatement
 
 RECORDS = acc.RecordLevel(2.0, 0.1, 10, 3)
-USERS = acc.UserWise(2.0, 0.1, 10)
+USERS = acc.PoissonUsers(2.0, 0.1, 10)
 OTHERS = [USERS, acc.FixedSize(2.0, 100, 10, 5), acc.Unamplified(2.0, max_participations=5)]
 
 

@@ -112,13 +112,13 @@ def test_composed_delta_agrees_with_sampling_and_a_wrong_rate_does_not(
 def test_numerical_gaussian_agrees_with_the_closed_form(delta: float) -> None:
     """q = 1 is answered in closed form; the numerical way must give the same just beside it."""
     composition = [(binomial_mixture(5.0, 1.0, 1), 10)]
-    exact = acc.epsilon(acc.UserWise(5.0, 1.0, 10), delta)
+    exact = acc.epsilon(acc.PoissonUsers(5.0, 1.0, 10), delta)
     assert exact <= pld.epsilon(composition, math.log(delta)) <= exact * 1.001
 
 
 @pytest.mark.parametrize(("sigma", "prob", "rounds"), CELLS)
 def test_pld_lies_between_the_bounds_of_dp_accounting(sigma: float, prob: float, rounds: int) -> None:
-    found = acc.epsilon(acc.UserWise(sigma, prob, rounds), 1e-5)
+    found = acc.epsilon(acc.PoissonUsers(sigma, prob, rounds), 1e-5)
     interval = 1e-5 if sigma > 10.0 else 1e-3 if sigma < 0.4 else 1e-4
     bounds = [
         library.from_gaussian_mechanism(
@@ -149,7 +149,7 @@ def test_tight_agrees_with_the_mixture_of_dp_accounting(sigma: float, prob: floa
 def test_opacus_agrees(sigma: float, prob: float, rounds: int) -> None:
     from opacus.accountants import PRVAccountant, RDPAccountant
 
-    run = acc.UserWise(sigma, prob, rounds)
+    run = acc.PoissonUsers(sigma, prob, rounds)
     prv, rdp = PRVAccountant(), RDPAccountant()
     prv.history = rdp.history = [(sigma, prob, rounds)]
     with warnings.catch_warnings():
@@ -191,21 +191,21 @@ def test_discretized_loss_dominates_and_keeps_both_masses(
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 10.0, 100.0])
 @pytest.mark.parametrize(("prob", "rounds"), [(1e-5, 100_000), (0.01, 1000), (0.5, 100), (0.999, 10)])
 def test_whole_range_is_answered_below_rdp(sigma: float, prob: float, rounds: int) -> None:
-    run = acc.UserWise(sigma, prob, rounds)
+    run = acc.PoissonUsers(sigma, prob, rounds)
     assert acc.epsilon(run, 1e-6) <= acc.epsilon(run, 1e-6, "rdp") * (1 + 1e-9)
 
 
 def test_negligible_sampling_costs_nothing_at_a_delta_above_the_distance() -> None:
-    assert acc.epsilon(acc.UserWise(0.5, 1e-5, 10), 1e-2) == 0.0
+    assert acc.epsilon(acc.PoissonUsers(0.5, 1e-5, 10), 1e-2) == 0.0
 
 
 def test_delta_far_beyond_the_largest_loss_is_tiny_but_not_zero() -> None:
-    assert 0.0 < acc.delta(acc.UserWise(100.0, 1e-4, 1), 50.0) < 1e-250
+    assert 0.0 < acc.delta(acc.PoissonUsers(100.0, 1e-4, 1), 50.0) < 1e-250
 
 
 @pytest.mark.parametrize("noise_multiplier", [1e-3, 5e-3])
 def test_noise_too_little_for_double_precision_is_refused_in_one_sentence(noise_multiplier: float) -> None:
-    run = acc.UserWise(noise_multiplier, sampling_prob=9e-4, rounds=2)
+    run = acc.PoissonUsers(noise_multiplier, sampling_prob=9e-4, rounds=2)
     with pytest.raises(acc.AccountingError, match=f"noise multiplier of {noise_multiplier:g} gives losses beyond"):
         acc.epsilon(run, 4.5e-5, "pld")
     with pytest.raises(acc.AccountingError, match=f"noise multiplier of {noise_multiplier:g} gives losses beyond"):
@@ -214,6 +214,6 @@ def test_noise_too_little_for_double_precision_is_refused_in_one_sentence(noise_
 
 @pytest.mark.parametrize("sampling_prob", [3e-4, 9e-4])
 def test_calibration_passes_over_noise_too_little_for_double_precision(sampling_prob: float) -> None:
-    run = acc.UserWise(1.0, sampling_prob, rounds=2)
+    run = acc.PoissonUsers(1.0, sampling_prob, rounds=2)
     found = acc.calibrate(run, epsilon=42.5, delta=4.5e-5, method="pld")
     assert 0.99 * 42.5 <= acc.epsilon(found, 4.5e-5, "pld") <= 42.5

@@ -25,7 +25,7 @@ def spread(low: float, high: float) -> st.SearchStrategy[float]:
 SIGMAS, PROBS, DELTAS = spread(0.3, 100.0), spread(1e-5, 1.0), spread(1e-10, 1e-2)
 ROUNDS = spread(1, 100_000).map(int)
 EPSILONS = spread(0.05, 50.0)
-USER_WISE = st.builds(acc.UserWise, SIGMAS, PROBS, ROUNDS)
+USER_WISE = st.builds(acc.PoissonUsers, SIGMAS, PROBS, ROUNDS)
 RECORD_LEVEL = st.builds(acc.RecordLevel, SIGMAS, PROBS, spread(1, 10_000).map(int), spread(1, 64).map(int))
 UNAMPLIFIED = st.builds(acc.NoAmplification, SIGMAS, spread(1, 1000).map(int))
 
@@ -48,12 +48,12 @@ SPLIT = st.builds(
 )
 SEARCH = st.builds(
     acc.HyperparameterSearch,
-    st.builds(acc.UserWise, spread(0.5, 100), spread(1e-4, 0.5), spread(1, 1000).map(int)),
+    st.builds(acc.PoissonUsers, spread(0.5, 100), spread(1e-4, 0.5), spread(1, 1000).map(int)),
     spread(1.01, 1000),
     st.sampled_from([0.0, 0.5, 1.0, 2.0, math.inf]),
 )
 WORSE = {
-    acc.UserWise: ("noise_multiplier", "sampling_prob", "rounds"),
+    acc.PoissonUsers: ("noise_multiplier", "sampling_prob", "rounds"),
     acc.RecordLevel: ("noise_multiplier", "sampling_prob", "steps", "records_per_user"),
     acc.NoAmplification: ("noise_multiplier", "max_participations"),
     acc.FixedSize: ("noise_multiplier", "cohort_size", "rounds"),
@@ -122,7 +122,7 @@ def check_calibration(case: str, data: st.DataObject, *, wide: bool) -> None:
     descriptions, method, _ = CASES[case]
     descriptions = MOSTLY_WHOLE if case.startswith("fixed_size") else descriptions
     run, epsilon, delta = data.draw(descriptions), data.draw(EPSILONS), data.draw(spread(1e-8, 1e-4))
-    if not wide and isinstance(run, acc.UserWise | acc.RecordLevel):
+    if not wide and isinstance(run, acc.PoissonUsers | acc.RecordLevel):
         run = dataclasses.replace(run.first(min(run.num_releases, 1000)), sampling_prob=max(run.sampling_prob, 0.01))
     if isinstance(run, acc.AdaptiveClipping):
         run = dataclasses.replace(run, count_stddev=1e6)  # enough for whatever noise the calibration ends with
@@ -174,5 +174,5 @@ def test_tight_is_never_above_group(run: acc.RecordLevel, delta: float) -> None:
 
 @examples(10)
 @given(USER_WISE, DELTAS)
-def test_pld_is_never_above_rdp(run: acc.UserWise, delta: float) -> None:
+def test_pld_is_never_above_rdp(run: acc.PoissonUsers, delta: float) -> None:
     assert acc.epsilon(run, delta, "pld") <= acc.epsilon(run, delta, "rdp") * (1.0 + SLACK) + 1e-9

@@ -9,7 +9,7 @@ from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from tests.known import known
 
-USER_WISE = acc.UserWise(1.0, 0.05, 200)
+USER_WISE = acc.PoissonUsers(1.0, 0.05, 200)
 RECORD_LEVEL = acc.RecordLevel(10.0, 0.05, 200, 5)
 COMMON: dict[str, Any] = {"mechanism": "m", "num_users": 1000, "rounds": 200, "delta": 1e-5, "clip_norm": 0.3}
 
@@ -73,7 +73,7 @@ def test_source_of_the_noise_is_said(source: str, words: str) -> None:
 
 def test_search_by_hand_is_priced_and_not_hidden_in_epsilon() -> None:
     made = statement(num_searched=3)
-    together = acc.epsilon(acc.UserWise(1.0, 0.05, 600), 1e-5)
+    together = acc.epsilon(acc.PoissonUsers(1.0, 0.05, 600), 1e-5)
     assert "NOT part of epsilon" in made.search
     assert f"{together:.4g}" in made.search
     assert "an assumption" in made.search
@@ -101,7 +101,7 @@ def test_adaptive_clipping_says_what_the_update_carries() -> None:
     [
         (acc.FixedSize(4.0, 1000, 50, 200), "replace-one"),
         (acc.NoAmplification(4.0, 4), "not counted as amplification"),
-        (acc.Composed((USER_WISE, acc.UserWise(2.0, 0.05, 10))), "several runs"),
+        (acc.Composed((USER_WISE, acc.PoissonUsers(2.0, 0.05, 10))), "several runs"),
     ],
 )
 def test_selection_says_what_it_is_worth(release: acc.Description, words: str) -> None:

@@ -13,7 +13,7 @@ from fedsim_userdp.report.statement_page import page, statement_table, sweep_pag
 from tests.known import known
 
 DIGEST = "a" * 64
-USERS = acc.UserWise(1.0, 0.05, 200)
+USERS = acc.PoissonUsers(1.0, 0.05, 200)
 RECORDS = acc.RecordLevel(10.0, 0.05, 200, 5)
 ROWS = [
     "Unit", "A user is", "Epsilon", "Delta", "Neighbours", "Accountant", "Sampling", "Population", "Records",

@@ -25,7 +25,7 @@ class SaysPoisson(PoissonSelector):
         return np.flatnonzero(generator.random(num_users) < self.sampling_prob)
 
     def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        return acc.UserWise(noise_multiplier, self.sampling_prob, rounds)
+        return acc.PoissonUsers(noise_multiplier, self.sampling_prob, rounds)
 
 
 def assumptions(folder: Path) -> list[str]:
@@ -65,7 +65,7 @@ def test_cohorts_that_are_the_same_under_any_key_are_refused() -> None:
             return super().select(num_users, round, np.random.default_rng(round))
 
     population = Population.numbered(30)
-    declared = acc.UserWise(1.0, 0.4, 10)
+    declared = acc.PoissonUsers(1.0, 0.4, 10)
     with pytest.raises(ConfigError, match="same users under two unrelated keys in rounds 1 to 2: whoever"):
         check_follows_key([Ignoring(0.4), Ignoring(0.4)], population, declared)
     check_follows_key([SaysPoisson(0.4), SaysPoisson(0.4)], population, declared)

@@ -389,7 +389,7 @@ def test_the_operating_systems_noise_is_no_seeds(
 
 
 def test_a_torn_line_of_the_ledger_is_completed_only_by_the_very_same_release(tmp_path: Path) -> None:
-    release = acc.UserWise(1.0, 0.4, 1)
+    release = acc.PoissonUsers(1.0, 0.4, 1)
 
     def opened(**changes: Any) -> Ledger:
         return Ledger.open(tmp_path / "l", **{"delta": 0.05, "run": "c", **changes})
@@ -422,8 +422,8 @@ def test_a_torn_line_of_the_ledger_is_completed_only_by_the_very_same_release(tm
 def test_what_is_expected_to_fit_needs_no_accounting_of_its_own_and_no_more_than_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = acc.UserWise(1.0, 0.4, 1)
-    budget = acc.epsilon(acc.UserWise(1.0, 0.4, 5), 0.05)
+    release = acc.PoissonUsers(1.0, 0.4, 1)
+    budget = acc.epsilon(acc.PoissonUsers(1.0, 0.4, 5), 0.05)
     with Ledger.open(tmp_path / "l", delta=0.05, run="c", budget_epsilon=budget) as ledger:
         ledger.expect(release, 6)
         ledger.expect(release, 5)

@@ -131,7 +131,7 @@ def test_a_statement_that_was_written_anew_as_a_whole_is_found(run: Path) -> Non
                 for at, one in enumerate(content.runs)]  # fmt: skip
         write_privacy(run, runs)
         assert problems(run), changes
-    more = acc.UserWise(3.0, 0.3, 2)
+    more = acc.PoissonUsers(3.0, 0.3, 2)
     claim = replace(content.runs[1].statement, release=more)
     write_privacy(run, [content.runs[0], replace(content.runs[1], statement=claim), *content.runs[2:]])
     assert any("releases as stated" in text for text in problems(run))
@@ -284,7 +284,7 @@ def test_a_claim_for_fewer_rounds_than_the_ledger_holds_is_found_by_its_cost(run
     assert isinstance(content, PrivacyFile)
     one = content.runs[1]
     release = one.statement.release
-    assert isinstance(release, acc.UserWise)
+    assert isinstance(release, acc.PoissonUsers)
     claim = replace(one.statement, release=release.first(1))
     write_privacy(run, [content.runs[0], replace(one, statement=claim), *content.runs[2:]])
     assert any("epsilon recomputed from it: it adds up to epsilon" in text for text in problems(run))

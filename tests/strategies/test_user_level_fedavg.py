@@ -124,7 +124,7 @@ def test_nodes_that_fail_count_as_zero_and_change_no_denominator(tmp_path: Path,
 def test_noise_has_the_accountants_stddev_and_half_of_it_is_rejected(tmp_path: Path) -> None:
     trained = strategy(tmp_path)
     sample = moved(start(only([]), trained)) * 4 / CLIP
-    noise_multiplier = acc.calibrate(acc.UserWise(1.0, 1.0, 1), epsilon=4.0, delta=DELTA).noise_multiplier
+    noise_multiplier = acc.calibrate(acc.PoissonUsers(1.0, 1.0, 1), epsilon=4.0, delta=DELTA).noise_multiplier
     low, high = stats.chi2.ppf([5e-10, 1 - 5e-10], SIZE)
     assert low < float(np.square(sample / noise_multiplier).sum()) < high
     for wrong in (0.5, 2.0):
@@ -168,7 +168,7 @@ def test_epsilon_is_that_of_the_ledger_by_the_accountant(tmp_path: Path) -> None
     assert [entry.round for entry in entries] == [1, 2, 3]
     assert {entry.noise_source for entry in entries} == {"os"}
     (release,) = {entry.release for entry in entries}
-    epsilons = [acc.epsilon(acc.UserWise(release.noise_multiplier, 0.5, rounds), DELTA) for rounds in (1, 2, 3)]
+    epsilons = [acc.epsilon(acc.PoissonUsers(release.noise_multiplier, 0.5, rounds), DELTA) for rounds in (1, 2, 3)]
     assert trained.epsilon == pytest.approx(epsilons[-1], rel=1e-9)
     assert 0.99 * 4.0 <= known(trained.epsilon) <= 4.0
     shown = [result.train_metrics_clientapp[round] for round in (1, 2, 3)]

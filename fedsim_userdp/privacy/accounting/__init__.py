@@ -3,12 +3,12 @@
 The public face of the accounting. It needs numpy and scipy; dp_accounting is imported when RDP is asked for.
 
     from fedsim_userdp.privacy import accounting as acc
-    run = acc.calibrate(acc.UserWise(1.0, sampling_prob=0.05, rounds=200), epsilon=3.0, delta=1e-5)
+    run = acc.calibrate(acc.PoissonUsers(1.0, sampling_prob=0.05, rounds=200), epsilon=3.0, delta=1e-5)
     acc.epsilon(run, 1e-5)
 
 | description | methods, the default first | guarantee |
 |---|---|---|
-| UserWise | pld, rdp | user level, add or remove |
+| PoissonUsers | pld, rdp | user level, add or remove |
 | RecordLevel | group, tight | user level, add or remove |
 | RecordLevel | record | record level only: none for users |
 | FixedSize | rdp | user level, replace one |
@@ -21,9 +21,10 @@ Every number is an upper bound. Random sources, finite precision of the noise an
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -40,9 +41,9 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PoissonUsers,
     RecordLevel,
     Unamplified,
-    UserWise,
 )
 from fedsim_userdp.privacy.accounting.group import is_vacuous, log_delta_factor, to_record_level, to_user_level
 from fedsim_userdp.privacy.pld import MIN_LOG_DELTA
@@ -57,9 +58,9 @@ __all__ = [
     "FixedSize",
     "HyperparameterSearch",
     "NoAmplification",
+    "PoissonUsers",
     "RecordLevel",
     "Unamplified",
-    "UserWise",
     "calibrate",
     "delta",
     "epsilon",
@@ -192,6 +193,16 @@ def epsilon_per_round(
     return [answers[min(number, cap)] for number in wanted]
 
 
+if not TYPE_CHECKING:  # which is to know every name
+
+    def __getattr__(name: str) -> object:
+        """Returns what a name stood for in earlier versions."""
+        if name == "UserWise":
+            warnings.warn("acc.UserWise is called acc.PoissonUsers", DeprecationWarning, stacklevel=2)
+            return PoissonUsers
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _least_noise(run: Description, target: float, log_delta: float, method: str) -> float:
     """The noise multiplier for a checked target; group privacy starts from the record-level target it implies."""
 
@@ -229,4 +240,4 @@ def _confirmed(epsilon_of: Callable[[float], float], target: float, noise_multip
 
 def _is_slow(description: Description) -> bool:
     """Whether answers are worth keeping on disk."""
-    return not isinstance(description, UserWise | NoAmplification)
+    return not isinstance(description, PoissonUsers | NoAmplification)

@@ -13,8 +13,8 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PoissonUsers,
     RecordLevel,
-    UserWise,
 )
 
 _REASONS = {
@@ -33,7 +33,7 @@ def methods(description: Description) -> tuple[str, ...]:
         ValueError: `description` is not a description.
     """
     match description:
-        case UserWise() | NoAmplification():
+        case PoissonUsers() | NoAmplification():
             return ("pld", "rdp")
         case RecordLevel():
             return ("group", "tight", "record")
@@ -85,7 +85,7 @@ def curve(description: Description, method: str) -> Curve:
             return _curve([(description.first(1), description.num_releases)], method)
 
 
-def _methods_of_parts(runs: list[UserWise | RecordLevel | FixedSize | NoAmplification]) -> tuple[str, ...]:
+def _methods_of_parts(runs: list[PoissonUsers | RecordLevel | FixedSize | NoAmplification]) -> tuple[str, ...]:
     """Names of the accountants of composed runs."""
     kinds = {type(run) for run in runs}
     caps = {run.records_per_user for run in runs if isinstance(run, RecordLevel)}
@@ -97,14 +97,14 @@ def _methods_of_parts(runs: list[UserWise | RecordLevel | FixedSize | NoAmplific
     return tuple(name for name in fitting[0] if all(name in names for names in fitting))
 
 
-def _curve(releases: list[tuple[UserWise | RecordLevel | FixedSize | NoAmplification, int]], method: str) -> Curve:
+def _curve(releases: list[tuple[PoissonUsers | RecordLevel | FixedSize | NoAmplification, int]], method: str) -> Curve:
     """The curve of releases made so many times each, by closed form, PLD or group privacy."""
     if method in ("record", "group"):
         runs = [(run, count) for run, count in releases if isinstance(run, RecordLevel)]
         record = curves.sampled_gaussian([(run.one_record(), count) for run, count in runs])
         return record if method == "record" else curves.grouped(record, runs[0][0].records_per_user)
     unsampled = [(run, count) for run, count in releases if isinstance(run, NoAmplification)]
-    sampled = [(run, count) for run, count in releases if isinstance(run, UserWise | RecordLevel)]
+    sampled = [(run, count) for run, count in releases if isinstance(run, PoissonUsers | RecordLevel)]
     if len(unsampled) == len(releases):
         squares = [count * (run.sensitivity / run.noise_multiplier) ** 2 for run, count in unsampled]
         return curves.shifted_gaussian(math.sqrt(math.fsum(squares)))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from fedsim_userdp.errors import AccountingError
 from fedsim_userdp.privacy import pld
 from fedsim_userdp.privacy.accounting import gaussian, single
-from fedsim_userdp.privacy.accounting.descriptions import RecordLevel, UserWise
+from fedsim_userdp.privacy.accounting.descriptions import PoissonUsers, RecordLevel
 from fedsim_userdp.privacy.accounting.group import log_delta_factor
 from fedsim_userdp.privacy.accounting.renyi import epsilon_bound, log_delta_bound, rdp_at_integers
 from fedsim_userdp.privacy.pld.mixture import Floats, binomial_mixture
@@ -34,11 +34,11 @@ class Curve:
     log_delta: Callable[[float], float]
 
 
-def sampled_gaussian(releases: Sequence[tuple[UserWise | RecordLevel, int]]) -> Curve:
+def sampled_gaussian(releases: Sequence[tuple[PoissonUsers | RecordLevel, int]]) -> Curve:
     """Returns the user-level curve of Poisson-sampled releases: exact for one release or no sampling, else PLD.
 
     Args:
-        releases: Single releases and how often each is made. A UserWise one counts as one record per user.
+        releases: Single releases and how often each is made. A PoissonUsers one counts as one record per user.
     """
     if all(release.sampling_prob == 1.0 for release, _ in releases):
         return shifted_gaussian(
@@ -149,7 +149,7 @@ def grouped(record: Curve, records_per_user: int, limit: float = _MAX_EPSILON) -
     return Curve(epsilon=epsilon, log_delta=log_delta)
 
 
-def _records(release: UserWise | RecordLevel) -> int:
+def _records(release: PoissonUsers | RecordLevel) -> int:
     """Number of records, or 1 where the sampled unit is the user."""
     return release.records_per_user if isinstance(release, RecordLevel) else 1
 

@@ -11,10 +11,10 @@ from fedsim_userdp.privacy.accounting.one_run import (
     Adjacency,
     FixedSize,
     NoAmplification,
+    PoissonUsers,
     RecordLevel,
     Run,
     Unamplified,
-    UserWise,
 )
 from fedsim_userdp.privacy.validation import check_real
 
@@ -29,10 +29,10 @@ __all__ = [
     "FixedSize",
     "HyperparameterSearch",
     "NoAmplification",
+    "PoissonUsers",
     "RecordLevel",
     "Run",
     "Unamplified",
-    "UserWise",
 ]
 
 
@@ -53,13 +53,13 @@ class AdaptiveClipping:
         count_stddev: stddev of the noise on the count of unclipped updates, in (run.noise_multiplier / 2, inf).
     """
 
-    run: UserWise | FixedSize | NoAmplification
+    run: PoissonUsers | FixedSize | NoAmplification
     count_stddev: float
 
     def __post_init__(self) -> None:
         """Raises ValueError where the split is impossible."""
-        if not isinstance(self.run, UserWise | FixedSize | NoAmplification):
-            raise ValueError(f"run must be a UserWise, FixedSize or NoAmplification description, got {self.run!r}")
+        if not isinstance(self.run, PoissonUsers | FixedSize | NoAmplification):
+            raise ValueError(f"run must be a PoissonUsers, FixedSize or NoAmplification description, got {self.run!r}")
         check_real("count_stddev", self.count_stddev, self.run.noise_multiplier / 2.0, math.inf)
 
     @property

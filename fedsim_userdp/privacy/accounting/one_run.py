@@ -32,7 +32,7 @@ class Adjacency(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class UserWise:
+class PoissonUsers:
     """User-wise DP-SGD or DP-FedAvg: Poisson sampling of users, each user's whole update clipped to C.
 
     Guarantee: each round is a Poisson-subsampled Gaussian of sensitivity C under add-or-remove of one user.
@@ -123,9 +123,9 @@ class RecordLevel:
         )
         return dp.SelfComposedDpEvent(step, self.steps)
 
-    def one_record(self) -> UserWise:
+    def one_record(self) -> PoissonUsers:
         """Returns the same run seen by one record: a Poisson-subsampled Gaussian whose "user" is a record."""
-        return UserWise(self.noise_multiplier, self.sampling_prob, self.steps)
+        return PoissonUsers(self.noise_multiplier, self.sampling_prob, self.steps)
 
     @property
     def num_releases(self) -> int:
@@ -254,4 +254,4 @@ class NoAmplification:
 
 
 Unamplified = NoAmplification
-Run = UserWise | RecordLevel | FixedSize | NoAmplification
+Run = PoissonUsers | RecordLevel | FixedSize | NoAmplification

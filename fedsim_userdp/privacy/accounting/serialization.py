@@ -13,20 +13,21 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PoissonUsers,
     RecordLevel,
-    UserWise,
 )
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
-_CLASSES = (UserWise, RecordLevel, FixedSize, NoAmplification, AdaptiveClipping, HyperparameterSearch, Composed)
-_KINDS: dict[str, Callable[..., Description]] = {kind.__name__: kind for kind in _CLASSES}
+_CLASSES = (PoissonUsers, RecordLevel, FixedSize, NoAmplification, AdaptiveClipping, HyperparameterSearch, Composed)
+_NAMES = {kind: "UserWise" if kind is PoissonUsers else kind.__name__ for kind in _CLASSES}  # as files have them
+_KINDS: dict[str, Callable[..., Description]] = {name: kind for kind, name in _NAMES.items()}
 
 
 def to_json(description: Description) -> dict[str, Json]:
-    """Returns a description as a JSON object: its attributes and its class name under "type"."""
+    """Returns a description as a JSON object: its attributes, and which class it is under "type"."""
     values = {field.name: getattr(description, field.name) for field in dataclasses.fields(description)}
-    return {"type": type(description).__name__, **{name: _value_to_json(value) for name, value in values.items()}}
+    return {"type": _NAMES[type(description)], **{name: _value_to_json(value) for name, value in values.items()}}
 
 
 def from_json(value: Json) -> Description:

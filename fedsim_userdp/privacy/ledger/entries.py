@@ -12,13 +12,13 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Composed,
     FixedSize,
     NoAmplification,
+    PoissonUsers,
     RecordLevel,
-    UserWise,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.validation import check_count
 
-Release = UserWise | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
+Release = PoissonUsers | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
 NoiseSource = Literal["seeded", "os"]
 
 FORMAT = 3
@@ -262,4 +262,4 @@ def _canonical(body: dict[str, Json]) -> bytes:
 
 
 # Length of the shortest line of any ledger, newline not counted.
-_SHORTEST_LINE = len(encode(Entry(0, UserWise(1.0, 1.0, 1), "r", "os"), FIRST_HASH)[0]) - 1
+_SHORTEST_LINE = len(encode(Entry(0, PoissonUsers(1.0, 1.0, 1), "r", "os"), FIRST_HASH)[0]) - 1
