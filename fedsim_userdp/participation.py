@@ -2,51 +2,57 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.plugins import calling
+from fedsim_userdp.population import Past, Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, expected_cohort_size, foreign_name
+from fedsim_userdp.sampling_plan import Round, SamplingPlan, follows_past, round_of, total
+from fedsim_userdp.selection import (
+    Choosing,
+    ClientSelector,
+    PoissonSelector,
+    Stating,
+    chosen_cohort,
+    drawn_cohort,
+    expected_cohort_size,
+    foreign_name,
+)
 from fedsim_userdp.wagers import Wager
 
 # Probability, over a whole run, that a selector which draws as it declares is stopped all the same.
 FALSE_ALARM = 1e-9
 _PART = FALSE_ALARM / 8  # five parts for counts of users and rounds, two for the wager, one for two unrelated keys
 _MOST_TRIED = 100  # rounds drawn before a run
-UserLevel = acc.PoissonUsers | acc.FixedSize | acc.NoAmplification
+UserLevel = acc.PoissonUsers | acc.PoissonGroups | acc.FixedSize | acc.NoAmplification
 
 
-@dataclass(frozen=True)
-class Population:
-    """The training users as a selector may know them: public.
+def declared_release(
+    selector: ClientSelector, noise_multiplier: float, population: Population, rounds: int
+) -> UserLevel:
+    """Returns what a run of user-level releases is: by the probabilities that a selector states, or as it declares.
 
-    Attributes:
-        id_hashes: a 64-bit hash of each user's id, shape [num_users]; user i is the i-th in the order of these.
-    """
-
-    id_hashes: NDArray[np.uint64]
-
-    @classmethod
-    def numbered(cls, num_users: int) -> "Population":
-        """Returns a population whose users have their numbers as ids."""
-        return cls(np.arange(num_users, dtype=np.uint64))
-
-    def __len__(self) -> int:
-        return len(self.id_hashes)
-
-
-def declared_release(selector: ClientSelector, noise_multiplier: float, num_users: int, rounds: int) -> UserLevel:
-    """Returns what a selector declares a run of user-level releases to be, after checking that it is of this run.
+    What it declares is checked to be of this run.
 
     Raises:
         AccountingError: a ValueError, when it declares something else than a user-level run, or a run of another
             population, number of rounds or noise.
+        PluginError: a ValueError, when it states what cannot be a probability, weight or denominator.
     """
-    name = type(selector).__name__
+    name, num_users = type(selector).__name__, len(population)
+    if isinstance(selector, Stating):
+        if hasattr(selector, "select"):
+            raise acc.AccountingError(
+                f"{name} has both probabilities() and select(): state probabilities, or choose and declare a release()"
+            )
+        if isinstance(selector, PoissonSelector) and type(selector) is PoissonSelector:
+            return acc.PoissonUsers(noise_multiplier, selector.sampling_prob, rounds)
+        return SamplingPlan.of(selector, population, rounds).release(noise_multiplier)
     with calling("selection", selector, "release()"):
         release = selector.release(noise_multiplier, num_users, rounds)
     if not isinstance(release, acc.PoissonUsers | acc.FixedSize | acc.NoAmplification):
@@ -60,6 +66,31 @@ def declared_release(selector: ClientSelector, noise_multiplier: float, num_user
         if declared != actual:
             raise acc.AccountingError(f"{name}.release() declared {what}={declared} for a run with {actual}")
     return release
+
+
+def draw_cohort(selector: ClientSelector, population: Population, round: int, key: RunKey) -> NDArray[np.int64]:
+    """Returns a round's cohort, of which nothing was declared: distinct users of the population, ascending.
+
+    Raises:
+        ValueError: when what is stated is no probability, or what is chosen no set of users.
+    """
+    if isinstance(selector, Stating):
+        stated = round_of(selector, population, round, Past(round - 1))
+        return drawn_cohort(stated.probabilities, population.id_hashes, round, key)
+    return chosen_cohort(selector, len(population), round, key)
+
+
+def expected_share(selector: ClientSelector, population: Population, rounds: int) -> float:
+    """Returns the expected share of the users in a round, the mean over a run's rounds.
+
+    Raises:
+        ValueError: see `declared_release`.
+    """
+    if isinstance(selector, PoissonSelector) and type(selector) is PoissonSelector:
+        return selector.sampling_prob
+    if isinstance(selector, Stating):
+        return float(SamplingPlan.of(selector, population, rounds).expected_cohorts.mean()) / len(population)
+    return expected_cohort_size(selector, len(population)) / len(population)
 
 
 class Cohorts:
@@ -92,14 +123,17 @@ class Cohorts:
         self._history = hashlib.sha256()
         self._name = type(selector).__name__
         is_foreign = foreign_name(selector) is not None
-        self._chooses = isinstance(selector, Choosing)  # it cannot begin to later: then nothing would be tested
-        self._has_memory = self._chooses and is_foreign
+        self._states = isinstance(selector, Stating)  # which cannot change later: then nothing would be tested
+        self._has_memory = not self._states and is_foreign
+        self.norms: dict[int, float] = {}  # of what each round released, where the selector follows it
+        self._plan = self._plan_of(declared)
+        self._current: tuple[int, Round] | None = None
         self._wager = (
             Wager(declared, len(population))
             if self._has_memory and isinstance(declared, acc.PoissonUsers | acc.FixedSize)
             else None
         )
-        if is_foreign and isinstance(declared, acc.PoissonUsers | acc.FixedSize):
+        if self._has_memory and isinstance(declared, acc.PoissonUsers | acc.FixedSize):
             self._check_expected_size(declared)
 
     def draw(self, round: int) -> list[int]:
@@ -111,6 +145,78 @@ class Cohorts:
         self.catch_up(round - 1)
         self._last = round
         return [int(user) for user in self._drawn(round)]
+
+    def denominator(self, round: int) -> float:
+        """Returns what the sum of a round is divided by: public, whoever takes part."""
+        return self._stated(round).denominator
+
+    def expected_size(self, round: int) -> float:
+        """Returns the expected number of users in a round."""
+        if isinstance(self._selector, Stating):
+            return total(self._stated(round).probabilities, len(self._population))
+        return self.denominator(round)
+
+    def weights(self, users: Sequence[int], round: int) -> list[float] | None:
+        """Returns what each user's clipped update is multiplied by in a round; None where that is 1 for everybody."""
+        weights = np.broadcast_to(self._stated(round).weights, len(self._population))
+        return None if bool((weights == 1.0).all()) else [float(weights[user]) for user in users]
+
+    @property
+    def follows_past(self) -> bool:
+        """Whether the selector follows what was released."""
+        return isinstance(self._selector, Stating) and follows_past(self._selector)
+
+    def note_released(self, round: int, norm: float) -> None:
+        """Keeps what a round released, for selectors that follow it.
+
+        Args:
+            round: the round.
+            norm: L2 norm of the mean update that was released, noise included.
+        """
+        self.norms[round] = norm
+
+    def _plan_of(self, declared: UserLevel | None) -> SamplingPlan | None:
+        """What is stated of the whole run, where that was accounted for; None for Poisson sampling as such.
+
+        Raises:
+            ValueError: when it is not what was accounted for.
+        """
+        selector, is_own = self._selector, type(self._selector) is PoissonSelector
+        if declared is None or is_own or not isinstance(selector, Stating):
+            return None
+        plan = SamplingPlan.of(selector, self._population, declared.num_releases)
+        if plan.release(declared.noise_multiplier) != declared:
+            raise ValueError(f"{self._name} states other probabilities or weights than the noise was made for")
+        return plan
+
+    def _stated(self, round: int) -> Round:
+        """What holds in a round."""
+        if self._current is None or self._current[0] != round:
+            self._current = round, self._stated_now(round)
+        return self._current[1]
+
+    def _stated_now(self, round: int) -> Round:
+        """See `_stated`; a plan is kept to, whatever a selector would say by now.
+
+        Raises:
+            ValueError: when a selector that follows the past states more than it declared.
+        """
+        selector, num_users = self._selector, len(self._population)
+        if not isinstance(selector, Stating):
+            size = expected_cohort_size(selector, num_users)
+            return Round(np.asarray(size / num_users), np.asarray(1.0), size)
+        planned = None if self._plan is None else self._plan.round(round)
+        if planned is not None and self._plan is not None and not self._plan.follows_past:
+            return planned
+        now = round_of(selector, self._population, round, Past(round - 1, dict(self.norms)))
+        most = planned.probabilities if planned is not None else self._most()
+        if (now.probabilities > most).any():
+            raise ValueError(f"{self._name} states a higher probability in round {round} than it declared before")
+        return now if planned is None else replace(now, weights=planned.weights)
+
+    def _most(self) -> float:
+        """The highest probability that Poisson sampling declared."""
+        return self._declared.sampling_prob if isinstance(self._declared, acc.PoissonUsers) else 1.0
 
     @property
     def counts_earlier(self) -> bool:
@@ -137,8 +243,11 @@ class Cohorts:
 
     def _drawn(self, round: int) -> NDArray[np.int64]:
         """The cohort, counted and checked."""
-        most = self._declared.sampling_prob if isinstance(self._declared, acc.PoissonUsers) else 1.0
-        cohort = draw_cohort(self._selector, self._population.id_hashes, round, self._key, most, chooses=self._chooses)
+        if self._states or not isinstance(self._selector, Choosing):
+            probabilities = self._stated(round).probabilities
+            cohort = drawn_cohort(probabilities, self._population.id_hashes, round, self._key)
+        else:
+            cohort = chosen_cohort(self._selector, len(self._population), round, self._key)
         self._counts[cohort] += 1
         self._num_drawn += len(cohort)
         self._history.update(repr((round, self._population.id_hashes[cohort].tolist())).encode())
@@ -161,7 +270,7 @@ class Cohorts:
         """Raises unless the denominator is the size that the declaration implies."""
         num_users = len(self._population)
         implied = declared.sampling_prob * num_users if isinstance(declared, acc.PoissonUsers) else declared.cohort_size
-        stated = expected_cohort_size(self._selector, num_users)
+        stated = self.denominator(1)
         if not math.isclose(stated, implied, rel_tol=1e-6):
             raise ValueError(
                 f"{self._name} expects cohorts of {stated:g} users and declared a release of cohorts of {implied:g}"

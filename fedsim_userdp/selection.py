@@ -1,7 +1,8 @@
 """Who takes part in a round, and what that is worth to the accountant (docs/design.md, rule 6).
 
-A selector sees how many users there are, the round and a generator of its own; never text, losses or norms.
-What it declares in `release` decides the accounting, and the run checks that it keeps to it (`Cohorts`).
+A selector states probabilities, and this package draws the coins (`Stating`); or it chooses by itself and declares by
+which law (`Choosing`): then the run checks that it keeps to it (`Cohorts`).  It sees what is public and what was
+released; never text, losses or norms.
 """
 
 import math
@@ -14,26 +15,14 @@ from numpy.typing import NDArray
 
 from fedsim_userdp.errors import PluginError
 from fedsim_userdp.plugins import calling
+from fedsim_userdp.population import Past, Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 
 
 @runtime_checkable
-class ClientSelector(Protocol):
-    """What every way to choose the cohort of a round says of itself; `Choosing` or `Sampling` says how it chooses."""
-
-    def expected_cohort_size(self, num_users: int) -> float:
-        """Returns the denominator of the mean update: the expected number of users in a round, above 0."""
-        ...
-
-    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        """Returns the description of a whole run, from which epsilon is computed; raises when none is honest."""
-        ...
-
-
-@runtime_checkable
-class Choosing(ClientSelector, Protocol):
-    """A selector that chooses by itself: what a class of your own offers."""
+class Choosing(Protocol):
+    """A selector that chooses by itself, and declares by which law: what it declares is held against what it does."""
 
     def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
         """Returns the users of this round: distinct integers in [0, num_users), shape [cohort]; may be empty.
@@ -45,14 +34,43 @@ class Choosing(ClientSelector, Protocol):
         """
         ...
 
+    def expected_cohort_size(self, num_users: int) -> float:
+        """Returns the denominator of the mean update: the expected number of users in a round, above 0."""
+        ...
+
+    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
+        """Returns the description of a whole run, from which epsilon is computed; raises when none is honest."""
+        ...
+
 
 @runtime_checkable
-class Sampling(ClientSelector, Protocol):
-    """A selector that states probabilities; this package draws the coins, one for each user's id."""
+class Stating(Protocol):
+    """A selector that states probabilities; this package draws the coins, one for each user's id.
 
-    def probability(self, round: int) -> float:
-        """Returns the probability with which each user takes part in the round, from 1, independently; in [0, 1]."""
+    It declares nothing: the run's plan is evaluated before the first round, and the costliest user is accounted for.
+    Besides, it may have
+
+    - `weights(round, population)`: what each user's clipped update is multiplied by, at least 0; 1 without.
+    - `denominator(round, population)`: what the sum is divided by, above 0; the expected sum of weights without.
+    - `most(round, population)`: the highest probabilities that it may state, where those follow from `past`.  These
+      are accounted for.
+    """
+
+    def probabilities(self, round: int, population: Population, past: Past) -> float | np.ndarray:
+        """Returns the probability with which each user takes part in the round, independently.
+
+        Args:
+            round: the round, from 1.
+            population: the users, and what is public about them.
+            past: what was released before; empty unless the selector has `most`.
+
+        Returns:
+            A number in [0, 1] for everybody, or one for each user, shape [num_users].
+        """
         ...
+
+
+ClientSelector = Choosing | Stating
 
 
 @dataclass(frozen=True)
@@ -68,22 +86,9 @@ class PoissonSelector:
         if not 0 < self.sampling_prob <= 1:
             raise ValueError(f"sampling_prob={self.sampling_prob} must lie in (0, 1]")
 
-    def probability(self, round: int) -> float:
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
         """Returns `sampling_prob`."""
         return self.sampling_prob
-
-    def expected_cohort_size(self, num_users: int) -> float:
-        """Returns sampling_prob * num_users."""
-        return self.sampling_prob * num_users
-
-    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        """Returns `acc.PoissonUsers`; a subclass that selects in its own way gets no Poisson claim."""
-        if isinstance(self, Choosing):
-            raise acc.AccountingError(
-                f"{type(self).__name__} has a select() of its own, so it cannot claim Poisson sampling: "
-                "declare acc.Unamplified with the most rounds that any user can take part in"
-            )
-        return acc.PoissonUsers(noise_multiplier=noise_multiplier, sampling_prob=self.sampling_prob, rounds=rounds)
 
 
 @dataclass(frozen=True)
@@ -161,63 +166,75 @@ def foreign_name(selector: ClientSelector) -> str | None:
     return None if kind in OWN and is_as_made else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def expected_cohort_size(selector: ClientSelector, num_users: int) -> float:
+def expected_cohort_size(selector: Choosing, num_users: int) -> float:
     """Returns the expected number of users in a round, by which sums are divided, after checking that it can be one.
 
     Raises:
         ValueError: when it is no number above 0 and at most `num_users`.
     """
     with calling("selection", selector, "expected_cohort_size()"):
-        stated = selector.expected_cohort_size(num_users)
-    if not _is_number(stated) or not 0 < stated <= num_users * (1 + 1e-9):
+        given = selector.expected_cohort_size(num_users)
+    if not _is_number(given) or not 0 < given <= num_users * (1 + 1e-9):
         raise PluginError(
-            f"selection={type(selector).__name__} expects cohorts of {_shown(stated)} users: sums are divided by that, "
+            f"selection={type(selector).__name__} expects cohorts of {_shown(given)} users: sums are divided by that, "
             f"so it must be a number above 0 and at most the {num_users} users"
         )
-    return float(stated)
+    return float(given)
 
 
-def draw_cohort(
-    selector: ClientSelector,
-    id_hashes: NDArray[np.uint64],
-    round: int,
-    key: RunKey,
-    most: float = 1.0,
-    *,
-    chooses: bool | None = None,
+def chosen_cohort(selector: Choosing, num_users: int, round: int, key: RunKey) -> NDArray[np.int64]:
+    """Returns a round's cohort, of a selector that chooses: distinct users of the population, ascending.
+
+    Raises:
+        ValueError: when a user appears twice (its clip bound would count twice) or does not exist.
+    """
+    with calling("selection", selector, "select()", f"in round {round}"):
+        chosen = selector.select(num_users, round, key.generator("selection", round=round))
+    return _checked(chosen, type(selector).__name__, num_users, round)
+
+
+def drawn_cohort(
+    probabilities: NDArray[np.float64], id_hashes: NDArray[np.uint64], round: int, key: RunKey
 ) -> NDArray[np.int64]:
-    """Returns a round's cohort: distinct users of the population, ascending.
+    """Returns a round's cohort: the users whose coin, addressed by their id, fell below their probability.
 
     Args:
-        selector: says who takes part.
+        probabilities: of each user, shape [num_users] or [].
         id_hashes: hashes of the users' ids, shape [num_users].
         round: the round, from 1.
         key: the run's key.
-        most: the highest probability that may be stated, where one is.
-        chooses: whether the selector chooses by itself; None for what it says now.
+    """
+    return np.flatnonzero(key.coins("selection", id_hashes, round=round) < probabilities)
+
+
+def stated(answer: object, where: str, num_users: int, most: float = 1.0) -> NDArray[np.float64]:
+    """Returns what a selector stated of each user, shape [num_users] or [], after checking that it can be that.
+
+    Args:
+        answer: what it returned: a number, or one for each user.
+        where: names class, method and round, for the message.
+        num_users: size of the population.
+        most: the highest number that it can be.
 
     Raises:
-        ValueError: when a user appears twice (its clip bound would count twice) or does not exist, or a probability is
-            none or above `most`.
+        PluginError: it is none, or lies outside of [0, most].
     """
-    name, num_users = type(selector).__name__, len(id_hashes)
-    if isinstance(selector, Choosing) and chooses is not False:
-        with calling("selection", selector, "select()", f"in round {round}"):
-            chosen = selector.select(num_users, round, key.generator("selection", round=round))
-        return _checked(chosen, name, num_users, round)
-    if not isinstance(selector, Sampling):
-        raise ValueError(f"{name} has neither `select` nor `probability`: see fedsim_userdp.selection")
-    with calling("selection", selector, "probability()", f"in round {round}"):
-        probability = selector.probability(round)
-    if not _is_number(probability) or not 0 <= probability <= 1:
-        raise PluginError(
-            f"{name} states the probability {_shown(probability)} in round {round}: it must lie in [0, 1]"
-        )
-    if probability > most:
-        raise PluginError(
-            f"{name} declared the sampling probability {most:g} and states {probability:g} in round {round}"
-        )
-    return np.flatnonzero(key.coins("selection", id_hashes, round=round) < probability)
+    if _is_number(answer):
+        found = np.asarray(float(answer))  # type: ignore[arg-type]
+    elif isinstance(answer, np.ndarray) and not isinstance(answer, np.ma.MaskedArray) and answer.dtype.kind in "fiu":
+        found = answer.astype(np.float64)
+    elif isinstance(answer, list | tuple) and all(map(_is_number, answer)):
+        found = np.array(answer, dtype=np.float64)
+    else:
+        raise PluginError(f"{where} returned {_shown(answer)}: return a number, or an array of one for each user")
+    if found.ndim and found.shape != (num_users,):
+        raise PluginError(f"{where} returned an array of shape {found.shape}: there are {num_users} users")
+    is_wrong = ~(np.isfinite(found) & (found >= 0) & (found <= most))
+    if is_wrong.any():
+        wrong = float(found[is_wrong][0]) if found.ndim else float(found)
+        within = f"in [0, {most:g}]" if math.isfinite(most) else "finite and at least 0"
+        raise PluginError(f"{where} returned {wrong:g}: it must be {within}")
+    return found
 
 
 def _checked(answer: object, name: str, num_users: int, round: int) -> NDArray[np.int64]:

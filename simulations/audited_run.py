@@ -14,8 +14,9 @@ from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds
+from fedsim_userdp.participation import expected_share
 from fedsim_userdp.privacy.noise import NoiseSource
-from fedsim_userdp.selection import ClientSelector, expected_cohort_size
+from fedsim_userdp.selection import ClientSelector
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
 from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 from fedsim_userdp.training.schedule import LearningRate, OptimizerFn
@@ -82,4 +83,5 @@ class AuditedRun:
     @property
     def expected_cohort(self) -> float:
         """The denominator of the mean update."""
-        return expected_cohort_size(self.selector, len(self.settings.population))
+        population = self.settings.population
+        return expected_share(self.selector, population, self.rounds) * len(population)

@@ -32,8 +32,9 @@ from fedsim_userdp.mechanisms.plugin_checks import check_plugins
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.user_wise import UserWise
 from fedsim_userdp.models.adapters import load_trainable_state, trainable_state
-from fedsim_userdp.participation import Population, declared_release
+from fedsim_userdp.participation import declared_release
 from fedsim_userdp.plain_files import make_folder
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
@@ -109,8 +110,8 @@ class Auditor:
         directions = Directions(size, settings.num_candidates, run.study.seed)
         self.canaries = draw_canaries(kinds, len(self._users), directions, run.study.seed)
         self._members = _units_of(run, self._users, settings.records_per_user)
-        population = Population.numbered(self.canaries.num_users)
-        check_plugins(run, self._guarantee(settings.epsilons[0]), mechanism.records_per_user, population)
+        self._population = Population.numbered(self.canaries.num_users)
+        check_plugins(run, self._guarantee(settings.epsilons[0]), mechanism.records_per_user, self._population)
         self._observer = Observer(run.study.selector, run.noise.is_seeded)
         self._base: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
@@ -141,7 +142,7 @@ class Auditor:
 
     def _guarantee(self, epsilon: float) -> Guarantee:
         """What the run over everybody, canaries included, promises."""
-        release = declared_release(self._run.study.selector, 1.0, self.canaries.num_users, self._mechanism.rounds)
+        release = declared_release(self._run.study.selector, 1.0, self._population, self._mechanism.rounds)
         return calibrated(release, replace(self._run.study.target, epsilon=epsilon), None, "user")
 
     def _identity(self, epsilon: float) -> str:

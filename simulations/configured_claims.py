@@ -19,11 +19,12 @@ from fedsim_userdp.mechanisms.circumstances import is_add_or_remove, named_forei
 from fedsim_userdp.mechanisms.guarantee import default_count_stddev, level_of
 from fedsim_userdp.mechanisms.searches import search_in_words, searched_runs
 from fedsim_userdp.mechanisms.units import user_in_words
-from fedsim_userdp.participation import declared_release
+from fedsim_userdp.participation import declared_release, expected_share
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
 from fedsim_userdp.privacy.statement import NOT_PRIVATE, PrivacyStatement
-from fedsim_userdp.selection import OWN, ClientSelector, PoissonSelector
+from fedsim_userdp.selection import OWN, ClientSelector
 from fedsim_userdp.simulations.arguments import foreign_targets, is_own_code
 from fedsim_userdp.simulations.checks import is_same
 
@@ -105,21 +106,20 @@ def _of_budget(statement: PrivacyStatement, config: DictConfig) -> Iterator[Pair
 
 def _released(release: acc.Description, num_users: int, config: DictConfig) -> object:
     """What is released, but for the size of the noise, which is the ledger's to say; unknown of foreign code."""
-    selector, unit = _selector(config.selection), unit_of(config)
+    selector, unit, users = _selector(config.selection), unit_of(config), Population.numbered(num_users)
     noise_multiplier, rounds = release.noise_multiplier, config.mechanism.get("rounds")
     if selector is None or unit is None:
         return _UNKNOWN
     if unit == "none":
         return None
     if unit == "record":
-        if not isinstance(selector, PoissonSelector):
-            return None
-        return acc.RecordLevel(noise_multiplier, selector.sampling_prob, rounds, config.mechanism.records_per_user)
-    run = declared_release(selector, noise_multiplier, num_users, rounds)
+        prob = min(expected_share(selector, users, rounds), 1.0)
+        return acc.RecordLevel(noise_multiplier, prob, rounds, config.mechanism.records_per_user)
+    run = declared_release(selector, noise_multiplier, users, rounds)
     if config.mechanism._target_ != _ADAPTIVE:
         return run
     given = config.mechanism.get("count_stddev")
-    default = default_count_stddev(selector.expected_cohort_size(num_users), noise_multiplier)
+    default = default_count_stddev(expected_share(selector, users, rounds) * num_users, noise_multiplier)
     return acc.AdaptiveClipping(run, default if given is None else given)
 
 
@@ -193,7 +193,7 @@ def _kept_places(statement: PrivacyStatement, config: DictConfig, may_declare: b
 def _selector(selection: DictConfig) -> ClientSelector | None:
     """The configured selector; None of a foreign one."""
     kind = _named(selection, OWN)
-    settings = {str(key): value for key, value in selection.items() if key != "_target_"}
+    settings = {str(key): value for key, value in selection.items() if key not in ("_target_", "public")}
     return None if kind is None else kind(**settings)
 
 

@@ -10,10 +10,11 @@ from fedsim_userdp.audit.directions import Floats
 from fedsim_userdp.audit.observer import Draws, Observed, Secrets, observe
 from fedsim_userdp.federation.client_app import TrainFn
 from fedsim_userdp.federation.messages import TrainRequest
-from fedsim_userdp.participation import Population
+from fedsim_userdp.participation import draw_cohort
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.noise import NoiseSource, NoiseStream, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import ClientSelector, draw_cohort
+from fedsim_userdp.selection import ClientSelector
 from fedsim_userdp.simulations.audited_run import AuditedRun
 from fedsim_userdp.training.cohort import CohortUpdate
 
@@ -106,6 +107,6 @@ def draws_of(key: RunKey, selector: ClientSelector, population: Population, shap
     """Returns what a run of that key would draw; `selector` stays as it is, `shape` is (rounds, size)."""
     selector, noise, rounds = copy.deepcopy(selector), SeededNoise(key), range(1, shape[0] + 1)
     return Draws(
-        [draw_cohort(selector, population.id_hashes, round, key).tolist() for round in rounds],
+        [draw_cohort(selector, population, round, key).tolist() for round in rounds],
         np.stack([noise.standard_normal(shape[1], round) for round in rounds]),
     )

@@ -5,7 +5,8 @@ Chua et al. 2024, "Mind the Privacy Unit!", arXiv 2406.14322, Algorithm 2; for a
 al. 2021, arXiv 1905.03871.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -18,11 +19,12 @@ from fedsim_userdp.federation.hosting import Hosts, SizesFn
 from fedsim_userdp.federation.messages import RunDescription, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import RetryingStrategy
-from fedsim_userdp.participation import Cohorts, Population, UserLevel
+from fedsim_userdp.participation import Cohorts, UserLevel
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation, next_clip_norm, unclipped_share
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import ClientSelector, expected_cohort_size
+from fedsim_userdp.selection import ClientSelector
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
 
 
@@ -70,11 +72,12 @@ class ServerState:
 
 
 class UserLevelDP(RetryingStrategy):
-    """Releases, round by round, (sum of clipped updates + noise) / expected cohort size, and steps along it.
+    """Releases, round by round, (sum of clipped updates + noise) / fixed denominator, and steps along it.
 
     Guarantee: each round is a Gaussian mechanism of standard deviation `noise_multiplier * clip_norm` over the users
-    that the selector drew.  Adding or removing a user moves the sum by at most `clip_norm`, replacing one by at most
-    twice that, which is what a selector of fixed-size cohorts declares.  All after the noise is post-processing.
+    that the selector drew.  Adding or removing a user moves the sum by at most `clip_norm`, or the user's public weight
+    times that; replacing one by at most twice that, which is what a selector of fixed-size cohorts declares.  The
+    denominator is public: the expected cohort size, or what the selector states.  All after the noise is post-processing.
     Where the clip norm adapts itself, the round also releases a count of unclipped users, with noise of its own
     (`acc.AdaptiveClipping` is what both cost), and the next round's bound follows from what was released.
     Failed users count as zero and change neither noise, nor denominator, nor accounting.
@@ -110,7 +113,6 @@ class UserLevelDP(RetryingStrategy):
         self.noise = noise
         self.clip_norm = settings.clip_norm
         self.noise_stddev(self.clip_norm)  # numbers that do not fit raise here, not in the first round
-        self.expected_cohort = expected_cohort_size(selector, len(settings.population))
         self.cohorts = Cohorts(selector, settings.population, settings.key, settings.declared)
         self._before_release, self._after_round = before_release, after_round
         hosts = Hosts(settings.population, settings.key, has_node_per_user=settings.has_node_per_user)
@@ -126,7 +128,8 @@ class UserLevelDP(RetryingStrategy):
             TimeoutError: when too few nodes come up.
         """
         cohort = self.cohorts.draw(server_round)
-        return self._exchange.begin(server_round, cohort, self.clip_norm, arrays, self.optimizer.state, grid)
+        weights = self.cohorts.weights(cohort, server_round)
+        return self._exchange.begin(server_round, cohort, self.clip_norm, arrays, self.optimizer.state, grid, weights)
 
     def configure_retry(self, server_round: int, replies: Iterable[Message], grid: Grid) -> Sequence[Message]:
         """Returns messages for the users whose node failed, to nodes that did not fail if there are any."""
@@ -148,7 +151,10 @@ class UserLevelDP(RetryingStrategy):
             return None, MetricRecord(collected.counts())
         stddev = self.noise_stddev(collected.clip_norm)
         noisy_sum = add_noise(collected.update.clipped.total, stddev, self.noise, server_round)
-        mean_update = {name: tensor / self.expected_cohort for name, tensor in noisy_sum.items()}
+        denominator = self.cohorts.denominator(server_round)
+        mean_update = {name: tensor / denominator for name, tensor in noisy_sum.items()}
+        if self.cohorts.follows_past:
+            self.cohorts.note_released(server_round, _norm(mean_update))
         state = self.optimizer.step(mean_update, server_round)
         self._adapt_clip_norm(server_round, collected)
         self._after_round(server_round, collected, ServerState(state, self.clip_norm))
@@ -176,5 +182,10 @@ class UserLevelDP(RetryingStrategy):
         if adaptation is None:
             return
         clipped, count_stddev = collected.update.clipped, adaptation.count_stddev
-        share = unclipped_share(clipped, self.expected_cohort, count_stddev, self.noise, round)
+        share = unclipped_share(clipped, self.cohorts.expected_size(round), count_stddev, self.noise, round)
         self.clip_norm = next_clip_norm(collected.clip_norm, share, adaptation)
+
+
+def _norm(update: Mapping[str, Tensor]) -> float:
+    """The L2 norm over all tensors."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in update.values()))

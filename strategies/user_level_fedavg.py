@@ -20,7 +20,7 @@ from fedsim_userdp.federation.hosting import wait_for_nodes
 from fedsim_userdp.federation.messages import from_arrays, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.user_level import REQUEST, check_weights
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
 from fedsim_userdp.privacy.figures import rounded_up

@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from client_selector import EveryOtherUser
-from fedsim_userdp.participation import FALSE_ALARM, Cohorts, Population, UserLevel, declared_release, rounds_to_differ
+from fedsim_userdp.participation import FALSE_ALARM, Cohorts, UserLevel, declared_release, rounds_to_differ
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedsim_userdp.audit.canaries import Canaries
 from fedsim_userdp.audit.directions import Floats
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.training.batches import MicroBatch, StepAddress
 from fedsim_userdp.training.gradients import UnitGradients
 from fedsim_userdp.training.users import TrainingUsers

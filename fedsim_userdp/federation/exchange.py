@@ -40,6 +40,7 @@ class Exchange:
         arrays: ArrayRecord,
         state: Mapping[str, Tensor],
         grid: Grid,
+        weights: Sequence[float] | None = None,
     ) -> list[Message]:
         """Returns one message to each node that a user of the cohort lives on or is dealt to, naming those users.
 
@@ -50,10 +51,11 @@ class Exchange:
             arrays: the encoded adapter.
             state: the adapter, for names and shapes.
             grid: the nodes.
+            weights: what each user's clipped update is multiplied by, public; None for 1.
         """
         self._nodes = self._nodes or wait_for_nodes(grid, self._num_nodes)
         self._round, self._arrays, self._failed = round, arrays, set()
-        self._answers = RoundAnswers(cohort, state, clip_norm, self._run)
+        self._answers = RoundAnswers(cohort, state, clip_norm, self._run, weights)
         return self._ask(self._nodes, grid)
 
     def ask_again(self, replies: Iterable[Message], grid: Grid) -> list[Message]:
@@ -104,5 +106,7 @@ class Exchange:
 
     def _question(self, node: int, users: Sequence[int]) -> Message:
         """Asks a node for the sum of these users' clipped updates."""
-        request = write_request(self._arrays, self._round, users, self._answers.clip_norm, self._run)
+        answers = self._answers
+        weights = answers.weights_of(users)
+        request = write_request(self._arrays, self._round, users, answers.clip_norm, self._run, weights)
         return Message(request, node, MessageType.TRAIN, group_id=str(self._round))

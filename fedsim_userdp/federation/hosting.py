@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from flwr.serverapp import Grid
 
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.streams import RunKey
 
 # Users of a cohort, and the round, to how much work each of them is; a simulation's knowledge, never a server's.

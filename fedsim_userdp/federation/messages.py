@@ -60,6 +60,7 @@ class TrainRequest:
         users: numbers of the sampled users that the node hosts.
         clip_norm: bound on the L2 norm of each user's update, above 0; infinity for no clipping.
         run: what the run is.
+        weights: what each user's clipped update is multiplied by, at least 0; empty for 1.
     """
 
     state: dict[str, Tensor]
@@ -67,6 +68,7 @@ class TrainRequest:
     users: tuple[int, ...]
     clip_norm: float
     run: RunDescription = field(default_factory=RunDescription)
+    weights: tuple[float, ...] = ()
 
 
 def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
@@ -80,13 +82,19 @@ def from_arrays(arrays: ArrayRecord) -> dict[str, Tensor]:
 
 
 def write_request(
-    arrays: ArrayRecord, round: int, users: Sequence[int], clip_norm: float, run: RunDescription
+    arrays: ArrayRecord,
+    round: int,
+    users: Sequence[int],
+    clip_norm: float,
+    run: RunDescription,
+    weights: Sequence[float] = (),
 ) -> RecordDict:
     """Returns the message content of a `TrainRequest`; `arrays` is the encoded state, shared by a round's nodes."""
     config = ConfigRecord(
         {
             "round": round,
             "users": list(users),
+            "weights": list(weights),
             "clip_norm": clip_norm,
             "fingerprint": json.dumps(dict(run.fingerprint)),
             "settings": run.settings,
@@ -126,6 +134,7 @@ def _read_request(content: RecordDict) -> TrainRequest:
         users=tuple(int(user) for user in config["users"]),  # type: ignore[union-attr]
         clip_norm=float(config["clip_norm"]),  # type: ignore[arg-type]
         run=run,
+        weights=tuple(float(weight) for weight in config["weights"]),  # type: ignore[union-attr]
     )
 
 

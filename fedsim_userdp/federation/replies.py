@@ -68,7 +68,8 @@ class RoundAnswers:
 
     Guarantee: each user counts at most once, whatever the nodes answer and however often they are asked: the users of
     an attempt are those still missing, each in one question; a question takes its first answer only; and an answer
-    for n users of more than n * clip_norm in L2 norm, not finite, with counts that n users cannot have, or not of the
+    for n users of more than n * clip_norm in L2 norm (where they have weights, of more than their sum times clip_norm),
+    not finite, with counts that n users cannot have, or not of the
     adapter's names, shapes and dtype is dropped whole.
 
     Args:
@@ -76,19 +77,30 @@ class RoundAnswers:
         state: the adapter, for names and shapes.
         clip_norm: the bound that the nodes are given.
         run: what the nodes are told of the run; their answers repeat its mark.
+        weights: what each user's clipped update is multiplied by; None for 1.
     """
 
     def __init__(
-        self, cohort: Sequence[int], state: Mapping[str, Tensor], clip_norm: float, run: RunDescription | None = None
+        self,
+        cohort: Sequence[int],
+        state: Mapping[str, Tensor],
+        clip_norm: float,
+        run: RunDescription | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.missing = list(cohort)
         self.errors: list[str] = []
         self._cohort, self._num_retried = tuple(sorted(cohort)), 0
         self._state, self.clip_norm = state, clip_norm
+        self._weights = None if weights is None else dict(zip(cohort, weights, strict=True))
         self._mark = "" if run is None else run.mark
         self._total = zero_update(state, torch.float64)
         self._asked: list[tuple[Message, Sequence[int]]] = []
         self._num_attempts = 0
+
+    def weights_of(self, users: Sequence[int]) -> list[float]:
+        """Returns the weights of some of the users; empty where all are 1."""
+        return [] if self._weights is None else [self._weights[user] for user in users]
 
     def ask(self, questions: Sequence[tuple[Message, Sequence[int]]]) -> None:
         """Begins an attempt with these messages and the users that each asks for, all of them missing so far."""
@@ -153,7 +165,9 @@ class RoundAnswers:
                 "a node answered without saying that it trains this run, as other versions of fedsim_userdp do: give "
                 "every node the server's version; nothing of the round was released"
             )
-        total, bound = update.clipped.total, len(users) * self.clip_norm
+        weights = self.weights_of(users)
+        most = math.fsum(weights) if weights else len(users)
+        total, bound = update.clipped.total, most * self.clip_norm if most else 0.0
         if any(tensor.shape != self._state[name].shape for name, tensor in total.items()):
             return "the answer's shapes are not the adapter's"
         if problem := _impossible_counts(update, users):

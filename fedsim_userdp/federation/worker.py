@@ -17,8 +17,8 @@ from fedsim_userdp.federation.messages import TrainRequest
 from fedsim_userdp.federation.time_limit import ending_process_after
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.participation import Population
 from fedsim_userdp.plugins import reason_of
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.settings import LoraSettings
 from fedsim_userdp.training.cohort import CohortUpdate, LocalTraining, add, clipped_update_sum, in_float32, zero_update
@@ -98,7 +98,8 @@ class Worker:
 
     def _sum_of(self, request: TrainRequest, users: Sequence[int], local: LocalTraining) -> CohortUpdate:
         """The sum of clipped updates of some users, in smaller micro-batches where a GPU has too little memory."""
-        units = self.users.units(users, request.round)
+        weights = dict(zip(request.users, request.weights, strict=True)) if request.weights else None
+        units = self.users.units(users, request.round, weights)
         try:
             return clipped_update_sum(
                 self.gradients,

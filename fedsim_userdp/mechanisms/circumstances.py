@@ -7,9 +7,10 @@ from typing import Literal, Self
 
 from fedsim_userdp.mechanisms.settings_tree import OWN_CODE, Tree, foreign_targets
 from fedsim_userdp.participation import declared_release
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.statement import PUBLIC, USERS
-from fedsim_userdp.selection import ClientSelector, foreign_name
+from fedsim_userdp.selection import ClientSelector, Stating, foreign_name
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,10 @@ def named_foreign(tree: Tree) -> tuple[str, ...]:
 
 def is_add_or_remove(selector: ClientSelector, num_users: int, rounds: int) -> bool:
     """Returns whether the selection's claim is for adding or removing a user, so that nobody has a place to keep."""
+    if isinstance(selector, Stating):
+        return True
     try:
-        release = declared_release(selector, 1.0, num_users, rounds)
+        release = declared_release(selector, 1.0, Population.numbered(num_users), rounds)
     except ValueError:  # said where the run begins
         return False
     return release.adjacency is acc.Adjacency.ADD_OR_REMOVE_USER

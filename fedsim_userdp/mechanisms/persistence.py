@@ -94,6 +94,7 @@ class RunState:
         """
         self._cohorts = cohorts
         if self._start is not None:
+            cohorts.norms.update(_norms_in(self._start.notes.get("norms")))
             self._check_cohorts(self._start.round, self._start.notes.get("cohorts"))
         last = None if self._ledger is None else self._ledger.last
         if last is not None and last.round < self.first:
@@ -141,6 +142,7 @@ class RunState:
             "promise": promise_in_json(self.history.run, self.history.guarantee),
             "clip_norm": clip_norm,
             "cohorts": self._mark_of_cohorts(),
+            "norms": {} if self._cohorts is None else {str(key): norm for key, norm in self._cohorts.norms.items()},
             "circumstances": self.history.circumstances.to_notes(),
         }
         self._folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
@@ -179,6 +181,12 @@ class RunState:
         self.history.run.place.begin()
         if not self.history.run.keys.run.is_seeded:
             remove_keys(self._folder.path)
+
+
+def _norms_in(notes: object) -> dict[int, float]:
+    """The norms of what each round released, by round, as a checkpoint noted them."""
+    found = notes if isinstance(notes, dict) else {}
+    return {int(key): float(norm) for key, norm in found.items()}
 
 
 def one_release(guarantee: Guarantee) -> Release:

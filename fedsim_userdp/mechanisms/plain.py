@@ -39,7 +39,7 @@ class NonPrivate(Training):
 
     def guarantee(self, study: Study) -> Guarantee:
         """Returns no promise."""
-        sampling_prob(study, self.name)
+        sampling_prob(study, self.rounds)
         return NO_GUARANTEE
 
     def run(self, run: Run, progress: RunProgress) -> Outcome:
@@ -55,5 +55,5 @@ class NonPrivate(Training):
             key=run.keys.run.of_nodes(),
         )
         history = History(self.name, "records", self.rounds, run, NO_GUARANTEE, model, progress)
-        train_centrally(history, step, pool)
+        train_centrally(history, step, pool, sampling_prob(run.study, self.rounds))
         return history.outcome(result_row(self.name, "none", history, UNNOISED, self))

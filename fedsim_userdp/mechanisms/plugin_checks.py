@@ -10,11 +10,12 @@ from torch import Tensor
 from fedsim_userdp.errors import CheckpointError, ClippingError, ConfigError, PluginError, RecordChoiceError
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.run import Run
-from fedsim_userdp.participation import Cohorts, Population, UserLevel, rounds_to_differ
+from fedsim_userdp.participation import Cohorts, UserLevel, draw_cohort, rounds_to_differ
 from fedsim_userdp.plugins import calling, class_name, is_own
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.clipping import Clipping, clipped_by
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import Choosing, ClientSelector, draw_cohort, expected_cohort_size, foreign_name
+from fedsim_userdp.selection import Choosing, ClientSelector, expected_cohort_size, foreign_name
 from fedsim_userdp.training.checkpoints import check_comes_back
 from fedsim_userdp.training.schedule import new_optimizer, refuse_other_kind
 
@@ -65,7 +66,8 @@ def try_out_clipping(clipping: Clipping, adapter: Mapping[str, Tensor], clip_nor
 
 def _check_selection(run: Run, guarantee: Guarantee, population: Population) -> None:
     """Tries out the denominator and the first cohort."""
-    expected_cohort_size(run.study.selector, len(population))
+    if isinstance(run.study.selector, Choosing):
+        expected_cohort_size(run.study.selector, len(population))
     if foreign_name(run.study.selector) is None:
         return
     try:
@@ -93,9 +95,7 @@ def check_follows_key(twins: Sequence[ClientSelector], population: Population, d
         return
     keys = [RunKey.drawn() for _ in twins]
     for round in range(1, rounds + 1):
-        one, other = (
-            draw_cohort(twin, population.id_hashes, round, key) for twin, key in zip(twins, keys, strict=True)
-        )
+        one, other = (draw_cohort(twin, population, round, key) for twin, key in zip(twins, keys, strict=True))
         if not np.array_equal(one, other):
             return
     raise ConfigError(

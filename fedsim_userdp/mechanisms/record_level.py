@@ -49,7 +49,7 @@ class RecordLevelDP(Training):
     def guarantee(self, study: Study) -> Guarantee:
         """Returns the promise, its noise calibrated to the study's budget under the accountant."""
         with settings_of("mechanism", self):
-            release = acc.RecordLevel(1.0, sampling_prob(study, self.name), self.rounds, self.records_per_user)
+            release = acc.RecordLevel(1.0, sampling_prob(study, self.rounds), self.rounds, self.records_per_user)
         return calibrated(release, study.target, self.accountant, level_of(self.accountant))
 
     def try_out(self, run: Run) -> None:
@@ -63,7 +63,7 @@ class RecordLevelDP(Training):
         model = run.study.fresh_model()
         step = self._step(run, model, guarantee)
         history = History(self.name, "records", self.rounds, run, guarantee, model, progress)
-        train_centrally(history, step, pool)
+        train_centrally(history, step, pool, sampling_prob(run.study, self.rounds))
         step.close()
         return history.outcome(result_row(self.name, "record", history, guarantee.in_words(), self, self.clip_norm))
 

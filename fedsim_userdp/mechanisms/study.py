@@ -26,7 +26,7 @@ from fedsim_userdp.mechanisms.settings_tree import Tree
 from fedsim_userdp.mechanisms.written import Written
 from fedsim_userdp.models.adapters import attach_lora
 from fedsim_userdp.models.loading import ModelSource
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector
 from fedsim_userdp.settings import Budget, LoraSettings, Split, TokenSettings

@@ -79,7 +79,7 @@ class UserWise(Training):
         with settings_of("selection", study.selector):
             if isinstance(study.selector, CyclicSelector | FixedSizeSelector):
                 study.selector.expected_cohort_size(study.num_users)  # which refuses more users than there are
-            declared = declared_release(study.selector, 1.0, study.num_users, self.rounds)
+            declared = declared_release(study.selector, 1.0, study.population, self.rounds)
         if not isinstance(study.engine, DeploymentEngine):  # which counts its nodes when they are there
             study.engine.num_nodes_for(study.num_users)  # which refuses more nodes than users
         if not study.keep_places and declared.adjacency is not acc.Adjacency.ADD_OR_REMOVE_USER:

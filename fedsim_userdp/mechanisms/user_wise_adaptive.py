@@ -9,9 +9,9 @@ from fedsim_userdp.mechanisms.persistence import RunState
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.mechanisms.user_wise import UserWise
+from fedsim_userdp.participation import expected_share
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
-from fedsim_userdp.selection import expected_cohort_size
 from fedsim_userdp.strategies.user_level_dp import UserLevelSettings
 
 
@@ -43,10 +43,11 @@ class UserWiseAdaptive(UserWise):
     def guarantee(self, study: Study) -> Guarantee:
         """Returns the promise of update and count together, which cost what the update alone would."""
         promise = super().guarantee(study)
-        if not isinstance(promise.release, acc.PoissonUsers | acc.FixedSize | acc.NoAmplification):
+        release = promise.release
+        if not isinstance(release, acc.PoissonUsers | acc.PoissonGroups | acc.FixedSize | acc.NoAmplification):
             return promise  # without noise: then the count has none either
-        needed = promise.release.noise_multiplier
-        expected_cohort = expected_cohort_size(study.selector, study.num_users)
+        needed = release.noise_multiplier
+        expected_cohort = expected_share(study.selector, study.population, self.rounds) * study.num_users
         default = default_count_stddev(expected_cohort, needed)
         count_stddev = default if self.count_stddev is None else self.count_stddev
         if count_stddev <= needed / 2:
@@ -54,7 +55,10 @@ class UserWiseAdaptive(UserWise):
                 f"mechanism.count_stddev={count_stddev:g} must be above {needed / 2:.4g}, half of the noise multiplier "
                 "that the budget asks for: the count alone would cost more than that"
             )
-        return replace(promise, release=acc.AdaptiveClipping(promise.release, count_stddev))
+        try:
+            return replace(promise, release=acc.AdaptiveClipping(release, count_stddev))
+        except ValueError as error:
+            raise ConfigError(f"mechanism={self.name}: {error}") from error
 
     def _settings(self, run: Run, guarantee: Guarantee, state: RunState, worker: Worker) -> UserLevelSettings:
         """The numbers of the strategy, with the clip norm that an earlier part of the run came to."""

@@ -1,7 +1,7 @@
 """Clipping of per-unit updates and their sum, whose sensitivity is `clip_norm` (docs/design.md, rules 2 and 5)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,22 +47,23 @@ def unit_norms(updates: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(squares).sum(0).sqrt()
 
 
-def clip_and_sum(updates: Mapping[str, Tensor], clip_norm: float) -> ClippedSum:
-    """Returns sum_u min(1, clip_norm / |g_u|) g_u over the units u.
+def clip_and_sum(updates: Mapping[str, Tensor], clip_norm: float, weights: Sequence[float] | None = None) -> ClippedSum:
+    """Returns sum_u w_u min(1, clip_norm / |g_u|) g_u over the units u.
 
-    Guarantee: adding or removing one unit changes `total` by at most `clip_norm` in L2 norm.  A unit whose
-    update is not finite contributes an exact zero.
+    Guarantee: adding or removing one unit changes `total` by at most w_u * `clip_norm` in L2 norm, w_u being 1 as a
+    rule.  A unit whose update is not finite contributes an exact zero.
     Assumes: each unit's slice depends on that unit's data only.
 
     Args:
         updates: name to tensor of shape [units, ...], any floating dtype; at least one tensor.
         clip_norm: bound on the L2 norm, above 0; infinity switches clipping off and gives no guarantee.
+        weights: w_u of each unit, public, finite and at least 0; None for 1.
 
     Returns:
         The sum in float32, and counts.
 
     Raises:
-        ValueError: when `clip_norm` is NaN, zero or negative, or there is no tensor.
+        ValueError: when `clip_norm` is NaN, zero or negative, there is no tensor, or weights are none.
 
     Source: Abadi et al. 2016, arXiv 1607.00133, Algorithm 1; McMahan et al. 2018, arXiv 1710.06963.
     """
@@ -70,7 +71,7 @@ def clip_and_sum(updates: Mapping[str, Tensor], clip_norm: float) -> ClippedSum:
         raise ValueError(f"clip_norm={clip_norm} must be above 0")
     norms = unit_norms(updates)
     finite = torch.isfinite(norms)
-    scale = _clip_scale(norms, finite, clip_norm)
+    scale = _clip_scale(norms, finite, clip_norm) * _checked_weights(weights, norms)
     kept = torch.where(finite, norms, torch.zeros_like(norms))
     sums = torch.stack([(~finite).to(norms).sum(), (kept > clip_norm).to(norms).sum(), kept.sum()])
     num_nonfinite, num_clipped, norm_sum = sums.tolist()  # one wait for the device
@@ -84,7 +85,9 @@ def clip_and_sum(updates: Mapping[str, Tensor], clip_norm: float) -> ClippedSum:
     )
 
 
-def clip_each_and_sum(updates: Mapping[str, Tensor], clip_norm: float, clipping: Clipping) -> ClippedSum:
+def clip_each_and_sum(
+    updates: Mapping[str, Tensor], clip_norm: float, clipping: Clipping, weights: Sequence[float] | None = None
+) -> ClippedSum:
     """Returns the sum of what `clipping` makes of each unit's update, in the place of scaling it as a whole.
 
     Guarantee: that of `clip_and_sum`, whatever `clipping` returns: it sees one unit at a time, in float32, and what it
@@ -95,6 +98,7 @@ def clip_each_and_sum(updates: Mapping[str, Tensor], clip_norm: float, clipping:
         updates: as for `clip_and_sum`.
         clip_norm: as for `clip_and_sum`.
         clipping: one unit's update and `clip_norm` to tensors of the same names and shapes, of L2 norm <= `clip_norm`.
+        weights: as for `clip_and_sum`.
 
     Returns:
         The sum in float32; counts and norms are those of the updates as they came.
@@ -113,7 +117,7 @@ def clip_each_and_sum(updates: Mapping[str, Tensor], clip_norm: float, clipping:
             shrunk[name][unit] = tensor
     kept = norms[is_finite]
     return replace(
-        clip_and_sum(shrunk, clip_norm),
+        clip_and_sum(shrunk, clip_norm, weights),
         num_nonfinite=len(norms) - len(kept),
         num_clipped=int((kept > clip_norm).sum()),
         norm_sum=float(kept.sum()),
@@ -173,6 +177,15 @@ def _clip_scale(norms: Tensor, finite: Tensor, clip_norm: float) -> Tensor:
     bound = clip_norm * (1 - _ROUNDING_MARGIN)
     scale = torch.where(norms > bound, bound / norms, torch.ones_like(norms))
     return torch.where(finite, scale, torch.zeros_like(norms))
+
+
+def _checked_weights(weights: Sequence[float] | None, norms: Tensor) -> Tensor | float:
+    """The units' weights, shape [units]; 1.0 where all are."""
+    if weights is None or all(weight == 1.0 for weight in weights):
+        return 1.0
+    if len(weights) != len(norms) or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        raise ValueError(f"weights must be {len(norms)} finite numbers of at least 0, got {list(weights)[:4]}")
+    return torch.tensor(weights, dtype=norms.dtype, device=norms.device)
 
 
 def _weighted_sum(tensor: Tensor, scale: Tensor, dropped: Tensor | None) -> Tensor:

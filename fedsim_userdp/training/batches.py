@@ -24,12 +24,14 @@ class Unit:
         records: token ids of each record, each of shape [tokens] with at least 2 tokens; at least one record.
         owner: id of the user whose records these are; with `place`, what dropout masks are addressed by.
         place: number of the first of these records among those chosen from the user.
+        weight: what the unit's clipped update is multiplied by, finite and at least 0.
     """
 
     index: int
     records: Sequence[np.ndarray]
     owner: str = ""
     place: int = 0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

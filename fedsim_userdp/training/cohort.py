@@ -86,8 +86,8 @@ def clipped_update_sum(
     computed one after the other: beside others, rounding would depend on who they are, which steps that diverge, or
     products of 8 bits, make large (docs/decisions/0012).
 
-    Guarantee: adding or removing one unit changes `clipped.total` by at most `clip_norm` in L2 norm, up to what the
-    rounding of sums (and, with one step, of products in a shared micro-batch) amounts to.
+    Guarantee: adding or removing one unit changes `clipped.total` by at most its weight (1 as a rule) times
+    `clip_norm` in L2 norm, up to what the rounding of sums (and, with one step, of products in a shared micro-batch) amounts to.
 
     Args:
         gradients: computes each unit's gradient, with its model.
@@ -120,7 +120,12 @@ def _clipped_sum_of(
 ) -> CohortUpdate:
     """The sum of a micro-batch's clipped updates; whatever else it needed is free again when it is there."""
     updates, losses = local_updates(gradients, state, batch, local, at)
-    clipped = clip_each_and_sum(updates, clip_norm, clipping) if clipping else clip_and_sum(updates, clip_norm)
+    weights = [unit.weight for unit in batch.members]
+    clipped = (
+        clip_each_and_sum(updates, clip_norm, clipping, weights)
+        if clipping
+        else clip_and_sum(updates, clip_norm, weights)
+    )
     return CohortUpdate(clipped, float(losses.nansum()), batch.num_tokens * local.steps)
 
 

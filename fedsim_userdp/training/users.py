@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from fedsim_userdp.data.records import RecordSelector
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import DataError, RecordChoiceError
-from fedsim_userdp.participation import Population
 from fedsim_userdp.plugins import calling, is_own, reason_of
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
@@ -62,13 +62,23 @@ class TrainingUsers:
         """The users as a selector may know them."""
         return Population(np.asarray(self.store.id_hashes)[self.users])
 
-    def units(self, users: Iterable[int], round: int) -> list[Unit]:
+    def units(self, users: Iterable[int], round: int, weights: Mapping[int, float] | None = None) -> list[Unit]:
         """Returns the chosen records of each of `users` as one unit a user; those without any are left out.
+
+        Args:
+            users: numbers of training users.
+            round: the round.
+            weights: what the users' clipped updates are multiplied by; None for 1.
 
         Raises:
             RecordChoiceError, PluginError: see `chosen_records` and `refuse_memory`.
         """
-        return [Unit(user, records, self.owner(user)) for user, records in self._choices(users, round) if records]
+        weights = weights or {}
+        return [
+            Unit(user, records, self.owner(user), weight=weights.get(user, 1.0))
+            for user, records in self._choices(users, round)
+            if records
+        ]
 
     def pool(self) -> Pool:
         """Returns every training record after capping each user at k once and for all, for the centralized runs."""

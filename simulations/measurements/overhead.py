@@ -17,6 +17,7 @@ from fedsim_userdp.federation.rounds import RetryingStrategy, Rounds
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.population import Past, Population
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.simulations.configured import configured_run
@@ -160,10 +161,14 @@ class _MarkingSelector(PoissonSelector):
 
     clock: RoundClock
 
-    def probability(self, round: int) -> float:
+    def most(self, round: int, population: Population) -> float:
+        """Returns `sampling_prob`: what is stated is asked for in each round then."""
+        return self.sampling_prob
+
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
         """Returns `sampling_prob`."""
         self.clock.mark_round(round)
-        return super().probability(round)
+        return super().probabilities(round, population, past)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from functools import partial
 from fedsim_userdp.data.split import split_users
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.federation.worker import Worker
-from fedsim_userdp.selection import FixedSizeSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.participation import draw_cohort
+from fedsim_userdp.selection import FixedSizeSelector, PoissonSelector
 from fedsim_userdp.simulations.measurements.results import CohortDraw, Comparison, PartResult
 from fedsim_userdp.simulations.measurements.synthetic import SyntheticUsers
 from fedsim_userdp.simulations.measurements.timing import Stopwatch, take_turns
@@ -47,11 +48,11 @@ def population_1e6_vs_1e3(bench: Workbench, populations: Sequence[int] = POPULAT
 
 def cohort_draw(users: TrainingUsers, repeats: int) -> CohortDraw:
     """Returns what it takes to open these users' store and to draw a Poisson cohort with its tokens, medians."""
-    stopwatch, num_users, hashes = Stopwatch(), len(users), users.population.id_hashes
+    stopwatch, num_users, population = Stopwatch(), len(users), users.population
     selector = PoissonSelector(min(1.0, COHORT / num_users))
 
     def draw(round: int) -> None:
-        users.units((int(user) for user in draw_cohort(selector, hashes, round, users.key)), round)
+        users.units((int(user) for user in draw_cohort(selector, population, round, users.key)), round)
 
     store = TokenStore(users.store.path)
     held_out = min(_HELD_OUT, num_users // 2)
@@ -60,7 +61,7 @@ def cohort_draw(users: TrainingUsers, repeats: int) -> CohortDraw:
         open_seconds=_median(stopwatch, lambda _: TokenStore(store.path), repeats),
         draw_seconds=_median(stopwatch, draw, repeats),
         split_seconds=_median(stopwatch, lambda _: split_users(store, heldout_users=held_out, seed=0), repeats),
-        expected_cohort=selector.expected_cohort_size(num_users),
+        expected_cohort=selector.sampling_prob * num_users,
     )
 
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedsim_userdp.population import Past, Population
 from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.simulations.arguments import override_key
 from fedsim_userdp.simulations.measurements.results import PartResult, Startup
@@ -64,8 +65,12 @@ def seconds_until_first_round(arguments: Sequence[str], stopwatch: Stopwatch) ->
 class AnnouncedSelector(PoissonSelector):
     """Poisson selection that prints a line before the first round."""
 
-    def probability(self, round: int) -> float:
+    def most(self, round: int, population: Population) -> float:
+        """Returns `sampling_prob`: what is stated is asked for in each round then."""
+        return self.sampling_prob
+
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
         """Returns `sampling_prob`."""
         if round == 1:
             print(MARK, flush=True)
-        return super().probability(round)
+        return super().probabilities(round, population, past)

@@ -17,7 +17,7 @@ from fedsim_userdp.data.corpus import Record
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.federation.worker import Worker
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseSource, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey

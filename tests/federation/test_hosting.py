@@ -14,7 +14,7 @@ from fedsim_userdp.data.store import open_store
 from fedsim_userdp.data.writer import hash_id
 from fedsim_userdp.federation.hosting import Hosts, deal_by_size
 from fedsim_userdp.federation.worker import Worker
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.settings import TokenSettings
 from fedsim_userdp.training.cohort import LocalTraining

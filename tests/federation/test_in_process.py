@@ -22,7 +22,7 @@ from fedsim_userdp.federation.messages import (
     write_reply,
     write_request,
 )
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.clipping import ClippedSum
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.training.cohort import CohortUpdate

@@ -10,7 +10,7 @@ from client_selector import EveryOtherUser
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.plugin_checks import check_follows_key
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.selection import ClientSelector, PoissonSelector
 from tests.simulations.small_runs import os_noise, run_small, small_run

@@ -15,7 +15,7 @@ from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import TrainRequest, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import SeededNoise

@@ -29,7 +29,7 @@ from fedsim_userdp.federation.messages import (
 )
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import RetryPolicy, Rounds, run_rounds
-from fedsim_userdp.participation import Population
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import SeededNoise
 from fedsim_userdp.privacy.streams import RunKey

@@ -1,0 +1,58 @@
+"""The training users as a selector may know them: hashes of their ids, and what is public about them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim_userdp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Population:
+    """The training users, and what is public about each.
+
+    Attributes:
+        id_hashes: a 64-bit hash of each user's id, shape [num_users]; user i is the i-th in the order of these.
+        columns: public facts by name, each of shape [num_users] or [num_users, ...].
+    """
+
+    id_hashes: NDArray[np.uint64]
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def numbered(cls, num_users: int) -> "Population":
+        """Returns a population whose users have their numbers as ids."""
+        return cls(np.arange(num_users, dtype=np.uint64))
+
+    def __len__(self) -> int:
+        return len(self.id_hashes)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Returns a public fact of every user, shape [num_users], in the order of the users' numbers.
+
+        Raises:
+            ConfigError: there is no such column; it names those that there are.
+        """
+        if name in self.columns:
+            return self.columns[name]
+        known = (
+            f"it has {', '.join(self.columns)}" if self.columns else "there is none: name a file by selection.public"
+        )
+        raise ConfigError(f"the table of public facts has no column {name!r} ({known})")
+
+
+@dataclass(frozen=True)
+class Past:
+    """What was released before a round: public, so that a selector may follow it.
+
+    Attributes:
+        rounds: number of rounds before.
+        norms: L2 norm of the mean update that each round released, noise included, by round; a round whose result was
+            lost has none.
+    """
+
+    rounds: int = 0
+    norms: Mapping[int, float] = field(default_factory=dict)

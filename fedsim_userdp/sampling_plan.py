@@ -1,0 +1,202 @@
+"""What a selector states of a whole run, evaluated before the first round: it is what the accountant is told.
+
+Users with the same probabilities and weights in every round are a group.  The promise is that of the costliest group.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim_userdp.errors import PluginError
+from fedsim_userdp.plugins import calling
+from fedsim_userdp.population import Past, Population
+from fedsim_userdp.privacy import accounting as acc
+from fedsim_userdp.selection import Stating, stated
+
+Floats = NDArray[np.float64]
+MOST_GROUPS = 4096
+
+
+@dataclass(frozen=True)
+class Round:
+    """What holds in one round.
+
+    Attributes:
+        probabilities: with which each user takes part, shape [num_users] or []; where they follow the past, the most.
+        weights: what each user's clipped update is multiplied by, shape [num_users] or [].
+        denominator: what the sum is divided by, public, above 0.
+    """
+
+    probabilities: Floats
+    weights: Floats
+    denominator: float
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """Probabilities, weights and denominators of every round of a run.
+
+    Attributes:
+        group_of: the group of each user, shape [num_users].
+        probabilities: of each group in each round, shape [groups, rounds].
+        weights: likewise.
+        denominators: of each round, shape [rounds].
+        follows_past: whether the probabilities are the most that the selector may state, and its choice follows from
+            what was released.
+    """
+
+    group_of: NDArray[np.int64]
+    probabilities: Floats
+    weights: Floats
+    denominators: Floats
+    follows_past: bool
+
+    @classmethod
+    def of(cls, selector: Stating, population: Population, rounds: int) -> "SamplingPlan":
+        """Returns the plan of a selector that states probabilities.
+
+        Args:
+            selector: states them.
+            population: the users.
+            rounds: of the run, at least 1.
+
+        Raises:
+            PluginError: what it states is no probability, weight or denominator, nobody can take part in a round, or
+                there are more than 4,096 groups.
+        """
+        group_of = np.zeros(len(population), dtype=np.int64)
+        of_groups: list[
+            tuple[Floats, Floats]
+        ] = []  # probabilities and weights of each round, one number or one a group
+        denominators = []
+        for number in range(1, rounds + 1):
+            one = round_of(selector, population, number, Past(number - 1), is_planned=True)
+            for values in (one.probabilities, one.weights):
+                group_of, parents = _split(group_of, values)
+                if parents is not None:
+                    of_groups = [(_at(probs, parents), _at(weights, parents)) for probs, weights in of_groups]
+            members = np.unique(group_of, return_index=True)[1]  # a user of each group
+            of_groups.append((_at(one.probabilities, members), _at(one.weights, members)))
+            denominators.append(one.denominator)
+            if len(members) > MOST_GROUPS:
+                raise PluginError(
+                    f"selection={type(selector).__name__} states more than {MOST_GROUPS} different courses of "
+                    f"probabilities and weights up to round {number}: round them up to fewer values"
+                )
+        probabilities, weights = (
+            np.column_stack([np.broadcast_to(pair[which], len(members)) for pair in of_groups]) for which in (0, 1)
+        )
+        return cls(group_of, probabilities, weights, np.array(denominators), follows_past(selector))
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Number of users of each group."""
+        return np.bincount(self.group_of, minlength=len(self.probabilities))
+
+    @property
+    def expected_cohorts(self) -> Floats:
+        """Expected number of users in each round, at most."""
+        return self.sizes @ self.probabilities
+
+    def release(self, noise_multiplier: float) -> acc.PoissonUsers | acc.PoissonGroups:
+        """Returns what a run releases whose noise has this multiplier of the clip norm."""
+        rounds = self.probabilities.shape[1]
+        prob = float(self.probabilities.flat[0])
+        if bool((self.probabilities == prob).all() and (self.weights == 1.0).all()):
+            return acc.PoissonUsers(noise_multiplier, prob, rounds)
+        return acc.PoissonGroups(
+            noise_multiplier, tuple(map(_run_lengths, self.probabilities.tolist(), self.weights.tolist()))
+        )
+
+    def round(self, number: int) -> Round:
+        """Returns what holds in a round, from 1."""
+        at = number - 1
+        return Round(
+            self.probabilities[self.group_of, at], self.weights[self.group_of, at], float(self.denominators[at])
+        )
+
+
+def round_of(selector: Stating, population: Population, number: int, past: Past, *, is_planned: bool = False) -> Round:
+    """Returns what a selector states of a round.
+
+    Args:
+        selector: states it.
+        population: the users.
+        number: of the round, from 1.
+        past: what was released before.
+        is_planned: whether the most is asked for, where the probabilities follow the past.
+
+    Raises:
+        PluginError: it is no probability, weight or denominator, or nobody can take part.
+    """
+    ask: Callable[..., object] = selector.probabilities
+    what = "probabilities"
+    with calling("selection", selector, "probabilities()", f"in round {number}"):
+        if is_planned and follows_past(selector):
+            what, answer = "most", selector.most(number, population)  # type: ignore[attr-defined]
+        else:
+            answer = ask(number, population, past)
+    probabilities = stated(answer, f"selection={type(selector).__name__}: {what}() in round {number}", len(population))
+    weights = np.asarray(1.0)
+    if hasattr(selector, "weights"):
+        with calling("selection", selector, "weights()", f"in round {number}"):
+            given = selector.weights(number, population)
+        where = f"selection={type(selector).__name__}: weights() in round {number}"
+        weights = stated(given, where, len(population), most=math.inf)
+    return Round(probabilities, weights, _denominator(selector, population, number, probabilities, weights))
+
+
+def _denominator(
+    selector: Stating, population: Population, number: int, probabilities: Floats, weights: Floats
+) -> float:
+    """What the round's sum is divided by: as the selector says, else the expected sum of weights."""
+    where = f"selection={type(selector).__name__}"
+    if not hasattr(selector, "denominator"):
+        found = total(probabilities * weights, len(population))
+        if found <= 0:
+            raise PluginError(f"{where} states that nobody takes part in round {number}: leave such rounds out")
+        return found
+    with calling("selection", selector, "denominator()", f"in round {number}"):
+        given = selector.denominator(number, population)
+    found = float(stated(given, f"{where}: denominator() in round {number}", 1, most=math.inf).flat[0])
+    if found <= 0:
+        raise PluginError(f"{where}: denominator() in round {number} must be above 0, got {found:g}")
+    return found
+
+
+def total(values: Floats, num_users: int) -> float:
+    """Returns the sum over all users of one number for each, or of one for everybody."""
+    return float(values) * num_users if values.ndim == 0 else float(values.sum())
+
+
+def follows_past(selector: Stating) -> bool:
+    """Returns whether a selector declares the most that it may state, since it follows what was released."""
+    return hasattr(selector, "most")
+
+
+def _split(group_of: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Groups split by values: the new group of each user, and the earlier group of each new one; None as they were."""
+    if values.ndim == 0:
+        return group_of, None
+    found, which = np.unique(values, return_inverse=True)
+    pairs, split = np.unique(group_of * len(found) + which, return_inverse=True)
+    return split.astype(np.int64), (pairs // len(found)).astype(np.int64)
+
+
+def _at(values: Floats, places: NDArray[np.int64]) -> Floats:
+    """The values at some places; one number stays what it is."""
+    return values if values.ndim == 0 else values[places]
+
+
+def _run_lengths(probabilities: list[float], weights: list[float]) -> tuple[tuple[float, float, int], ...]:
+    """A group's probabilities and weights, equal rounds that follow each other counted."""
+    found: list[tuple[float, float, int]] = []
+    for prob, weight in zip(probabilities, weights, strict=True):
+        if found and found[-1][:2] == (prob, weight):
+            found[-1] = (prob, weight, found[-1][2] + 1)
+        else:
+            found.append((prob, weight, 1))
+    return tuple(found)
