@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,12 @@ from fedsim_userdp.sampling_plan import Round, SamplingPlan, follows_past, round
 from fedsim_userdp.selection import (
     Choosing,
     ClientSelector,
-    PoissonSelector,
     Stating,
     chosen_cohort,
     drawn_cohort,
     expected_cohort_size,
     foreign_name,
+    is_plain_poisson,
 )
 from fedsim_userdp.wagers import Wager
 
@@ -50,7 +51,7 @@ def declared_release(
             raise acc.AccountingError(
                 f"{name} has both probabilities() and select(): state probabilities, or choose and declare a release()"
             )
-        if isinstance(selector, PoissonSelector) and type(selector) is PoissonSelector:
+        if is_plain_poisson(selector):
             return acc.PoissonUsers(noise_multiplier, selector.sampling_prob, rounds)
         return SamplingPlan.of(selector, population, rounds).release(noise_multiplier)
     with calling("selection", selector, "release()"):
@@ -86,11 +87,41 @@ def expected_share(selector: ClientSelector, population: Population, rounds: int
     Raises:
         ValueError: see `declared_release`.
     """
-    if isinstance(selector, PoissonSelector) and type(selector) is PoissonSelector:
+    if is_plain_poisson(selector):
         return selector.sampling_prob
     if isinstance(selector, Stating):
         return float(SamplingPlan.of(selector, population, rounds).expected_cohorts.mean()) / len(population)
     return expected_cohort_size(selector, len(population)) / len(population)
+
+
+@dataclass(frozen=True)
+class Participation:
+    """What the selection did in a run; not private.
+
+    Attributes:
+        rounds: number of rounds that each user took part in, shape [num_users].
+        planned: expected number of users of each round.
+        drawn: number of users of each round.
+        facts: what is public about the users, by name.
+    """
+
+    rounds: NDArray[np.int64]
+    planned: tuple[float, ...]
+    drawn: tuple[int, ...]
+    facts: Mapping[str, NDArray[Any]]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the users who took part at all."""
+        return float((self.rounds > 0).mean())
+
+    @property
+    def gini(self) -> float:
+        """Gini coefficient of the users' rounds: 0 where all have as many, near 1 where few have all; 0 without any."""
+        ordered, number = np.sort(self.rounds), len(self.rounds)
+        if not ordered.sum():
+            return 0.0
+        return float((2 * np.arange(1, number + 1) - number - 1) @ ordered / (number * ordered.sum()))
 
 
 class Cohorts:
@@ -128,6 +159,7 @@ class Cohorts:
         self.norms: dict[int, float] = {}  # of what each round released, where the selector follows it
         self._plan = self._plan_of(declared)
         self._current: tuple[int, Round] | None = None
+        self._sizes: dict[int, int] = {}  # of the cohorts that are in the counts
         self._wager = (
             Wager(declared, len(population))
             if self._has_memory and isinstance(declared, acc.PoissonUsers | acc.FixedSize)
@@ -145,6 +177,26 @@ class Cohorts:
         self.catch_up(round - 1)
         self._last = round
         return [int(user) for user in self._drawn(round)]
+
+    def participation(self, last: int) -> Participation:
+        """Returns who took part up to the round `last`; rounds before a resume are drawn again.
+
+        Raises:
+            ValueError: see `draw`.
+        """
+        counts, sizes = self._counts.copy(), dict(self._sizes)
+        for round in range(1, last + 1):
+            if round not in sizes:  # before a resume
+                cohort = self._cohort(round)
+                counts[cohort] += 1
+                sizes[round] = len(cohort)
+        rounds = range(1, last + 1)
+        return Participation(
+            counts,
+            planned=tuple(map(self.expected_size, rounds)),
+            drawn=tuple(sizes[round] for round in rounds),
+            facts=self._population.columns,
+        )
 
     def denominator(self, round: int) -> float:
         """Returns what the sum of a round is divided by: public, whoever takes part."""
@@ -181,8 +233,8 @@ class Cohorts:
         Raises:
             ValueError: when it is not what was accounted for.
         """
-        selector, is_own = self._selector, type(self._selector) is PoissonSelector
-        if declared is None or is_own or not isinstance(selector, Stating):
+        selector = self._selector
+        if declared is None or is_plain_poisson(selector) or not isinstance(selector, Stating):
             return None
         plan = SamplingPlan.of(selector, self._population, declared.num_releases)
         if plan.release(declared.noise_multiplier) != declared:
@@ -243,12 +295,9 @@ class Cohorts:
 
     def _drawn(self, round: int) -> NDArray[np.int64]:
         """The cohort, counted and checked."""
-        if self._states or not isinstance(self._selector, Choosing):
-            probabilities = self._stated(round).probabilities
-            cohort = drawn_cohort(probabilities, self._population.id_hashes, round, self._key)
-        else:
-            cohort = chosen_cohort(self._selector, len(self._population), round, self._key)
+        cohort = self._cohort(round)
         self._counts[cohort] += 1
+        self._sizes[round] = len(cohort)
         self._num_drawn += len(cohort)
         self._history.update(repr((round, self._population.id_hashes[cohort].tolist())).encode())
         match self._declared:
@@ -265,6 +314,12 @@ class Cohorts:
                 self._check_rate(prob, list(drawn), round)
         self._check_chance(cohort, round)
         return cohort
+
+    def _cohort(self, round: int) -> NDArray[np.int64]:
+        """The cohort, whatever was declared."""
+        if isinstance(self._selector, Choosing) and not self._states:
+            return chosen_cohort(self._selector, len(self._population), round, self._key)
+        return drawn_cohort(self._stated(round).probabilities, self._population.id_hashes, round, self._key)
 
     def _check_expected_size(self, declared: acc.PoissonUsers | acc.FixedSize) -> None:
         """Raises unless the denominator is the size that the declaration implies."""

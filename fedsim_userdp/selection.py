@@ -8,7 +8,7 @@ released; never text, losses or norms.
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,6 +164,11 @@ def foreign_name(selector: ClientSelector) -> str | None:
     kind = type(selector)
     is_as_made = not any(callable(value) for value in getattr(selector, "__dict__", {}).values())
     return None if kind in OWN and is_as_made else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_plain_poisson(selector: ClientSelector) -> TypeGuard[PoissonSelector]:
+    """Returns whether every user has one probability in all rounds: no plan is needed to know."""
+    return isinstance(selector, PoissonSelector) and foreign_name(selector) is None
 
 
 def expected_cohort_size(selector: Choosing, num_users: int) -> float:

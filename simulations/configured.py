@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsim_userdp.data.corpus import Corpus
 from fedsim_userdp.data.in_memory import InMemoryCorpus
+from fedsim_userdp.data.public_facts import PublicFacts
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.compare import CheckedRun, check_central_engine, checked
@@ -16,7 +17,7 @@ from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.settings_tree import target_of
 from fedsim_userdp.mechanisms.study import Parts, Study
 from fedsim_userdp.plugins import calling, class_name
-from fedsim_userdp.simulations.names import check_takes_name, made, without_unused_path
+from fedsim_userdp.simulations.names import check_takes_name, made, without_public, without_unused_path
 from fedsim_userdp.simulations.sentences import settings_named
 
 
@@ -49,13 +50,26 @@ def configured_study(config: DictConfig) -> Study:
     parts = Parts(
         model=made("model", config.model),
         corpus=configured_corpus(config),
-        selection=made("selection", config.selection),
+        selection=made("selection", without_public(config.selection)),
         engine=made("engine", config.engine),
         records=made("records", config.records),
         optimizer=made("optimizer", config.optimizer),
         metrics={str(name): made(f"metrics.{name}", node) for name, node in _metrics(config).items()},
+        public=_public(config),
     )
     return build_study(plain(config), parts, int(config.mechanism.get("rounds", 1)))
+
+
+def _public(config: DictConfig) -> PublicFacts | None:
+    """What is public about users, where a file says it."""
+    path = config.selection.get("public")
+    if path is None:
+        return None
+    if path == "memory":
+        raise ConfigError(
+            "the public facts of this run were given in Python: go on there, with the same and resume=True"
+        )
+    return PublicFacts.of(str(path))
 
 
 def _metrics(config: DictConfig) -> Mapping[Any, DictConfig]:

@@ -107,6 +107,7 @@ def check_arguments(config: DictConfig) -> None:
             check_takes_name(node)
         takes = _parameters(str(node["_target_"]))
         unused = ["path"] if key == "data" and _has_unused_path(node, takes) else []  # left by the default corpus
+        unused += ["public"] if key == "selection" else []
         for name in [str(name) for name in node if not str(name).startswith("_")]:
             if takes is not None and name not in (*takes, *unused):
                 near = difflib.get_close_matches(name, takes, n=_MOST, cutoff=0.6)
@@ -139,6 +140,14 @@ def without_unused_path(data: DictConfig) -> DictConfig:
     kept = copy.deepcopy(data)
     with flag_override(kept, ["struct", "readonly"], False):
         del kept["path"]
+    return kept
+
+
+def without_public(selection: DictConfig) -> DictConfig:
+    """Returns the settings of a selection without the file of public facts, which is not its class's."""
+    kept = copy.deepcopy(selection)
+    with flag_override(kept, ["struct", "readonly"], False):
+        kept.pop("public", None)
     return kept
 
 

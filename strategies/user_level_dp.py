@@ -77,9 +77,9 @@ class UserLevelDP(RetryingStrategy):
     Guarantee: each round is a Gaussian mechanism of standard deviation `noise_multiplier * clip_norm` over the users
     that the selector drew.  Adding or removing a user moves the sum by at most `clip_norm`, or the user's public weight
     times that; replacing one by at most twice that, which is what a selector of fixed-size cohorts declares.  The
-    denominator is public: the expected cohort size, or what the selector states.  All after the noise is post-processing.
-    Where the clip norm adapts itself, the round also releases a count of unclipped users, with noise of its own
-    (`acc.AdaptiveClipping` is what both cost), and the next round's bound follows from what was released.
+    denominator is public: the expected cohort size, or what the selector states.  All after the noise is
+    post-processing.  Where the clip norm adapts itself, the round also releases a count of unclipped users, with noise
+    of its own (`acc.AdaptiveClipping` is what both cost), and the next round's bound follows from what was released.
     Failed users count as zero and change neither noise, nor denominator, nor accounting.
     Assumes: nodes clip (`fedsim_userdp.training.cohort`); the sum of a node's users is checked against its bound.  A
     node that fails does so whatever its users' data are (docs/decisions/0007).

@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from client_selector import EveryOtherUser
-from fedsim_userdp.participation import FALSE_ALARM, Cohorts, UserLevel, declared_release, rounds_to_differ
-from fedsim_userdp.population import Population
+from fedsim_userdp.participation import FALSE_ALARM, Cohorts, UserLevel, declared_release, draw_cohort, rounds_to_differ
+from fedsim_userdp.population import Past, Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import (
@@ -15,7 +15,6 @@ from fedsim_userdp.selection import (
     CyclicSelector,
     FixedSizeSelector,
     PoissonSelector,
-    draw_cohort,
     foreign_name,
 )
 from fedsim_userdp.wagers import Wager
@@ -24,11 +23,12 @@ SELECTORS: list[ClientSelector] = [
     PoissonSelector(0.3), PoissonSelector(1.0), FixedSizeSelector(5), CyclicSelector(7), EveryOtherUser(),
 ]  # fmt: skip
 NUM_USERS = 20
+USERS = Population.numbered(100)
 
 
 def cohort(selector: ClientSelector, round: int, seed: int = 0, num_users: int = NUM_USERS) -> list[int]:
-    ids = Population.numbered(num_users).id_hashes
-    return [int(user) for user in draw_cohort(selector, ids, round, RunKey.seeded(seed))]
+    users = Population.numbered(num_users)
+    return [int(user) for user in draw_cohort(selector, users, round, RunKey.seeded(seed))]
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=lambda selector: type(selector).__name__)
@@ -47,10 +47,10 @@ class TestEverySelector:
 
     def test_mean_cohort_is_the_declared_denominator(self, selector: ClientSelector) -> None:
         sizes = [len(cohort(selector, round)) for round in range(1, 401)]
-        assert np.mean(sizes) == pytest.approx(selector.expected_cohort_size(NUM_USERS), abs=0.6)
+        assert np.mean(sizes) == pytest.approx(cohorts_of(selector, None).denominator(1), abs=0.6)
 
     def test_participations_stay_within_what_is_declared(self, selector: ClientSelector) -> None:
-        release = selector.release(1.0, NUM_USERS, 12)
+        release = declared_release(selector, 1.0, Population.numbered(NUM_USERS), 12)
         counts = np.bincount([u for round in range(1, 13) for u in cohort(selector, round)], minlength=NUM_USERS)
         most = release.max_participations if isinstance(release, acc.Unamplified) else 12
         assert counts.max() <= most
@@ -68,7 +68,7 @@ def test_poisson_users_take_part_independently_at_the_stated_rate() -> None:
 
 
 def test_poisson_is_worth_user_wise_amplification() -> None:
-    assert PoissonSelector(0.1).release(2.0, 100, 50) == acc.PoissonUsers(2.0, 0.1, 50)
+    assert declared_release(PoissonSelector(0.1), 2.0, USERS, 50) == acc.PoissonUsers(2.0, 0.1, 50)
 
 
 def test_fixed_size_is_worth_replace_one_without_a_poisson_claim() -> None:
@@ -78,7 +78,7 @@ def test_fixed_size_is_worth_replace_one_without_a_poisson_claim() -> None:
 def test_cyclic_is_worth_no_amplification() -> None:
     release = CyclicSelector(10).release(2.0, 100, 25)
     assert release == acc.Unamplified(2.0, 3)
-    poisson = PoissonSelector(0.1).release(2.0, 100, 25)
+    poisson = declared_release(PoissonSelector(0.1), 2.0, USERS, 25)
     assert acc.epsilon(release, 1e-5) > acc.epsilon(poisson, 1e-5)
 
 
@@ -87,8 +87,8 @@ def test_a_subclass_with_its_own_select_cannot_claim_poisson() -> None:
         def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
             return np.arange(num_users)
 
-    with pytest.raises(acc.AccountingError, match="Poisson"):
-        Greedy(0.01).release(1.0, 100, 10)
+    with pytest.raises(acc.AccountingError, match=r"has both probabilities\(\) and select\(\)"):
+        declared_release(Greedy(0.01), 1.0, USERS, 10)
 
 
 @pytest.mark.parametrize("chosen", [[1, 1], [-1], [NUM_USERS]])
@@ -177,27 +177,25 @@ class Alternating:
     def __init__(self) -> None:
         self.asked = 0
 
-    def probability(self, round: int) -> float:
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
         self.asked += 1
-        return 1.0 if self.asked % 2 else 0.2
-
-    def expected_cohort_size(self, num_users: int) -> float:
-        return 0.2 * num_users
-
-    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        return acc.PoissonUsers(noise_multiplier, 0.2, rounds)
+        return 1.0 if self.asked > 3 else 0.2
 
 
-def test_the_probability_that_is_drawn_with_is_the_one_that_is_checked() -> None:
-    selector = Alternating()
-    cohorts = cohorts_of(selector, acc.PoissonUsers(1.0, 0.2, 3))
-    with pytest.raises(ValueError, match=r"declared the sampling probability 0.2 and states 1 in round 1"):
-        cohorts.draw(1)
+def test_a_plan_is_kept_to_whatever_a_selector_would_say_by_then() -> None:
+    cohorts = cohorts_of(Alternating(), acc.PoissonUsers(1.0, 0.2, 3), 1000)
+    assert [cohorts.expected_size(round) for round in (1, 2, 3)] == [200, 200, 200]
+    assert max(len(cohorts.draw(round)) for round in (1, 2, 3)) < 300
+
+
+def test_a_selector_that_states_otherwise_than_its_noise_was_made_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="states other probabilities or weights than the noise was made for"):
+        cohorts_of(Alternating(), acc.PoissonUsers(1.0, 0.1, 3))
 
 
 def test_a_selector_cannot_begin_to_choose_by_itself_once_the_run_is_under_way() -> None:
     class Late(Alternating):
-        def probability(self, round: int) -> float:
+        def probabilities(self, round: int, population: Population, past: Past) -> float:
             self.select = lambda num_users, round, generator: np.arange(3)
             return 0.2
 
@@ -240,11 +238,11 @@ def test_a_selector_without_a_memory_is_not_asked_for_rounds_before() -> None:
     cohorts = cohorts_of(PoissonSelector(0.3), None)
     with pytest.MonkeyPatch.context() as patch:
 
-        def nobody(selector: object, hashes: object, round: int, *others: object, **named: object) -> np.ndarray:
+        def nobody(probabilities: object, hashes: object, round: int, key: object) -> np.ndarray:
             asked.append(round)
             return np.empty(0, np.int64)
 
-        patch.setattr("fedsim_userdp.participation.draw_cohort", nobody)
+        patch.setattr("fedsim_userdp.participation.drawn_cohort", nobody)
         cohorts.draw(1000)
     assert asked == [1000]
 
@@ -252,16 +250,9 @@ def test_a_selector_without_a_memory_is_not_asked_for_rounds_before() -> None:
 def test_one_user_more_changes_nobody_elses_part_in_poisson_cohorts() -> None:
     ids = np.random.default_rng(0).integers(0, 2**63, 40).astype(np.uint64)
     for round in range(1, 30):
-        without = draw_cohort(PoissonSelector(0.3), ids[1:], round, RunKey.seeded(0)) + 1
-        more = draw_cohort(PoissonSelector(0.3), ids, round, RunKey.seeded(0))
+        without = draw_cohort(PoissonSelector(0.3), Population(ids[1:]), round, RunKey.seeded(0)) + 1
+        more = draw_cohort(PoissonSelector(0.3), Population(ids), round, RunKey.seeded(0))
         assert [user for user in more if user != 0] == list(without)
-
-
-class ReleaseOnly(PoissonSelector):
-    """Samples at its rate and declares another."""
-
-    def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
-        return acc.PoissonUsers(noise_multiplier, 0.01, rounds)
 
 
 class Drawn:
@@ -281,19 +272,6 @@ class Drawn:
 
     def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
         return self.declared or acc.PoissonUsers(noise_multiplier, 0.2, rounds)
-
-
-def test_a_subclass_that_declares_a_smaller_rate_than_it_states_stops_before_its_first_release() -> None:
-    selector = ReleaseOnly(0.16)
-    with pytest.raises(ValueError, match=r"expects cohorts of 160 users and declared a release of cohorts of 10"):
-        cohorts_of(selector, selector.release(1.0, 1000, 5), 1000)
-
-    class Consistent(ReleaseOnly):
-        def expected_cohort_size(self, num_users: int) -> float:
-            return 0.01 * num_users
-
-    with pytest.raises(ValueError, match=r"declared the sampling probability 0.01 and states 0.16 in round 1"):
-        cohorts_of(Consistent(0.16), selector.release(1.0, 1000, 5), 1000).draw(1)
 
 
 RNG = np.random.default_rng(5)
@@ -445,8 +423,8 @@ def test_a_declaration_for_another_run_or_another_unit_is_refused() -> None:
         (acc.FixedSize(1.0, 1000, 20, 10), "declared num_users=1000 for a run with 100"),
     ):
         with pytest.raises(acc.AccountingError, match=said):
-            declared_release(Drawn(everybody, declared=declared), 1.0, 100, 10)
-    assert declared_release(PoissonSelector(0.1), 1.0, 100, 10) == acc.PoissonUsers(1.0, 0.1, 10)
+            declared_release(Drawn(everybody, declared=declared), 1.0, USERS, 10)
+    assert declared_release(PoissonSelector(0.1), 1.0, USERS, 10) == acc.PoissonUsers(1.0, 0.1, 10)
 
 
 @pytest.mark.parametrize("chosen", [[0.5], [[0], [1]], ["a"], [True]])
@@ -463,5 +441,5 @@ def test_a_class_that_neither_selects_nor_states_probabilities_is_refused() -> N
         def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
             return acc.PoissonUsers(noise_multiplier, 0.1, rounds)
 
-    with pytest.raises(ValueError, match="neither `select` nor `probability`"):
-        cohort(Neither(), 1)
+    with pytest.raises(ValueError, match=r"select\(\) raised AttributeError"):
+        cohort(Neither(), 1)  # type: ignore[arg-type]

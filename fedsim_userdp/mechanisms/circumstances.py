@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self
 
+from fedsim_userdp.data.public_facts import PublicFacts
 from fedsim_userdp.mechanisms.settings_tree import OWN_CODE, Tree, foreign_targets
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.population import Population
@@ -90,7 +91,7 @@ def is_add_or_remove(selector: ClientSelector, num_users: int, rounds: int) -> b
     return release.adjacency is acc.Adjacency.ADD_OR_REMOVE_USER
 
 
-def taken_as_public(tree: Tree, *, keep_places: bool) -> tuple[str, ...]:
+def taken_as_public(tree: Tree, *, keep_places: bool, public: PublicFacts | None = None) -> tuple[str, ...]:
     """Returns what a claim takes as public, though some of it follows from users' text."""
     tokens, split = tree["tokens"], tree["split"]
     filters = f"at least {tokens['min_words']} words in all, and a record of at least {tokens['min_tokens']} tokens"
@@ -101,9 +102,15 @@ def taken_as_public(tree: Tree, *, keep_places: bool) -> tuple[str, ...]:
         f"that records are cut into windows of {tokens['window']} tokens"
         if tokens["long_records"] == "split"
         else f"that records are cut to their first {tokens['window']} tokens",
+        *([_facts_in_words(public.names)] if public is not None else []),
         *(["delta, which follows from the number of users"] if tree["privacy"]["delta"] is None else []),
         "the settings of the run",
     )
+
+
+def _facts_in_words(names: Sequence[str]) -> str:
+    """What selectors are told of users."""
+    return f"what the table of public facts says of each user ({', '.join(names)}), and how many there are of each kind"
 
 
 def licence_of(data: Tree, kind: type | None) -> str:

@@ -19,6 +19,7 @@ from fedsim_userdp.privacy import ledger
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.report.files import replacing, write_results, write_rounds, write_text
 from fedsim_userdp.report.model_card import AdapterOrigin, model_card
+from fedsim_userdp.report.participation import RunParticipation, write_participation
 from fedsim_userdp.report.privacy_files import digest_of, write_privacy
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.report.records import ResultRow, RoundRecord
@@ -49,6 +50,7 @@ class RunFolder:
         self.rows: list[ResultRow] = []
         self.rounds: list[RoundRecord] = []
         self.runs: list[StatedRun] = []
+        self._participation: list[RunParticipation] = []
 
     def progress(self) -> RunProgress:
         """Returns the display of progress on this folder's console."""
@@ -67,6 +69,9 @@ class RunFolder:
         self.runs.append(StatedRun(outcome.statement, row.seed, draws=draws, adapter=adapter))
         write_results(self.path, self.rows)
         write_rounds(self.path, self.rounds)
+        if outcome.participation is not None:
+            self._participation.append(RunParticipation(row.mechanism, row.seed, outcome.participation))
+            write_participation(self.path, self._participation)
         sweep = None if self._sweep is None else path_to(self._sweep, self.path)
         write_privacy(self.path, self.runs, sweep, self._planned[len(self.runs) :])
         if self._sweep is not None:

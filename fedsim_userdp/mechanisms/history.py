@@ -13,6 +13,7 @@ from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.participation import Participation
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
@@ -25,7 +26,8 @@ from fedsim_userdp.training.checkpoints import CheckpointError
 class Outcome:
     """A finished run: its row, what it promises, its rounds, the model with the trained adapter, and its key.
 
-    Where the base model is from and the licence of the text are for the adapter's card.
+    Where the base model is from and the licence of the text are for the adapter's card.  Of a user-wise run it has who
+    took part.
     """
 
     row: ResultRow
@@ -35,6 +37,7 @@ class Outcome:
     key: RunKey
     source: ModelSource
     licence: str
+    participation: Participation | None = None
 
 
 class History:

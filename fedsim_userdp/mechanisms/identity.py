@@ -22,7 +22,7 @@ _WITHOUT_EFFECT = FREE | {
     "privacy.num_searched",
 }
 # What a run's noise and claims rest on, in a checkpoint's origin: `checkpoint.allow_changes` does not reach it.
-NEVER_CHANGED = frozenset({"data", "training split", "base model"})
+NEVER_CHANGED = frozenset({"data", "training split", "base model", "public facts"})
 # Names in a run's identity, which seeded noise derives from: they stay, wherever a class moves.
 _LASTING_NAMES = {
     "fedsim_userdp.mechanisms.user_wise.UserWise": "fedsim_userdp.simulations.mechanisms.UserWise",
@@ -53,7 +53,7 @@ def origin_of(tree: Tree) -> dict[str, str]:
 def _kept(tree: Tree) -> dict[str, object]:
     """The settings that decide a run's releases."""
     kept = {key: value for key, value in tree.items() if key not in _WITHOUT_EFFECT}
-    for group in ("mechanism", "model", "local", "privacy"):
+    for group in ("mechanism", "model", "local", "privacy", "selection"):
         kept[group] = {k: v for k, v in kept[group].items() if f"{group}.{k}" not in _WITHOUT_EFFECT}
     mechanism = kept["mechanism"]
     mechanism["_target_"] = _LASTING_NAMES.get(mechanism.get("_target_"), mechanism.get("_target_"))

@@ -13,6 +13,7 @@ import torch
 
 from fedsim_userdp.data.corpus import Corpus
 from fedsim_userdp.data.in_memory import InMemoryCorpus
+from fedsim_userdp.data.public_facts import PublicFacts
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.data.table import TableCorpus
 from fedsim_userdp.errors import ConfigError
@@ -41,6 +42,7 @@ def parts_of(
     optimizer: object = None,
     engine: object = None,
     metrics: object = None,
+    public: Any = None,
 ) -> Parts:
     """Returns the objects of a study, defaults for those that are None.
 
@@ -52,6 +54,7 @@ def parts_of(
         optimizer: a class of `torch.optim`, or a `functools.partial` of one; its learning rate is the mechanism's.
         engine: what runs the nodes.
         metrics: further figures on the evaluation users, by name.
+        public: what is public about users; see `PublicFacts.of`.
     """
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f"metrics={type(metrics).__name__} must be a mapping of names to metrics")
@@ -69,6 +72,7 @@ def parts_of(
         optimizer=partial(chosen) if isinstance(chosen, type) else chosen,
         engine=InProcessEngine() if engine is None else engine,  # type: ignore[arg-type]
         metrics=dict(metrics or {}),
+        public=None if public is None else PublicFacts.of(public),
     )
 
 
@@ -137,7 +141,7 @@ def _unknown(name: str) -> str:
     """That there is no such keyword, with those that may be meant."""
     if name in {one.name for one in fields(Budget)}:
         return f"Study.of() has no keyword {name}: it is one of budget, as in budget=Budget({name}=...)"
-    known = sorted({*known_keywords(), "model", "selection", "records", "optimizer", "engine", "metrics"})
+    known = sorted({*known_keywords(), "model", "selection", "records", "optimizer", "engine", "metrics", "public"})
     if near := difflib.get_close_matches(name, known, n=2, cutoff=0.6):
         return f"Study.of() has no keyword {name}: did you mean {' or '.join(near)}?"
     return f"Study.of() has no keyword {name}: expected one of {', '.join(known)}"
@@ -160,6 +164,8 @@ def tree_and_choices(settings: Settings, parts: Parts) -> tuple[dict[str, Any], 
         "optimizer": parts.optimizer,
     }
     found = [written(group, value) for group, value in objects.items()]
+    if parts.public is not None:
+        found[0] = found[0].with_setting("public", parts.public.source)
     tree: dict[str, Any] = {**settings.to_tree(), "tuned": tuned_tree(), **{one.group: dict(one.tree) for one in found}}
     tree["metrics"] = {name: tree_of(f"metrics.{name}", metric) for name, metric in parts.metrics.items()}
     return tree, found

@@ -87,7 +87,7 @@ class Run:
         settings = settings_digest(tree)
         fingerprint = study.fingerprint(settings)
         path = checkpoint_path(place.folder, run_name(name, study.seed))
-        identity = identity_of(settings, fingerprint)
+        identity = identity_of(settings, {**fingerprint, **study.public_fingerprint()})
         keys = keys_of_run(study.noise_source, study.seed, identity, path, is_resumed=place.is_resumed)
         return cls(name, study, place, settings, fingerprint, keys, _as_json(tree), origin_of(tree))
 
@@ -100,7 +100,13 @@ class Run:
     def checkpoints(self) -> CheckpointFolder:
         """The run's checkpoints; they hold diagnostics too, hence their place."""
         path = checkpoint_path(self.place.folder, self.run_name)
-        origin = {**self.fingerprint, "settings": self.settings, **self.origin, **code_versions()}
+        origin = {
+            **self.fingerprint,
+            **self.study.public_fingerprint(),
+            "settings": self.settings,
+            **self.origin,
+            **code_versions(),
+        }
         return CheckpointFolder(
             path, origin, self.place.keep, allow_changes=self.place.allow_changes, fixed=NEVER_CHANGED
         )
@@ -108,7 +114,7 @@ class Run:
     @property
     def identity(self) -> str:
         """What the run's releases depend on, as text: data, split, model, settings and version."""
-        return identity_of(self.settings, self.fingerprint)
+        return identity_of(self.settings, {**self.fingerprint, **self.study.public_fingerprint()})
 
     @property
     def noise(self) -> NoiseSource:

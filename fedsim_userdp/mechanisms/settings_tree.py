@@ -17,7 +17,9 @@ from fedsim_userdp.errors import ConfigError
 Tree = Mapping[str, Any]  # values: None, bool, int, float, str, lists and mappings of these
 
 # What may differ between a run and its continuation, since it cannot change a result.
-FREE = frozenset({"resume", "output_dir", "threads", "cache_dir", "model.cache_dir", "engine", "checkpoint"})
+FREE = frozenset(
+    {"resume", "output_dir", "threads", "cache_dir", "model.cache_dir", "engine", "checkpoint", "selection.public"}
+)
 OWN_CODE = "fedsim_userdp"
 
 

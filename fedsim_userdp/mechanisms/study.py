@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from fedsim_userdp.data.corpus import Corpus
 from fedsim_userdp.data.owners import OwnerBoundedStore, count_owners
+from fedsim_userdp.data.public_facts import PublicFacts
 from fedsim_userdp.data.records import RandomRecords, RecordSelector
 from fedsim_userdp.data.split import UserSplit
 from fedsim_userdp.data.store import TokenStore
@@ -55,6 +56,7 @@ class Parts:
         optimizer: (parameters, learning rate) to a `torch.optim` optimizer, of the server.
         engine: what runs the nodes.
         metrics: further figures on the evaluation users, by name.
+        public: what is public about users, for selectors; None without.
     """
 
     corpus: Corpus
@@ -64,6 +66,7 @@ class Parts:
     optimizer: OptimizerFn
     engine: Engine
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    public: PublicFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Study:
         corpus_name: of the corpus.
         licence: of the corpus's text.
         tree: the settings as they are written down.
+        public: what is public about users, for selectors; None without.
         written: the objects, where they were made in Python.
     """
 
@@ -122,6 +126,7 @@ class Study:
     corpus_name: str
     licence: str
     tree: Tree
+    public: PublicFacts | None = None
     written: tuple[Written, ...] = ()
 
     @classmethod
@@ -137,6 +142,7 @@ class Study:
         optimizer: OptimizerFn | None = None,
         engine: Engine | None = None,
         metrics: Mapping[str, Metric] | None = None,
+        public: object = None,
         heldout_users: int = Split.heldout_users,
         validation_users: int = Split.validation_users,
         min_words: int = TokenSettings.min_words,
@@ -158,6 +164,8 @@ class Study:
             optimizer: of the server: a class of `torch.optim`, or a `functools.partial` of one.
             engine: what runs the nodes.
             metrics: further figures on the evaluation users, by name; not private.
+            public: what is public about users, for selectors: a CSV, JSONL or Parquet file with a row for each
+                `user_id`, columns by name (a data frame), or rows as mappings.
             heldout_users: users that are only scored.
             validation_users: users set aside for tuning.
             min_words: users with fewer words are left out; 0 keeps everybody.
@@ -179,6 +187,7 @@ class Study:
             optimizer=optimizer,
             engine=engine,
             metrics=metrics,
+            public=public,
         )
         flat = {"heldout_users": heldout_users, "validation_users": validation_users}
         flat |= {"min_words": min_words, "window": window, "seed": seed}
@@ -190,7 +199,8 @@ class Study:
     @property
     def population(self) -> Population:
         """The training users as a selector may know them."""
-        return Population(np.asarray(self.store.id_hashes)[self.split.train])
+        hashes = np.asarray(self.store.id_hashes)[self.split.train]
+        return Population(hashes, {} if self.public is None else self.public.of_users(hashes))
 
     @property
     def num_users(self) -> int:
@@ -209,6 +219,10 @@ class Study:
             settings: digest of the settings that decide a release.
         """
         return fingerprint_of(self.store, self.population, self.model, settings)
+
+    def public_fingerprint(self) -> dict[str, str]:
+        """Returns a digest of what is public about the training users, by its name; empty where selectors see none."""
+        return {} if self.public is None else {"public facts": self.public.digest(self.population.id_hashes)}
 
     def training_users(self, records_per_user: int, key: RunKey) -> TrainingUsers:
         """Returns the training users, capped at k records each, chosen with the nodes' key."""

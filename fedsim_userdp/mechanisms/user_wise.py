@@ -1,6 +1,6 @@
 """User-wise DP-SGD: each user of a cohort adds a clipped update, and the server adds noise to their sum."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from fedsim_userdp.errors import ConfigError
@@ -72,7 +72,8 @@ class UserWise(Training):
                 run.study.engine.run(strategy, recipe, worker, adapter, rounds)
         load_trainable_state(history.model, optimizer.state)
         history.score_last()
-        return history.outcome(result_row(self.name, "user", history, guarantee.in_words(), self, self.clip_norm))
+        outcome = history.outcome(result_row(self.name, "user", history, guarantee.in_words(), self, self.clip_norm))
+        return replace(outcome, participation=strategy.cohorts.participation(history.num_rounds))
 
     def guarantee(self, study: Study) -> Guarantee:
         """Returns the promise, its noise calibrated to the study's budget."""

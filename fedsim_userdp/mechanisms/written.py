@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import Parameter, signature
 from pathlib import Path
@@ -31,6 +31,7 @@ class Written:
         tree: `_target_` and settings.
         overrides: what of the file is to be changed, as on the command line.
         value: the object itself.
+        beside: settings in `tree` that are not the object's.
     """
 
     group: str
@@ -38,16 +39,23 @@ class Written:
     tree: Tree
     overrides: tuple[str, ...]
     value: object = field(default=None, compare=False, repr=False)
+    beside: tuple[str, ...] = ()
 
     def differs(self, key: str) -> bool:
         """Returns whether a setting differs from what the command takes by default."""
         default = defaults_in(self.group, self.choice)
         return key not in default or default[key] != self.tree[key]
 
+    def with_setting(self, key: str, value: str) -> "Written":
+        """Returns the same with one more setting, which is not the object's but that of its group."""
+        override = f"{self.group}.{key}={as_value(value)}"
+        return replace(self, tree={**self.tree, key: value}, overrides=(*self.overrides, override), beside=(key,))
+
     def check_unchanged(self) -> None:
         """Raises ConfigError where the object has other settings by now than were written down."""
         now = written(self.group, self.value)
-        if changed := [key for key in {**self.tree, **now.tree} if self.tree.get(key) != now.tree.get(key)]:
+        keys = [key for key in {**self.tree, **now.tree} if key not in self.beside]
+        if changed := [key for key in keys if self.tree.get(key) != now.tree.get(key)]:
             raise ConfigError(
                 f"{self.group}.{changed[0]} was {self.tree.get(changed[0])!r} when the study was made and is "
                 f"{now.tree.get(changed[0])!r} now: make the study anew"

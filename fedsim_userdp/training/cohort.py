@@ -87,7 +87,8 @@ def clipped_update_sum(
     products of 8 bits, make large (docs/decisions/0012).
 
     Guarantee: adding or removing one unit changes `clipped.total` by at most its weight (1 as a rule) times
-    `clip_norm` in L2 norm, up to what the rounding of sums (and, with one step, of products in a shared micro-batch) amounts to.
+    `clip_norm` in L2 norm, up to what the rounding of sums (and, with one step, of products in a shared micro-batch)
+    amounts to.
 
     Args:
         gradients: computes each unit's gradient, with its model.

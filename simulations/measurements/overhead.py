@@ -17,6 +17,7 @@ from fedsim_userdp.federation.rounds import RetryingStrategy, Rounds
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.participation import expected_share
 from fedsim_userdp.population import Past, Population
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import PoissonSelector
@@ -111,7 +112,7 @@ def timed(run: Run, clock: RoundClock) -> Run:
     """Returns the run on one node in this process, telling `clock` what it does."""
     study = run.study
     own = {item.name: getattr(study, item.name) for item in fields(Study)}
-    sampling_prob = study.selector.expected_cohort_size(study.num_users) / study.num_users
+    sampling_prob = expected_share(study.selector, study.population, rounds=1)
     own |= {"engine": _MarkingEngine(InProcessEngine(), clock), "selector": _MarkingSelector(sampling_prob, clock)}
     return replace(run, study=TimedStudy(**own, clock=clock))
 

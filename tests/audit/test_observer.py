@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from fedsim_userdp.audit.observer import CHANCE, Draws, Observation, Observed, Secrets, observe
+from fedsim_userdp.participation import draw_cohort
+from fedsim_userdp.population import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import NoiseSource, OperatingSystemNoise, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import PoissonSelector, draw_cohort
+from fedsim_userdp.selection import PoissonSelector
 
 USERS, ROUNDS, SIZE, PROB = 200, 12, 3000, 0.1
 HASHES = np.random.default_rng(0).integers(0, 2**63, USERS).astype(np.uint64)
@@ -16,7 +18,9 @@ SAMPLED = Secrets.of(acc.PoissonUsers(1.0, PROB, ROUNDS))
 
 
 def cohorts(key: RunKey) -> list[list[int]]:
-    return [draw_cohort(PoissonSelector(PROB), HASHES, round, key).tolist() for round in range(1, ROUNDS + 1)]
+    return [
+        draw_cohort(PoissonSelector(PROB), Population(HASHES), round, key).tolist() for round in range(1, ROUNDS + 1)
+    ]
 
 
 def noise_of(source: NoiseSource) -> np.ndarray:

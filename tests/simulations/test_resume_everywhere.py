@@ -15,7 +15,7 @@ from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.versions import code_versions
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import ClientSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.selection import PoissonSelector, drawn_cohort
 from fedsim_userdp.training.checkpoints import CheckpointError
 from fedsim_userdp.training.journal import Journal
 from tests.simulations.small_runs import (
@@ -171,10 +171,8 @@ def test_a_run_ends_with_the_same_cohorts_however_often_it_dies(
     drawn: dict[str, list[tuple[int, tuple[int, ...]]]] = {"whole": [], "broken": []}
 
     def watch(name: str) -> Callable[..., np.ndarray]:
-        def cohort(
-            selector: ClientSelector, ids: np.ndarray, round: int, key: RunKey, most: float, **how: bool
-        ) -> np.ndarray:
-            chosen = draw_cohort(selector, ids, round, key, most, **how)
+        def cohort(probabilities: np.ndarray, ids: np.ndarray, round: int, key: RunKey) -> np.ndarray:
+            chosen = drawn_cohort(probabilities, ids, round, key)
             drawn[name].append((round, tuple(chosen.tolist())))
             return chosen
 
@@ -183,7 +181,7 @@ def test_a_run_ends_with_the_same_cohorts_however_often_it_dies(
     for name in drawn:
         run = small_run(tmp_path / name, store)
         with monkeypatch.context() as patch:
-            patch.setattr("fedsim_userdp.participation.draw_cohort", watch(name))
+            patch.setattr("fedsim_userdp.participation.drawn_cohort", watch(name))
             if name == "broken":
                 dies_after_release(run, 1, monkeypatch)
                 dies_after_release(resumed(run), 2, monkeypatch)

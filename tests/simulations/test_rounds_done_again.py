@@ -21,11 +21,12 @@ from fedsim_userdp.federation.rounds import RetryingStrategy, Rounds, run_rounds
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
 from fedsim_userdp.mechanisms.circumstances import Circumstances
 from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.participation import draw_cohort
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting import accountants
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector, draw_cohort
+from fedsim_userdp.selection import ClientSelector, CyclicSelector, PoissonSelector
 from tests.simulations.small_runs import (
     dies_after_release,
     os_noise,
@@ -164,10 +165,7 @@ def test_two_releases_of_one_seed_have_unrelated_cohorts_and_their_ledgers_tell_
 ) -> None:
     runs = [os_noise(small_run(tmp_path / name, store)) for name in ("a", "b")]
     cohorts = [
-        [
-            tuple(draw_cohort(run.study.selector, run.study.population.id_hashes, round, run.keys.run))
-            for round in range(1, 9)
-        ]
+        [tuple(draw_cohort(run.study.selector, run.study.population, round, run.keys.run)) for round in range(1, 9)]
         for run in runs
     ]
     assert cohorts[0] != cohorts[1]

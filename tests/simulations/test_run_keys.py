@@ -18,9 +18,9 @@ from fedsim_userdp.mechanisms.circumstances import licence_of, named_foreign
 from fedsim_userdp.mechanisms.identity import settings_digest
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.loading import ModelSource
+from fedsim_userdp.participation import draw_cohort
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import draw_cohort
 from fedsim_userdp.simulations.adapter_checks import own_class
 from fedsim_userdp.simulations.arguments import complete_arguments
 from fedsim_userdp.simulations.configured import configured_run
@@ -42,8 +42,8 @@ def run_of(folder: Path, settings: Sequence[str], *changes: str) -> Run:
 
 
 def cohorts(run: Run) -> list[tuple[int, ...]]:
-    hashes = run.study.population.id_hashes
-    return [tuple(draw_cohort(run.study.selector, hashes, round, run.keys.run).tolist()) for round in range(1, 9)]
+    population = run.study.population
+    return [tuple(draw_cohort(run.study.selector, population, round, run.keys.run).tolist()) for round in range(1, 9)]
 
 
 OTHER_RUNS = [
@@ -166,8 +166,10 @@ def test_nothing_of_a_release_follows_from_what_it_publishes(tmp_path: Path, set
     assert all(isinstance(run.noise, OperatingSystemNoise) and not run.keys.run.is_seeded for run in released)
     assert len({run.keys.run.secret for run in released} | {guessed.secret}) == 3
     drawn = [cohorts(run) for run in released]
-    hashes = released[0].study.population.id_hashes
-    guess = [tuple(draw_cohort(released[0].study.selector, hashes, round, guessed).tolist()) for round in range(1, 9)]
+    population = released[0].study.population
+    guess = [
+        tuple(draw_cohort(released[0].study.selector, population, round, guessed).tolist()) for round in range(1, 9)
+    ]
     assert len({tuple(found) for found in (*drawn, guess)}) == 3
     seeded = run_of(tmp_path / "c", settings)
     assert cohorts(seeded) == guess, "what the statement of a seeded run says"

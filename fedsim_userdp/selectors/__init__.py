@@ -1,0 +1,15 @@
+"""Selectors that state probabilities from public facts, one short file each; the basic ones are in `selection`."""
+
+from fedsim_userdp.selectors.availability import AvailabilitySelector
+from fedsim_userdp.selectors.growing import GrowingSelector
+from fedsim_userdp.selectors.importance import ImportanceSelector
+from fedsim_userdp.selectors.round_robin import RoundRobinSelector
+from fedsim_userdp.selectors.stratified import StratifiedSelector
+
+__all__ = [
+    "AvailabilitySelector",
+    "GrowingSelector",
+    "ImportanceSelector",
+    "RoundRobinSelector",
+    "StratifiedSelector",
+]
