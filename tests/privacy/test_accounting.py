@@ -13,8 +13,7 @@ import pytest
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy import pld
 from fedsim_userdp.privacy.accounting import curves
-from fedsim_userdp.privacy.accounting.descriptions import Adjacency
-from fedsim_userdp.privacy.accounting.one_run import Run
+from fedsim_userdp.privacy.accounting.descriptions import Adjacency, Run
 
 from .conftest import REFERENCE
 

@@ -21,12 +21,32 @@ BAD_DELTA = st.one_of(BAD_POSITIVE, st.floats(min_value=1.0))
 BAD_COUNT = st.one_of(NOT_NUMBERS, st.integers(max_value=0), st.floats(), st.integers(min_value=10**9 + 1))
 BAD_CAP = st.one_of(BAD_COUNT, st.integers(min_value=1001))
 
+BAD_STEP = st.one_of(
+    st.tuples(st.one_of(NOT_NUMBERS, st.floats(min_value=1.0, exclude_min=True)), st.just(1.0), st.just(1)),
+    st.tuples(st.just(0.1), st.one_of(NOT_NUMBERS, st.floats(max_value=0.0, exclude_max=True)), st.just(1)),
+    st.tuples(st.just(0.1), st.just(1.0), BAD_COUNT),
+    st.tuples(st.just(0.1), st.just(1.0)),
+    NOT_NUMBERS,
+)
+BAD_GROUPS = st.one_of(
+    NOT_NUMBERS,
+    st.just(()),
+    st.just(((),)),
+    st.just((((0.1, 1.0, 2),), ((0.1, 1.0, 3),))),
+    BAD_STEP.map(lambda step: (((0.1, 1.0, 1), step),)),
+)
+
 USER_WISE = acc.PoissonUsers(noise_multiplier=1.0, sampling_prob=0.05, rounds=200)
 CALLS: dict[str, tuple[Callable[..., object], dict[str, object], dict[str, st.SearchStrategy]]] = {
     "PoissonUsers": (
         acc.PoissonUsers,
         {"noise_multiplier": 1.0, "sampling_prob": 0.1, "rounds": 10},
         {"noise_multiplier": BAD_POSITIVE, "sampling_prob": BAD_PROBABILITY, "rounds": BAD_COUNT},
+    ),
+    "PoissonGroups": (
+        acc.PoissonGroups,
+        {"noise_multiplier": 1.0, "groups": (((0.1, 1.0, 10),),)},
+        {"noise_multiplier": BAD_POSITIVE, "groups": BAD_GROUPS},
     ),
     "RecordLevel": (
         acc.RecordLevel,
@@ -103,6 +123,15 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, object], dict[str, st.Se
             "epsilon": BAD_POSITIVE,
             "delta": BAD_DELTA,
             "method": st.sampled_from(["PLD", "tight", "gdp"]),
+        },
+    ),
+    "epsilons_by_group": (
+        acc.epsilons_by_group,
+        {"description": acc.PoissonGroups(1.0, (((0.1, 1.0, 10),),)), "delta": 1e-5, "method": "pld"},
+        {
+            "description": st.one_of(NOT_NUMBERS, st.just(USER_WISE)),
+            "delta": BAD_DELTA,
+            "method": st.sampled_from(["PLD", "group", "gdp"]),
         },
     ),
     "epsilon_per_round": (

@@ -20,6 +20,10 @@ ALL: list[acc.Description] = [
     acc.AdaptiveClipping(acc.NoAmplification(2.0, 4), 5.0),
     acc.HyperparameterSearch(acc.RecordLevel(4.0, 0.05, 200, 10), 10.0, 0.5),
     acc.HyperparameterSearch(acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_RECORDS), 10.0),
+    acc.PoissonGroups(1.0, (((0.02, 1.0, 3), (0.2, 0.5, 2)), ((0.1, 2.0, 5),))),
+    acc.AdaptiveClipping(acc.PoissonGroups(1.0, (((0.02, 1.0, 3), (0.2, 1.0, 2)),)), 5.0),
+    acc.HyperparameterSearch(acc.PoissonGroups(1.0, (((0.02, 1.0, 3), (0.2, 0.5, 2)),)), 10.0),
+    acc.Composed((acc.PoissonGroups(1.0, (((0.02, 1.0, 3), (0.2, 0.5, 2)),)), acc.PoissonUsers(1.0, 0.05, 200))),
     acc.Composed((acc.PoissonUsers(1.0, 0.05, 200), acc.AdaptiveClipping(acc.PoissonUsers(2.0, 0.1, 5), 5.0))),
 ]
 

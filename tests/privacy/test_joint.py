@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.accounting.one_run import Run
+from fedsim_userdp.privacy.accounting.descriptions import Run
 from fedsim_userdp.privacy.joint import Composition, JointStatement, StatedRun, composed
 from fedsim_userdp.privacy.statement import PrivacyStatement
 

@@ -26,6 +26,15 @@ SIGMAS, PROBS, DELTAS = spread(0.3, 100.0), spread(1e-5, 1.0), spread(1e-10, 1e-
 ROUNDS = spread(1, 100_000).map(int)
 EPSILONS = spread(0.05, 50.0)
 USER_WISE = st.builds(acc.PoissonUsers, SIGMAS, PROBS, ROUNDS)
+STEPS = st.tuples(spread(1e-3, 1.0), spread(0.1, 3.0), spread(1, 100).map(int))
+GROUPS = st.builds(
+    lambda sigma, steps, others: acc.PoissonGroups(
+        sigma, tuple(tuple((q, w, n) for (q, w, _), (_, _, n) in zip(each, steps, strict=True)) for each in others)
+    ),
+    SIGMAS,
+    st.lists(STEPS, min_size=3, max_size=3),
+    st.lists(st.lists(STEPS, min_size=3, max_size=3), min_size=1, max_size=4),
+)
 RECORD_LEVEL = st.builds(acc.RecordLevel, SIGMAS, PROBS, spread(1, 10_000).map(int), spread(1, 64).map(int))
 UNAMPLIFIED = st.builds(acc.NoAmplification, SIGMAS, spread(1, 1000).map(int))
 
@@ -54,6 +63,7 @@ SEARCH = st.builds(
 )
 WORSE = {
     acc.PoissonUsers: ("noise_multiplier", "sampling_prob", "rounds"),
+    acc.PoissonGroups: ("noise_multiplier", "groups"),
     acc.RecordLevel: ("noise_multiplier", "sampling_prob", "steps", "records_per_user"),
     acc.NoAmplification: ("noise_multiplier", "max_participations"),
     acc.FixedSize: ("noise_multiplier", "cohort_size", "rounds"),
@@ -62,6 +72,8 @@ WORSE = {
 CASES: dict[str, tuple[st.SearchStrategy[Any], str, int]] = {
     "user_wise pld": (USER_WISE, "pld", 20),
     "user_wise rdp": (USER_WISE, "rdp", 10),
+    "poisson_groups pld": (GROUPS, "pld", 10),
+    "poisson_groups rdp": (GROUPS, "rdp", 3),
     "record_level tight": (RECORD_LEVEL, "tight", 20),
     "record_level group": (RECORD_LEVEL, "group", 4),
     "record_level record": (RECORD_LEVEL, "record", 10),
@@ -84,6 +96,9 @@ def worsened(description: acc.Description, attribute: str) -> acc.Description:
     value = getattr(description, attribute)
     if attribute == "noise_multiplier":
         return description.with_noise_multiplier(value / 1.3)
+    if isinstance(description, acc.PoissonGroups):
+        more_often = tuple(tuple((min(1.3 * q, 1.0), 1.3 * w, n) for q, w, n in group) for group in description.groups)
+        return dataclasses.replace(description, groups=more_often)
     caps = {"sampling_prob": 1.0, "records_per_user": 1000, "mean_runs": 1e6}
     caps["cohort_size"] = getattr(description, "num_users", 1)
     more = min(value * 1.3 if isinstance(value, float) else value + max(1, value // 3), caps.get(attribute, 10**9))

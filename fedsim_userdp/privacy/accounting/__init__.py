@@ -9,6 +9,7 @@ The public face of the accounting. It needs numpy and scipy; dp_accounting is im
 | description | methods, the default first | guarantee |
 |---|---|---|
 | PoissonUsers | pld, rdp | user level, add or remove |
+| PoissonGroups | pld, rdp | user level, add or remove: that of the costliest group |
 | RecordLevel | group, tight | user level, add or remove |
 | RecordLevel | record | record level only: none for users |
 | FixedSize | rdp | user level, replace one |
@@ -41,11 +42,13 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PoissonGroups,
     PoissonUsers,
     RecordLevel,
     Unamplified,
 )
 from fedsim_userdp.privacy.accounting.group import is_vacuous, log_delta_factor, to_record_level, to_user_level
+from fedsim_userdp.privacy.accounting.trajectories import counted
 from fedsim_userdp.privacy.pld import MIN_LOG_DELTA
 from fedsim_userdp.privacy.validation import MAX_COUNT, check_count, check_delta, check_epsilon
 
@@ -58,6 +61,7 @@ __all__ = [
     "FixedSize",
     "HyperparameterSearch",
     "NoAmplification",
+    "PoissonGroups",
     "PoissonUsers",
     "RecordLevel",
     "Unamplified",
@@ -65,6 +69,7 @@ __all__ = [
     "delta",
     "epsilon",
     "epsilon_per_round",
+    "epsilons_by_group",
     "is_vacuous",
     "methods",
     "to_record_level",
@@ -151,7 +156,7 @@ def calibrate(
     run: Description = description.run if isinstance(description, AdaptiveClipping) else description
     noise_multiplier = cache.remembered(
         ("calibrate", repr(run.with_noise_multiplier(1.0)), name, target, log_delta),
-        lambda: _least_noise(run, target, log_delta, name),
+        lambda: _least_noise(run.reduced() if isinstance(run, PoissonGroups) else run, target, log_delta, name),
         worth=_is_slow(description),
     )
     return cast(AnyDescription, description.with_noise_multiplier(noise_multiplier))
@@ -167,7 +172,7 @@ def epsilon_per_round(
         delta: In (0, 1).
         rounds: Numbers of releases made so far, each at least 1, or how many rounds to go through from the first on; by
             default all rounds of the run. Each takes some 10 ms ("group": 60 ms). A run without amplification stops
-            spending at its `max_participations`.
+            spending at its `max_participations`; one of PoissonGroups has no rounds beyond its own.
         method: Accountant, as for `epsilon`.
 
     Returns:
@@ -191,6 +196,39 @@ def epsilon_per_round(
         spent = max(spent, accountants.curve(description.first(number), name).epsilon(log_delta))
         answers[number] = spent
     return [answers[min(number, cap)] for number in wanted]
+
+
+def epsilons_by_group(
+    description: PoissonGroups | AdaptiveClipping, delta: float, method: str | None = None
+) -> tuple[float, ...]:
+    """Returns the epsilon of the users of each group of a run.
+
+    Args:
+        description: A run with PoissonGroups, or adaptive clipping of one.
+        delta: In (0, 1).
+        method: Accountant, as for `epsilon`.
+
+    Returns:
+        One epsilon for each group, in their order; 0 where nothing is released about its users. The largest is that of
+        the run, up to the accuracy of the accountant.
+
+    Raises:
+        ValueError: delta is out of range, or `description` has no groups.
+        AccountingError: A ValueError for what cannot be accounted for, with the reason.
+    """
+    run = description.run if isinstance(description, AdaptiveClipping) else description
+    if not isinstance(run, PoissonGroups):
+        raise ValueError(f"description must be of PoissonGroups, got {description!r}")
+    check_delta("delta", delta)
+    name = accountants.check_method(run, method)
+    known: dict[frozenset[tuple[tuple[float, float], int]], float] = {frozenset(): 0.0}
+    found = []
+    for number, trajectory in enumerate(run.groups):
+        rounds = frozenset(counted(trajectory).items())
+        if rounds not in known:
+            known[rounds] = epsilon(cast(Composed, run.group(number)), delta, name)
+        found.append(known[rounds])
+    return tuple(found)
 
 
 if not TYPE_CHECKING:  # which is to know every name

@@ -1,7 +1,9 @@
 """Which accountants fit which description, and the curve that each gives."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Sequence
 
 from fedsim_userdp.errors import AccountingError
 from fedsim_userdp.privacy.accounting import curves, rdp
@@ -13,9 +15,13 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PoissonGroups,
     PoissonUsers,
     RecordLevel,
+    Run,
 )
+from fedsim_userdp.privacy.accounting.renyi import epsilon_bound, log_delta_bound, rdp_of
+from fedsim_userdp.privacy.pld.mixture import Floats
 
 _REASONS = {
     "pld": "its privacy loss distribution is not known here (or, for records, say which unit is meant)",
@@ -33,7 +39,7 @@ def methods(description: Description) -> tuple[str, ...]:
         ValueError: `description` is not a description.
     """
     match description:
-        case PoissonUsers() | NoAmplification():
+        case PoissonUsers() | PoissonGroups() | NoAmplification():
             return ("pld", "rdp")
         case RecordLevel():
             return ("group", "tight", "record")
@@ -70,10 +76,14 @@ def check_method(description: Description, method: str | None) -> str:
 def curve(description: Description, method: str) -> Curve:
     """Returns the privacy curve of a description by an accountant out of `methods(description)`."""
     match description:
-        case _ if method == "rdp":
-            return rdp.curve(description)
         case AdaptiveClipping():
             return curve(description.run, method)
+        case PoissonGroups():
+            return _worst(description.kinds(), method)
+        case Composed() if any(isinstance(run, PoissonGroups) for run, _ in description.counted()):
+            return _worst(description.kinds(), method)
+        case _ if method == "rdp":
+            return rdp.curve(description)
         case HyperparameterSearch(run=RecordLevel() as run):
             record = rdp.curve(dataclasses.replace(description, run=run.one_record()))
             return record if method == "record" else curves.grouped(record, run.records_per_user)
@@ -85,7 +95,52 @@ def curve(description: Description, method: str) -> Curve:
             return _curve([(description.first(1), description.num_releases)], method)
 
 
-def _methods_of_parts(runs: list[PoissonUsers | RecordLevel | FixedSize | NoAmplification]) -> tuple[str, ...]:
+def _worst(kinds: Sequence[Composed], method: str) -> Curve:
+    """The curve of the costliest kind of users, each kind being what is released about it.
+
+    Where all of it is Poisson-sampled, kinds are asked in the order of their RDP bounds, until no bound is above what
+    was found.
+    """
+    if not kinds:
+        return Curve(epsilon=lambda log_delta: 0.0, log_delta=lambda epsilon: -math.inf)
+    if len(kinds) == 1:
+        return curve(kinds[0], method)
+    divergences = [_divergences(kind) for kind in kinds]
+
+    @functools.cache
+    def of(kind: int) -> Curve:
+        return curve(kinds[kind], method)
+
+    def epsilon(log_delta: float) -> float:
+        bounds = [math.inf if rdp is None else epsilon_bound(rdp, log_delta) for rdp in divergences]
+        return _largest(bounds, lambda kind: of(kind).epsilon(log_delta))
+
+    def log_delta(epsilon: float) -> float:
+        bounds = [math.inf if rdp is None else log_delta_bound(rdp, epsilon) for rdp in divergences]
+        return _largest(bounds, lambda kind: of(kind).log_delta(epsilon))
+
+    return Curve(epsilon=epsilon, log_delta=log_delta)
+
+
+def _largest(bounds: Sequence[float], value: Callable[[int], float]) -> float:
+    """The largest value, each being at most its bound; those that can make no difference are not computed."""
+    largest = -math.inf
+    for place in sorted(range(len(bounds)), key=lambda place: -bounds[place]):
+        if bounds[place] <= largest:
+            break
+        largest = max(largest, value(place))
+    return largest
+
+
+def _divergences(kind: Composed) -> Floats | None:
+    """Renyi divergences of Poisson-sampled releases; None where there are others."""
+    runs = [(run, count) for run, count in kind.counted() if isinstance(run, PoissonUsers)]
+    if len(runs) < len(kind.counted()):
+        return None
+    return rdp_of([(run.noise_multiplier, run.sampling_prob, count) for run, count in runs])
+
+
+def _methods_of_parts(runs: list[Run]) -> tuple[str, ...]:
     """Names of the accountants of composed runs."""
     kinds = {type(run) for run in runs}
     caps = {run.records_per_user for run in runs if isinstance(run, RecordLevel)}
@@ -97,7 +152,7 @@ def _methods_of_parts(runs: list[PoissonUsers | RecordLevel | FixedSize | NoAmpl
     return tuple(name for name in fitting[0] if all(name in names for names in fitting))
 
 
-def _curve(releases: list[tuple[PoissonUsers | RecordLevel | FixedSize | NoAmplification, int]], method: str) -> Curve:
+def _curve(releases: list[tuple[Run, int]], method: str) -> Curve:
     """The curve of releases made so many times each, by closed form, PLD or group privacy."""
     if method in ("record", "group"):
         runs = [(run, count) for run, count in releases if isinstance(run, RecordLevel)]

@@ -1,9 +1,10 @@
-"""Everything that the accountants take: single runs (`runs`), and what is made of them.
+"""Everything that the accountants take: single runs, and what is made of them.
 
 Adaptive clipping, a private search over hyper-parameters, and several runs one after the other.
 """
 
 import dataclasses
+import itertools
 import math
 from typing import TYPE_CHECKING, Self
 
@@ -13,9 +14,10 @@ from fedsim_userdp.privacy.accounting.one_run import (
     NoAmplification,
     PoissonUsers,
     RecordLevel,
-    Run,
     Unamplified,
 )
+from fedsim_userdp.privacy.accounting.poisson_groups import PoissonGroups
+from fedsim_userdp.privacy.accounting.trajectories import highest
 from fedsim_userdp.privacy.validation import check_real
 
 if TYPE_CHECKING:
@@ -29,11 +31,15 @@ __all__ = [
     "FixedSize",
     "HyperparameterSearch",
     "NoAmplification",
+    "PoissonGroups",
     "PoissonUsers",
     "RecordLevel",
     "Run",
     "Unamplified",
 ]
+
+Run = PoissonUsers | PoissonGroups | RecordLevel | FixedSize | NoAmplification
+_MOST_COMBINATIONS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +55,22 @@ class AdaptiveClipping:
     Assumes: both queries see the same sampled users, and the clip norm of a round depends on earlier releases only.
 
     Attributes:
-        run: The user-level run with the noise multiplier of the pair of queries: not a RecordLevel one.
+        run: The user-level run with the noise multiplier of the pair of queries: not a RecordLevel one, and with no
+            weight but 1, which would shrink a user's update and not their part of the count.
         count_stddev: stddev of the noise on the count of unclipped updates, in (run.noise_multiplier / 2, inf).
     """
 
-    run: PoissonUsers | FixedSize | NoAmplification
+    run: PoissonUsers | PoissonGroups | FixedSize | NoAmplification
     count_stddev: float
 
     def __post_init__(self) -> None:
         """Raises ValueError where the split is impossible."""
-        if not isinstance(self.run, PoissonUsers | FixedSize | NoAmplification):
-            raise ValueError(f"run must be a PoissonUsers, FixedSize or NoAmplification description, got {self.run!r}")
+        if not isinstance(self.run, PoissonUsers | PoissonGroups | FixedSize | NoAmplification):
+            raise ValueError(
+                f"run must be a PoissonUsers, PoissonGroups, FixedSize or NoAmplification description, got {self.run!r}"
+            )
+        if isinstance(self.run, PoissonGroups) and not self.run.is_unweighted:
+            raise ValueError(f"run must have weights of 1 only, since a count has no weights, got {self.run!r}")
         check_real("count_stddev", self.count_stddev, self.run.noise_multiplier / 2.0, math.inf)
 
     @property
@@ -159,6 +170,8 @@ class Composed:
         user by any other holds for replacing their records as well. A search over a fixed
         list of m settings is `Composed((run,) * m)`, whatever is kept of it.
 
+    Users of one group of a PoissonGroups part may be in any group of another part: the costliest combination counts.
+
     Attributes:
         parts: Single runs, at least one. Equal releases are counted together.
     """
@@ -190,20 +203,52 @@ class Composed:
     def counted(self) -> list[tuple[Run, int]]:
         """Returns the distinct single releases, and how often each is made."""
         counts: dict[Run, int] = {}
-        for part in self.parts:
-            run = part.run if isinstance(part, AdaptiveClipping) else part
-            counts[run.first(1)] = counts.get(run.first(1), 0) + run.num_releases
+        for run in self._runs():
+            for release, count in _singles(run):
+                counts[release] = counts.get(release, 0) + count
         return list(counts.items())
 
+    def kinds(self) -> "list[Composed]":
+        """Returns what is released about users without PoissonGroups, one description for each kind of user.
+
+        A kind is a combination of groups, one of each part, those about whom nothing is released at all left out. Where
+        there are more than 64, groups that dominate all of their part are taken instead.
+        """
+        grouped = [run for run in self._runs() if isinstance(run, PoissonGroups)]
+        if not grouped:
+            return [self]
+        others = tuple(run for run in self._runs() if not isinstance(run, PoissonGroups))
+        choices = [[kind.parts for kind in run.kinds()] or [()] for run in grouped]
+        if math.prod(map(len, choices)) > _MOST_COMBINATIONS:
+            choices = [[kind.parts for kind in _highest(run).kinds()] for run in grouped]
+        found = [others + tuple(itertools.chain(*chosen)) for chosen in itertools.product(*choices)]
+        return [Composed(parts) for parts in found if parts]
+
     def event(self) -> "dp_accounting.DpEvent":
-        """Returns the dp_accounting event of all parts."""
+        """Returns the dp_accounting event of all parts; of PoissonGroups parts, that of the costliest group of each."""
         import dp_accounting as dp
 
-        return dp.ComposedDpEvent([run.first(count).event() for run, count in self.counted()])
+        grouped = [run.event() for run in self._runs() if isinstance(run, PoissonGroups)]
+        counted = [(run, count) for run, count in self.counted() if not isinstance(run, PoissonGroups)]
+        return dp.ComposedDpEvent([*(run.first(count).event() for run, count in counted), *grouped])
+
+    def _runs(self) -> list[Run]:
+        """The parts, without what adaptive clipping is around them."""
+        return [part.run if isinstance(part, AdaptiveClipping) else part for part in self.parts]
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Returns the same runs, all with one other noise multiplier."""
         return dataclasses.replace(self, parts=tuple(p.with_noise_multiplier(noise_multiplier) for p in self.parts))
+
+
+def _singles(run: Run) -> list[tuple[Run, int]]:
+    """The distinct single releases of a run, and how often each is made."""
+    return [*run.singles()] if isinstance(run, PoissonGroups) else [(run.first(1), run.num_releases)]
+
+
+def _highest(run: PoissonGroups) -> PoissonGroups:
+    """A run of one group, which dominates all of the run's."""
+    return dataclasses.replace(run, groups=(highest(run.groups),))
 
 
 Description = Run | AdaptiveClipping | HyperparameterSearch | Composed

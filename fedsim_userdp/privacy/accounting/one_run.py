@@ -254,4 +254,3 @@ class NoAmplification:
 
 
 Unamplified = NoAmplification
-Run = PoissonUsers | RecordLevel | FixedSize | NoAmplification

@@ -19,6 +19,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PoissonGroups,
 )
 from fedsim_userdp.privacy.pld.mixture import Floats
 
@@ -64,6 +65,8 @@ def divergences(description: Description) -> Floats:
     bound passes that for large cohorts.
     """
     match description:
+        case HyperparameterSearch(run=PoissonGroups() | AdaptiveClipping(run=PoissonGroups())):
+            return _of_costliest(description)
         case HyperparameterSearch():
             return _of_event(description.event(), description.adjacency)
         case AdaptiveClipping():
@@ -78,10 +81,28 @@ def divergences(description: Description) -> Floats:
             return description.num_releases * _of_one_release(description.first(1))
 
 
-@functools.lru_cache(maxsize=256)
+def _of_costliest(search: HyperparameterSearch) -> Floats:
+    """Renyi divergences of a search over runs of PoissonGroups: at each order those of its costliest group."""
+    import dp_accounting as dp
+
+    run = search.run.run if isinstance(search.run, AdaptiveClipping) else search.run
+    events = [kind.event() for kind in run.kinds()] if isinstance(run, PoissonGroups) else []
+    searches = [dp.dp_event.RepeatAndSelectDpEvent(event, search.mean_runs, search.shape) for event in events]
+    divergences = [_of_event(event, search.adjacency) for event in searches]
+    return np.asarray(np.max([_of_no_event(), *divergences], axis=0))
+
+
+@functools.lru_cache(maxsize=4096)
 def _of_one_release(release: Description) -> Floats:
     """Renyi divergences of one release."""
     return _of_event(release.event(), release.adjacency)
+
+
+def _of_no_event() -> Floats:
+    """Renyi divergences where nothing is released."""
+    from dp_accounting.rdp import rdp_privacy_accountant as renyi
+
+    return np.zeros(len(renyi.DEFAULT_RDP_ORDERS))
 
 
 def _of_event(event: "dp_accounting.DpEvent", adjacency: Adjacency) -> Floats:

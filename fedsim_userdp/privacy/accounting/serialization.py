@@ -13,13 +13,23 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PoissonGroups,
     PoissonUsers,
     RecordLevel,
 )
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
-_CLASSES = (PoissonUsers, RecordLevel, FixedSize, NoAmplification, AdaptiveClipping, HyperparameterSearch, Composed)
+_CLASSES = (
+    PoissonUsers,
+    PoissonGroups,
+    RecordLevel,
+    FixedSize,
+    NoAmplification,
+    AdaptiveClipping,
+    HyperparameterSearch,
+    Composed,
+)
 _NAMES = {kind: "UserWise" if kind is PoissonUsers else kind.__name__ for kind in _CLASSES}  # as files have them
 _KINDS: dict[str, Callable[..., Description]] = {name: kind for kind, name in _NAMES.items()}
 

@@ -12,13 +12,14 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Composed,
     FixedSize,
     NoAmplification,
+    PoissonGroups,
     PoissonUsers,
     RecordLevel,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.validation import check_count
 
-Release = PoissonUsers | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
+Release = PoissonUsers | PoissonGroups | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
 NoiseSource = Literal["seeded", "os"]
 
 FORMAT = 3
