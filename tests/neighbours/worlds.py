@@ -29,6 +29,7 @@ from fedsim_userdp.federation.rounds import run_rounds
 from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.loading import TINY_MODEL
+from fedsim_userdp.participation import expected_share
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
@@ -145,7 +146,9 @@ def seen(overrides: Sequence[str], folder: Path, dead_node: int | None = None) -
     run = with_changes(run, keys=RunKeys.of(KEY))
     if dead_node is not None:
         run = with_changes(run, engine=DeadNode(run.study.engine.num_nodes_for(run.study.num_users), dead_node))
-    world = World(run, run.study.num_users, run.study.selector.expected_cohort_size(run.study.num_users))
+    world = World(
+        run, run.study.num_users, expected_share(run.study.selector, run.study.population, 1) * run.study.num_users
+    )
     with watched(world), RunProgress(Console(file=io.StringIO())) as progress:
         world.release = instantiate(config.mechanism).run(run, progress).statement.release
     return world

@@ -14,6 +14,7 @@ from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.guarantee import Target, calibrated
 from fedsim_userdp.mechanisms.user_wise_adaptive import UserWiseAdaptive
+from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.ledger import Ledger
 from fedsim_userdp.selection import ClientSelector, CyclicSelector, FixedSizeSelector, PoissonSelector
@@ -45,7 +46,7 @@ def test_update_and_count_together_cost_what_the_budget_allows(
 ) -> None:
     run = small_run(tmp_path, store, selector=selector)
     outcome = run_small(run, NAME)
-    plain = calibrated(selector.release(1.0, run.study.num_users, ROUNDS), run.study.target, None, "user")
+    plain = calibrated(declared_release(selector, 1.0, run.study.population, ROUNDS), run.study.target, None, "user")
     release = outcome.statement.release
     assert isinstance(release, acc.AdaptiveClipping)
     assert release.run == plain.release
@@ -114,7 +115,7 @@ def test_more_noise_on_the_count_than_the_budget_asks_for_is_a_choice_and_less_i
 ) -> None:
     usual = small_run(tmp_path, store)
     needed = calibrated(
-        usual.study.selector.release(1.0, usual.study.num_users, ROUNDS), usual.study.target, None, "user"
+        declared_release(usual.study.selector, 1.0, usual.study.population, ROUNDS), usual.study.target, None, "user"
     ).noise_multiplier
 
     def run(count_stddev: float, folder: str) -> float:
