@@ -18,6 +18,8 @@ Neighbouring relations are brought together so:
   constants: the sum has the distribution that it has without the user. So an add-or-remove bound bounds emptying as
   well. Releases without amplification are, for an emptied user, Gaussians of sensitivity C, the same as Poisson
   sampling with probability 1.
+- *Groups of users* with probabilities and weights of their own may be other users in each run: the costliest
+  combination of groups counts.
 - *Replace one user* beside others: a schedule is accounted with sensitivity 2 C, and the relation is that the user's
   records are replaced and their id is kept, since another id would shift everybody's place in the schedule. What is
   known for adding or removing is taken twice (remove the one, add the other): (2 epsilon, (1 + e^epsilon) delta),
