@@ -1,5 +1,6 @@
 """What a run promises, to whom and under which assumptions: facts, as JSON for `privacy.json`, and in words."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -304,7 +305,7 @@ class PrivacyStatement:
             "epsilon": self.epsilon if self.level == "user" else None,
             "epsilon_by_accountant": dict(by_accountant) if self.level == "user" else {},
             "record_level_epsilon": record_level,
-            "epsilon_by_group": self._epsilon_by_group(),
+            **self._epsilon_by_group(),
             "search": self.search,
             "assumptions": list(self.assumptions),
             "paragraph": self.paragraph(),
@@ -339,15 +340,14 @@ class PrivacyStatement:
         each = {name: value for name, value in self.epsilon_by_accountant.items() if name != "record"}
         return ", ".join(f"{name} {'none' if value is None else rounded_up(value)}" for name, value in each.items())
 
-    def _epsilon_by_group(self) -> list[Json] | None:
-        """Epsilon of each group's users; None where there are no groups, a private search, or no answer for one."""
+    def _epsilon_by_group(self) -> dict[str, Json]:
+        """Epsilon of each group's users; nothing without groups, in a private search, or without an answer for one."""
         run = self.release.run if isinstance(self.release, AdaptiveClipping) else self.release
         if self.level != "user" or self.delta is None or not isinstance(run, PoissonGroups):
-            return None
-        try:
-            return list(acc.epsilons_by_group(run, self.delta, self.accountant))
-        except acc.AccountingError:
-            return None
+            return {}
+        with contextlib.suppress(acc.AccountingError):
+            return {"epsilon_by_group": list(acc.epsilons_by_group(run, self.delta, self.accountant))}
+        return {}
 
     def _noise_beside_own_selector(self, name: str) -> str:
         """What is said of noise from the operating system where a class of one's own chooses who takes part."""
