@@ -14,7 +14,7 @@ from fedsim_userdp.errors import PluginError
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.population import Past, Population
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.selection import Stating, stated
+from fedsim_userdp.selection import Stating, foreign_name, stated
 
 Floats = NDArray[np.float64]
 MOST_GROUPS = 4096
@@ -46,6 +46,8 @@ class SamplingPlan:
         denominators: of each round, shape [rounds].
         follows_past: whether the probabilities are the most that the selector may state, and its choice follows from
             what was released.
+        follows_population: whether they may follow from who else there is: then the population is public, and a user
+            who is emptied keeps their place in it.
     """
 
     group_of: NDArray[np.int64]
@@ -53,6 +55,7 @@ class SamplingPlan:
     weights: Floats
     denominators: Floats
     follows_past: bool
+    follows_population: bool
 
     @classmethod
     def of(cls, selector: Stating, population: Population, rounds: int) -> "SamplingPlan":
@@ -89,7 +92,14 @@ class SamplingPlan:
         probabilities, weights = (
             np.column_stack([np.broadcast_to(pair[which], len(members)) for pair in of_groups]) for which in (0, 1)
         )
-        return cls(group_of, probabilities, weights, np.array(denominators), follows_past(selector))
+        return cls(
+            group_of,
+            probabilities,
+            weights,
+            np.array(denominators),
+            follows_past(selector),
+            follows_population(selector),
+        )
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -105,11 +115,12 @@ class SamplingPlan:
         """Returns what a run releases whose noise has this multiplier of the clip norm."""
         rounds = self.probabilities.shape[1]
         prob = float(self.probabilities.flat[0])
-        if bool((self.probabilities == prob).all() and (self.weights == 1.0).all()):
+        is_plain = bool((self.probabilities == prob).all() and (self.weights == 1.0).all())
+        if is_plain and not self.follows_population:
             return acc.PoissonUsers(noise_multiplier, prob, rounds)
-        return acc.PoissonGroups(
-            noise_multiplier, tuple(map(_run_lengths, self.probabilities.tolist(), self.weights.tolist()))
-        )
+        relation = acc.Adjacency.ZERO_OUT_USER if self.follows_population else acc.Adjacency.ADD_OR_REMOVE_USER
+        courses = tuple(map(_run_lengths, self.probabilities.tolist(), self.weights.tolist()))
+        return acc.PoissonGroups(noise_multiplier, courses, relation)
 
     def round(self, number: int) -> Round:
         """Returns what holds in a round, from 1."""
@@ -175,6 +186,14 @@ def total(values: Floats, num_users: int) -> float:
 def follows_past(selector: Stating) -> bool:
     """Returns whether a selector declares the most that it may state, since it follows what was released."""
     return hasattr(selector, "most")
+
+
+def follows_population(selector: Stating) -> bool:
+    """Returns whether what a selector states may follow from who else there is.
+
+    A class of this package says so where it does not, by `follows_population = False`.
+    """
+    return foreign_name(selector) is not None or bool(getattr(selector, "follows_population", True))
 
 
 def _split(group_of: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:

@@ -82,6 +82,8 @@ class PoissonSelector:
 
     sampling_prob: float
 
+    follows_population = False  # what is stated: see `SamplingPlan`
+
     def __post_init__(self) -> None:
         if not 0 < self.sampling_prob <= 1:
             raise ValueError(f"sampling_prob={self.sampling_prob} must lie in (0, 1]")
@@ -152,18 +154,20 @@ class CyclicSelector(_CohortOfOneSize):
 
 _MOST_BITS = 128  # of a whole number that is shown
 _NO_USER = 2**62  # stands for every number that is larger
+_OWN_MODULES = ("fedsim_userdp.selectors.", "fedsim_userdp.simulations.measurements.")
 OWN = (PoissonSelector, FixedSizeSelector, CyclicSelector)
 
 
 def foreign_name(selector: ClientSelector) -> str | None:
-    """Returns the name of the class where it is not one of this package's three; None where it is.
+    """Returns the name of the class where it is not one of this package's; None where it is.
 
     A subclass is foreign: whichever of its methods it overrides, what it declares may no longer fit what it does.  So
-    is an object of these three that has methods of its own.
+    is an object of this package's classes that has methods of its own.
     """
     kind = type(selector)
     is_as_made = not any(callable(value) for value in getattr(selector, "__dict__", {}).values())
-    return None if kind in OWN and is_as_made else f"{kind.__module__}.{kind.__qualname__}"
+    is_own_class = kind in OWN or kind.__module__.startswith(_OWN_MODULES)
+    return None if is_own_class and is_as_made else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def is_plain_poisson(selector: ClientSelector) -> TypeGuard[PoissonSelector]:

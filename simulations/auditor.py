@@ -327,7 +327,7 @@ def _open_ledger(run: Run, guarantee: Guarantee, epsilon: float) -> Iterator[Led
 def _record(ledger: Ledger | None, guarantee: Guarantee, round: int, answers: str) -> None:
     """Writes the release of `round` to the ledger, before it is made."""
     if ledger is not None:
-        ledger.record(round, one_release(guarantee))
+        ledger.record(round, one_release(guarantee, round))
 
 
 def _counts(canaries: Canaries, findings: Findings) -> dict[str, dict[str, int]]:

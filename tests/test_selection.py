@@ -183,8 +183,11 @@ class Alternating:
 
 
 def test_a_plan_is_kept_to_whatever_a_selector_would_say_by_then() -> None:
-    cohorts = cohorts_of(Alternating(), acc.PoissonUsers(1.0, 0.2, 3), 1000)
-    assert [cohorts.expected_size(round) for round in (1, 2, 3)] == [200, 200, 200]
+    selector, users = Alternating(), Population.numbered(1000)
+    declared = declared_release(selector, 1.0, users, 3)
+    assert declared == acc.PoissonGroups(1.0, (((0.2, 1.0, 3),),), acc.Adjacency.ZERO_OUT_USER)
+    cohorts = cohorts_of(Alternating(), declared, 1000)
+    assert [cohorts.expected_size(round) for round in (1, 2, 3)] == pytest.approx([200, 200, 200])
     assert max(len(cohorts.draw(round)) for round in (1, 2, 3)) < 300
 
 
@@ -199,7 +202,7 @@ def test_a_selector_cannot_begin_to_choose_by_itself_once_the_run_is_under_way()
             self.select = lambda num_users, round, generator: np.arange(3)
             return 0.2
 
-    cohorts = cohorts_of(Late(), acc.PoissonUsers(1.0, 0.2, 30))
+    cohorts = cohorts_of(Late(), declared_release(Late(), 1.0, Population.numbered(NUM_USERS), 30))
     assert [0, 1, 2] not in [cohorts.draw(round) for round in range(1, 10)]
 
 

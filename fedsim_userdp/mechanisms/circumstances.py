@@ -11,6 +11,7 @@ from fedsim_userdp.participation import declared_release
 from fedsim_userdp.population import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.statement import PUBLIC, USERS
+from fedsim_userdp.sampling_plan import follows_population
 from fedsim_userdp.selection import ClientSelector, Stating, foreign_name
 
 
@@ -83,7 +84,7 @@ def named_foreign(tree: Tree) -> tuple[str, ...]:
 def is_add_or_remove(selector: ClientSelector, num_users: int, rounds: int) -> bool:
     """Returns whether the selection's claim is for adding or removing a user, so that nobody has a place to keep."""
     if isinstance(selector, Stating):
-        return True
+        return not follows_population(selector)
     try:
         release = declared_release(selector, 1.0, Population.numbered(num_users), rounds)
     except ValueError:  # said where the run begins

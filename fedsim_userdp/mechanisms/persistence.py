@@ -29,7 +29,9 @@ from fedsim_userdp.training.journal import Journal, JournalEnd
 
 JOURNAL = "rounds.jsonl"
 
-Release = acc.PoissonUsers | acc.RecordLevel | acc.FixedSize | acc.NoAmplification | acc.AdaptiveClipping
+Release = (
+    acc.PoissonUsers | acc.PoissonGroups | acc.RecordLevel | acc.FixedSize | acc.NoAmplification | acc.AdaptiveClipping
+)
 
 
 class RunState:
@@ -163,7 +165,8 @@ class RunState:
         mark = self.history.run.keys.marks.mark("answers", repr((round, answers)))
         try:
             with naming(self._ledger.path):
-                self._ledger.record(round, one_release(self.history.guarantee), mark, self._mark_of_cohorts() or "")
+                release = one_release(self.history.guarantee, round)
+                self._ledger.record(round, release, mark, self._mark_of_cohorts() or "")
         except ReleasedOtherwise:
             self.history.note_lost(round)
             raise
@@ -189,11 +192,21 @@ def _norms_in(notes: object) -> dict[int, float]:
     return {int(key): float(norm) for key, norm in found.items()}
 
 
-def one_release(guarantee: Guarantee) -> Release:
-    """Returns what one round of the run releases; of a run without amplification, its declared cap with it."""
+def one_release(guarantee: Guarantee, round: int) -> Release:
+    """Returns what a round of the run, counted from 1, releases; without amplification, its declared cap with it."""
+    return _releases(guarantee, round, round)
+
+
+def _releases(guarantee: Guarantee, first: int, last: int) -> Release:
+    """What the rounds from `first` to `last` release; without amplification, once and with its declared cap."""
     release = guarantee.release
+    match release:
+        case acc.PoissonGroups():
+            return release.between(first, last)
+        case acc.AdaptiveClipping(run=acc.PoissonGroups() as run):
+            return dataclasses.replace(release, run=run.between(first, last))
     if isinstance(release, Release):
-        return release if guarantee.max_participations is not None else release.first(1)
+        return release if guarantee.max_participations is not None else release.first(last - first + 1)
     raise acc.AccountingError(f"a ledger cannot hold a {type(release).__name__}")
 
 
@@ -336,7 +349,8 @@ def _first_round(history: History, ledger: Ledger, done: int) -> int:
             "spent, start a new run in another folder"
         )
     if first <= history.num_rounds:
-        ledger.expect(one_release(history.guarantee), history.num_rounds - first + 1)
+        times = history.num_rounds - first + 1 if history.guarantee.max_participations is not None else 1
+        ledger.expect(_releases(history.guarantee, first, history.num_rounds), times)
     return first
 
 

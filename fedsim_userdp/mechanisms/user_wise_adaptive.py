@@ -46,6 +46,11 @@ class UserWiseAdaptive(UserWise):
         release = promise.release
         if not isinstance(release, acc.PoissonUsers | acc.PoissonGroups | acc.FixedSize | acc.NoAmplification):
             return promise  # without noise: then the count has none either
+        if isinstance(release, acc.PoissonGroups) and not release.is_unweighted:
+            raise ConfigError(
+                f"mechanism={self.name} counts users, and selection={type(study.selector).__name__} gives them weights, "
+                "which a count has none of: use mechanism=user_wise"
+            )
         needed = release.noise_multiplier
         expected_cohort = expected_share(study.selector, study.population, self.rounds) * study.num_users
         default = default_count_stddev(expected_cohort, needed)
@@ -55,10 +60,7 @@ class UserWiseAdaptive(UserWise):
                 f"mechanism.count_stddev={count_stddev:g} must be above {needed / 2:.4g}, half of the noise multiplier "
                 "that the budget asks for: the count alone would cost more than that"
             )
-        try:
-            return replace(promise, release=acc.AdaptiveClipping(release, count_stddev))
-        except ValueError as error:
-            raise ConfigError(f"mechanism={self.name}: {error}") from error
+        return replace(promise, release=acc.AdaptiveClipping(release, count_stddev))
 
     def _settings(self, run: Run, guarantee: Guarantee, state: RunState, worker: Worker) -> UserLevelSettings:
         """The numbers of the strategy, with the clip norm that an earlier part of the run came to."""

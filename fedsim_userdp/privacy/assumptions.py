@@ -8,6 +8,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Description,
     HyperparameterSearch,
     NoAmplification,
+    PoissonGroups,
     RecordLevel,
 )
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
@@ -18,6 +19,10 @@ _OF_EVERY_CLAIM = (
     "every contribution is clipped as a whole before the sum, and the denominator is a constant",
     "base model and tokenizer were made without the data of these users",
     "nodes fail for reasons that have nothing to do with the data of their users",
+)
+_GROUPS = (
+    "which group a user is in, and the probability and weight of every group in every round, are public and do not "
+    "depend on anybody's data"
 )
 _OWN_RECORDS = (
     "where one of these classes reads the users' records or chooses among them, one user's records do not depend on "
@@ -56,6 +61,7 @@ def assumptions_of(
         ASSUMED[ownership],
         *_cap(release, ownership, records_per_user),
         *_OF_EVERY_CLAIM,
+        *([_GROUPS] if has_groups(release) else []),
         _secrecy(selector) if claims_amplification(release) else "the schedule is public, whatever the data",
         _KEY[noise_source],
         floating_point(precision),
@@ -66,8 +72,12 @@ def assumptions_of(
 
 def claims_amplification(release: Description) -> bool:
     """Returns whether epsilon rests on who took part being unknown."""
-    parts = release.parts if isinstance(release, Composed) else (release,)
-    return not all(isinstance(single_run(part), NoAmplification) for part in parts)
+    return not all(isinstance(run, NoAmplification) for run in _single_runs(release))
+
+
+def has_groups(release: Description | None) -> bool:
+    """Returns whether epsilon is that of the costliest of several groups of users."""
+    return any(isinstance(run, PoissonGroups) and len(run.groups) > 1 for run in _single_runs(release))
 
 
 def single_run(release: Description | None) -> Description | None:
@@ -87,6 +97,12 @@ def floating_point(precision: str) -> str:
         f"{precision}, norms, clip factors and sums in float32, and what one user adds depends on others in the same "
         f"micro-batch by rounding only ({moved}; not accounted)"
     )
+
+
+def _single_runs(release: Description | None) -> list[Description | None]:
+    """The single runs of which a release consists."""
+    parts = release.parts if isinstance(release, Composed) else (release,)
+    return [single_run(part) for part in parts]
 
 
 def _secrecy(selector: str) -> str:

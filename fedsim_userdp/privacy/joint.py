@@ -18,6 +18,8 @@ Neighbouring relations are brought together so:
   constants: the sum has the distribution that it has without the user. So an add-or-remove bound bounds emptying as
   well. Releases without amplification are, for an emptied user, Gaussians of sensitivity C, the same as Poisson
   sampling with probability 1.
+- *Groups of users* with probabilities and weights of their own may be other users in each run: the costliest
+  combination of groups counts.
 - *Replace one user* beside others: a schedule is accounted with sensitivity 2 C, and the relation is that the user's
   records are replaced and their id is kept, since another id would shift everybody's place in the schedule. What is
   known for adding or removing is taken twice (remove the one, add the other): (2 epsilon, (1 + e^epsilon) delta),
@@ -41,6 +43,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Description,
     HyperparameterSearch,
     NoAmplification,
+    PoissonGroups,
     PoissonUsers,
     Run,
 )
@@ -426,10 +429,16 @@ def _emptied(runs: Sequence[Run]) -> list[Run]:
     found = [run for run in runs if not _is_replacing(run)]
     if all(isinstance(run, NoAmplification) for run in found):
         return found
-    return [
-        PoissonUsers(run.noise_multiplier, 1.0, run.max_participations) if isinstance(run, NoAmplification) else run
-        for run in found
-    ]
+    return [_as_absent(run) for run in found]
+
+
+def _as_absent(run: Run) -> Run:
+    """A run as it is for a user who is there or is not: the two distributions are those of one who is emptied."""
+    if isinstance(run, NoAmplification):
+        return PoissonUsers(run.noise_multiplier, 1.0, run.max_participations)
+    if isinstance(run, PoissonGroups):
+        return dataclasses.replace(run, adjacency=Adjacency.ADD_OR_REMOVE_USER)
+    return run
 
 
 def _least(release: Description, log_delta: float) -> tuple[float, str]:

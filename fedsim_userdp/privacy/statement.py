@@ -1,9 +1,10 @@
 """What a run promises, to whom and under which assumptions: facts, as JSON for `privacy.json`, and in words."""
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from fedsim_userdp.privacy import accounting as acc
@@ -15,11 +16,13 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PoissonGroups,
     PoissonUsers,
     RecordLevel,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
-from fedsim_userdp.privacy.assumptions import assumptions_of, claims_amplification, single_run
+from fedsim_userdp.privacy.accounting.trajectories import Trajectory
+from fedsim_userdp.privacy.assumptions import assumptions_of, claims_amplification, has_groups, single_run
 from fedsim_userdp.privacy.delta import large_delta_in_words
 from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
@@ -212,6 +215,11 @@ class PrivacyStatement:
         match single_run(self.release):
             case PoissonUsers(sampling_prob=prob):
                 return f"Poisson, each user with probability {prob:.4g} a round, counted as amplification"
+            case PoissonGroups(groups=groups):
+                return (
+                    f"Poisson sampling of users with public {_probabilities_and_weights(groups)}, by group and round "
+                    f"({len(groups)} group{'s' if len(groups) > 1 else ''}), counted as amplification"
+                )
             case RecordLevel(sampling_prob=prob):
                 return f"Poisson, each record with probability {prob:.4g} a step, counted as amplification"
             case FixedSize(num_users=users, cohort_size=size):
@@ -250,6 +258,9 @@ class PrivacyStatement:
             f"What {self.mechanism} releases has {value} for {whom} by the accountant '{self.accountant}'; "
             f"neighbouring data sets: {self.adjacency}."
         )
+        if has_groups(self.release):
+            text += " Users differ by their group in how often they are drawn and how much they weigh; epsilon is the "
+            text += "one of the costliest group."
         return text + " There is NO guarantee for users." if self.level == "record" else text
 
     @property
@@ -294,6 +305,7 @@ class PrivacyStatement:
             "epsilon": self.epsilon if self.level == "user" else None,
             "epsilon_by_accountant": dict(by_accountant) if self.level == "user" else {},
             "record_level_epsilon": record_level,
+            **self._epsilon_by_group(),
             "search": self.search,
             "assumptions": list(self.assumptions),
             "paragraph": self.paragraph(),
@@ -327,6 +339,15 @@ class PrivacyStatement:
         """Returns user-level epsilon by each accountant that fits, as a list."""
         each = {name: value for name, value in self.epsilon_by_accountant.items() if name != "record"}
         return ", ".join(f"{name} {'none' if value is None else rounded_up(value)}" for name, value in each.items())
+
+    def _epsilon_by_group(self) -> dict[str, Json]:
+        """Epsilon of each group's users; nothing without groups, in a private search, or without an answer for one."""
+        run = self.release.run if isinstance(self.release, AdaptiveClipping) else self.release
+        if self.level != "user" or self.delta is None or not isinstance(run, PoissonGroups):
+            return {}
+        with contextlib.suppress(acc.AccountingError):
+            return {"epsilon_by_group": list(acc.epsilons_by_group(run, self.delta, self.accountant))}
+        return {}
 
     def _noise_beside_own_selector(self, name: str) -> str:
         """What is said of noise from the operating system where a class of one's own chooses who takes part."""
@@ -411,6 +432,19 @@ class PrivacyStatement:
         cap = getattr(single_run(self.release), "records_per_user", None)
         if cap is not None and cap != self.records_per_user:
             raise ValueError(f"records_per_user must be {cap} as in the release, got {self.records_per_user!r}")
+
+
+def _probabilities_and_weights(groups: tuple[Trajectory, ...]) -> str:
+    """From where to where probabilities and weights of groups go; weights only where one is not 1."""
+    probs, weights, _ = zip(*(step for trajectory in groups for step in trajectory), strict=True)
+    text = _range("probability", "probabilities", probs)
+    return text if set(weights) == {1} else f"{text} and {_range('weight', 'weights', weights)}"
+
+
+def _range(one: str, several: str, values: Sequence[float]) -> str:
+    """A number, or the least and the largest of several."""
+    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+    return f"{one} {low}" if low == high else f"{several} from {low} to {high}"
 
 
 @functools.lru_cache(maxsize=1024)

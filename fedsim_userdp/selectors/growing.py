@@ -19,6 +19,8 @@ class GrowingSelector:
     last_prob: float
     rounds: int
 
+    follows_population = False  # a user's probability does not depend on who else there is
+
     def __post_init__(self) -> None:
         for name, prob in (("first_prob", self.first_prob), ("last_prob", self.last_prob)):
             if not 0 < prob <= 1:

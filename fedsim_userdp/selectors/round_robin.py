@@ -22,6 +22,8 @@ class RoundRobinSelector:
     num_blocks: int
     sampling_prob: float = 1.0
 
+    follows_population = False  # a user's probability does not depend on who else there is
+
     def __post_init__(self) -> None:
         if self.num_blocks < 1:
             raise ValueError(f"num_blocks={self.num_blocks} must be at least 1")

@@ -162,10 +162,6 @@ class _MarkingSelector(PoissonSelector):
 
     clock: RoundClock
 
-    def most(self, round: int, population: Population) -> float:
-        """Returns `sampling_prob`: what is stated is asked for in each round then."""
-        return self.sampling_prob
-
     def probabilities(self, round: int, population: Population, past: Past) -> float:
         """Returns `sampling_prob`."""
         self.clock.mark_round(round)

@@ -65,10 +65,6 @@ def seconds_until_first_round(arguments: Sequence[str], stopwatch: Stopwatch) ->
 class AnnouncedSelector(PoissonSelector):
     """Poisson selection that prints a line before the first round."""
 
-    def most(self, round: int, population: Population) -> float:
-        """Returns `sampling_prob`: what is stated is asked for in each round then."""
-        return self.sampling_prob
-
     def probabilities(self, round: int, population: Population, past: Past) -> float:
         """Returns `sampling_prob`."""
         if round == 1:

@@ -24,7 +24,7 @@ class Users:
         self._unreadable = set(unreadable)
         self.key = RunKey.seeded(0)
 
-    def units(self, users: Iterable[int], round: int) -> list[Unit]:
+    def units(self, users: Iterable[int], round: int, weights: object = None) -> list[Unit]:
         chosen = list(users)
         if self._unreadable.intersection(chosen):
             raise ValueError("this user's records cannot be read")

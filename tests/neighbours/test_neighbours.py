@@ -49,7 +49,14 @@ SELECTIONS = {
     "poisson": ["selection=poisson", "selection.sampling_prob=0.6"], "seldom": ["selection.sampling_prob=1.0"],
     "fixed_size": ["selection=fixed_size", "selection.cohort_size=4"],
     "cyclic": ["selection=cyclic", "selection.cohort_size=4"],
+    "growing": ["selection=growing", "selection.first_prob=0.4", "selection.last_prob=1.0"],
+    "round_robin": ["selection=round_robin", "selection.num_blocks=2", "selection.sampling_prob=0.8"],
+    "stratified": ["selection=stratified", "selection.users_per_group=2"],
+    "availability": ["selection=availability", "selection.sampling_prob=0.7", "selection.hours_per_day=3"],
+    "importance": ["selection=importance", "selection.cohort_size=5"],
 }  # fmt: skip
+SAMPLED = ("poisson", "seldom", "growing", "round_robin")  # for adding or removing a user
+EMPTIED = ("cyclic", "stratified", "availability", "importance")  # whose neighbours empty a user's records
 OPTIONS: dict[str, list[list[str]]] = {
     "records": [[f"records={name}"] for name in choices("records")],
     "nodes": [["engine.num_nodes=1"], ["engine.num_nodes=3"], ["engine.num_nodes=null"]],
@@ -91,13 +98,22 @@ def neighbours(selection: str, where: int, mechanism: str) -> tuple[list[Person]
     """Two data sets that the selection's guarantee calls neighbours, and a reordering of the file besides."""
     everybody = people(NUM_PEOPLE)
     place = [0, NUM_PEOPLE // 2, NUM_PEOPLE][where]
-    if selection in ("poisson", "seldom"):
+    if selection in SAMPLED:
         return everybody, [*everybody[:place], NEWCOMER, *everybody[place:]]
     position = min(place, NUM_PEOPLE - 1)
     changed = list(everybody)
     own = everybody[position]
-    changed[position] = blanked(own) if selection == "cyclic" else replace(own, texts=NEWCOMER.texts)
+    changed[position] = blanked(own) if selection in EMPTIED else replace(own, texts=NEWCOMER.texts)
     return everybody, changed
+
+
+def public_facts(path: Path, everybody: Sequence[Person]) -> Path:
+    """Writes what is public about people, and returns its path."""
+    rows = ["user_id,region,available_from,available_to,records"]
+    for number, name in enumerate(sorted({person.name for person in everybody})):
+        rows.append(f"{name},{'ab'[number % 3 == 0]},{number % 3},{(number + 1) % 3},{1 + number % 4}")
+    path.write_text("\n".join(rows) + "\n")
+    return path
 
 
 def compared(
@@ -107,7 +123,9 @@ def compared(
     found = []
     for name, everybody in (("before", before), ("after", after)):
         path = write(folder / name / "texts.jsonl", everybody)
-        found.append(seen(overrides(path, folder, **chosen), folder / name / "run", dead_node))
+        facts = public_facts(folder / "facts.csv", [*everybody, NEWCOMER])
+        settings = [*overrides(path, folder, **chosen), f"selection.public={facts}"]
+        found.append(seen(settings, folder / name / "run", dead_node))
         for file in (folder / name / "run").rglob("*"):
             file.unlink() if file.is_file() else None
     return found[0], found[1]
@@ -115,8 +133,7 @@ def compared(
 
 def check(one: World, other: World, selection: str, *, is_dead: bool = False) -> None:
     """Asserts what the guarantee rests on."""
-    is_sampled = selection in ("poisson", "seldom")
-    if not is_sampled:
+    if selection not in SAMPLED:
         assert one.num_users == other.num_users, "who is a user followed from text"
         assert one.denominator == other.denominator
         assert one.release == other.release

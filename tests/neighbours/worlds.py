@@ -217,8 +217,13 @@ def distances(one: World, other: World) -> dict[int, float]:
 
 
 def bound(world: World) -> float:
-    """What the printed guarantee allows a sum to move by, in clip norms: C, 2 C where replaced, k C for records."""
+    """What the printed guarantee allows a sum to move by, in clip norms: C, 2 C where replaced, w C with a weight w.
+
+    For records it is k C.
+    """
     release = world.release.run if isinstance(world.release, acc.AdaptiveClipping) else world.release
     if isinstance(release, acc.FixedSize):
         return 2.0
+    if isinstance(release, acc.PoissonGroups):
+        return max(weight for group in release.groups for _, weight, _ in group)
     return float(release.records_per_user) if isinstance(release, acc.RecordLevel) else 1.0

@@ -52,6 +52,19 @@ def test_runs_of_one_kind_are_one_longer_run() -> None:
     assert composed([acc.AdaptiveClipping(USERS, 5.0), USERS], DELTA).epsilon == composed([USERS] * 2, DELTA).epsilon
 
 
+def test_groups_of_one_run_may_be_other_users_in_another_run() -> None:
+    one = acc.PoissonGroups(2.0, (((0.2, 1.0, 9),), ((0.1, 1.5, 9),)))
+    other = acc.PoissonGroups(1.0, (((0.05, 1.0, 4),), ((0.1, 0.3, 4),)))
+    first, second = acc.PoissonUsers(2.0, 0.2, 9), acc.PoissonUsers(2.0 / 1.5, 0.1, 9)
+    third, fourth = acc.PoissonUsers(1.0, 0.05, 4), acc.PoissonUsers(1.0 / 0.3, 0.1, 4)
+    each = [composed([a, b, USERS], DELTA).epsilon or 0.0 for a in (first, second) for b in (third, fourth)]
+    assert composed([one, other, USERS], DELTA).epsilon == max(each)
+    assert composed([one, RECORDS], DELTA).epsilon == max(
+        composed([a, RECORDS], DELTA).epsilon or 0.0 for a in (first, second)
+    )
+    assert joint(stated(one), stated(other, seed=1)).adjacency == "add or remove one user with all their records"
+
+
 def test_the_same_release_again_counts_once() -> None:
     one, again = (replace(stated(USERS), job=job, draws=("a",), adapter="x") for job in ("0", "1"))
     other = replace(stated(OTHERS, seed=1), draws=("b",), adapter="y")

@@ -234,6 +234,91 @@ def test_torn_line_counts_as_one_more_of_each_kind(path: Path) -> None:
         assert ledger.epsilon() == acc.epsilon(both, DELTA)
 
 
+GROUPS = acc.PoissonGroups(1.5, (((0.3, 1.0, 2), (0.05, 1.0, 2)), ((0.05, 1.5, 3), (0.3, 1.0, 1))))
+
+
+def rounds_of(run: acc.PoissonGroups) -> list[acc.PoissonGroups]:
+    return [run.between(number, number) for number in range(1, run.num_releases + 1)]
+
+
+def test_a_group_is_the_same_users_in_all_rounds_of_a_run(path: Path) -> None:
+    budget = acc.epsilon(GROUPS, DELTA) * (1.0 + 1e-9)
+    with opened(path, budget_epsilon=budget) as ledger:
+        for number, release in enumerate(rounds_of(GROUPS)):
+            ledger.record(number, release)
+            assert ledger.epsilon() == pytest.approx(acc.epsilon(GROUPS.first(number + 1), DELTA), rel=1e-9)
+        with pytest.raises(BudgetExceeded):
+            ledger.record(4, GROUPS.between(1, 1))
+    with opened(path) as ledger:
+        assert ledger.epsilon() == pytest.approx(acc.epsilon(GROUPS, DELTA), rel=1e-9)
+        assert ledger.epsilon() < acc.epsilon(acc.Composed(tuple(rounds_of(GROUPS))), DELTA)
+
+
+def test_groups_with_adapted_clip_norms_are_counted_the_same(path: Path) -> None:
+    run = acc.PoissonGroups(1.5, (((0.1, 1.0, 2), (0.2, 1.0, 2)), ((0.2, 1.0, 1), (0.3, 1.0, 3))))
+    with opened(path) as ledger:
+        for number, release in enumerate(rounds_of(run)):
+            ledger.record(number, acc.AdaptiveClipping(release, 5.0))
+    with opened(path) as ledger:
+        assert ledger.epsilon() == pytest.approx(acc.epsilon(run, DELTA), rel=1e-9)
+
+
+def test_a_torn_line_counts_as_a_round_with_the_most_of_each_group(path: Path) -> None:
+    with opened(path) as ledger:
+        for number, release in enumerate(rounds_of(GROUPS)):
+            ledger.record(number, release)
+    with path.open("ab") as file:
+        file.write(b'{"round": 5, "rel')
+    most = tuple((*group, (*extra, 1)) for group, extra in zip(GROUPS.groups, ((0.3, 1.0), (0.3, 1.5)), strict=True))
+    with opened(path) as ledger:
+        assert ledger.epsilon() == pytest.approx(acc.epsilon(acc.PoissonGroups(1.5, most), DELTA), rel=1e-9)
+
+
+def test_rounds_of_groups_with_more_noise_weigh_less(path: Path) -> None:
+    noisier = GROUPS.with_noise_multiplier(3.0)
+    with opened(path) as ledger:
+        ledger.record(0, noisier.between(1, 1))
+        ledger.record(1, GROUPS.between(4, 4))
+        each = [((0.3, 0.5, 1), (0.05, 1.0, 1)), ((0.05, 0.75, 1), (0.3, 1.0, 1))]
+        assert ledger.epsilon() == pytest.approx(acc.epsilon(acc.PoissonGroups(1.5, tuple(each)), DELTA), rel=1e-6)
+
+
+def test_another_number_of_groups_in_one_run_is_refused(path: Path) -> None:
+    with opened(path) as ledger:
+        ledger.record(0, GROUPS.first(1))
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=r"must have the same number of groups, got \[1, 2\]"):
+            ledger.record(1, acc.PoissonGroups(1.5, (((0.1, 1.0, 1),),)))
+    assert path.read_bytes() == before
+
+
+def test_groups_of_another_run_may_be_other_users(path: Path) -> None:
+    with opened(path) as ledger:
+        ledger.record(0, GROUPS.first(1))
+    with opened(path, run="c1") as ledger:
+        ledger.record(1, GROUPS.between(4, 4))
+        assert ledger.epsilon() == acc.epsilon(acc.PoissonUsers(1.5, 0.3, 2), DELTA)
+        joined = tuple(
+            one + other for one, other in zip(GROUPS.first(1).groups, GROUPS.between(4, 4).groups, strict=True)
+        )
+        assert ledger.epsilon() > acc.epsilon(acc.PoissonGroups(1.5, joined), DELTA)
+
+
+def test_rounds_of_groups_that_are_expected_need_no_accounting_of_their_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = acc.epsilon(GROUPS, DELTA) * (1.0 + 1e-9)
+    with opened(path, budget_epsilon=budget) as ledger:
+        ledger.record(0, GROUPS.between(1, 1))
+        ledger.expect(GROUPS.between(2, 4))
+        with monkeypatch.context() as patch:
+            patch.setattr(module.accountants, "curve", lambda *arguments: pytest.fail("accounted again"))
+            for number in (2, 3, 4):
+                ledger.record(number - 1, GROUPS.between(number, number))
+        with pytest.raises(BudgetExceeded):
+            ledger.record(4, GROUPS.between(4, 4))
+
+
 @pytest.mark.parametrize("line", [0, 1, 2])
 def test_changed_line_is_noticed(path: Path, line: int) -> None:
     lines = filled(path, 3).splitlines(keepends=True)
@@ -324,6 +409,7 @@ def test_participations_are_capped_as_declared_and_the_cap_cannot_change(path: P
         (acc.RecordLevel(3.0, 0.05, 2, 4), acc.RecordLevel(3.0, 0.05, 12, 4), "group"),
         (acc.RecordLevel(3.0, 0.05, 1, 4), acc.RecordLevel(3.0, 0.05, 6, 4), "record"),
         (acc.FixedSize(2.0, 1000, 50, 1), acc.FixedSize(2.0, 1000, 50, 6), "rdp"),
+        (acc.PoissonGroups(1.0, (((0.05, 1.0, 1),),)), acc.PoissonUsers(1.0, 0.05, 6), "pld"),
         (acc.AdaptiveClipping(ROUND, 3.0), acc.PoissonUsers(1.0, 0.05, 6), "pld"),
     ],
     ids=str,

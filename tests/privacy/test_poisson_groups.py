@@ -11,6 +11,8 @@ from dp_accounting import pld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim_userdp.mechanisms.guarantee import Guarantee
+from fedsim_userdp.mechanisms.persistence import one_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting import accountants, rdp, trajectories
 from fedsim_userdp.privacy.accounting.renyi import epsilon_bound, rdp_of
@@ -290,3 +292,47 @@ def test_taking_a_run_apart_and_counting_keeps_every_round(groups: Groups) -> No
             for key, rounds in trajectories.counted(single.groups[number]).items():
                 counts[key] = counts.get(key, 0) + times * rounds
         assert counts == trajectories.counted(trajectory)
+
+
+def test_parts_of_groups_are_composed_over_all_combinations() -> None:
+    one = acc.PoissonGroups(2.0, (((0.2, 1.0, 9),), ((0.1, 1.5, 9),), ((0.1, 1.0, 9),)))
+    other = acc.AdaptiveClipping(acc.PoissonGroups(1.0, (((0.05, 1.0, 4),),)), 5.0)
+    kinds = acc.Composed((one, other)).kinds()
+    assert [kind.parts for kind in kinds] == [
+        (acc.PoissonUsers(2.0, 0.2, 9), acc.PoissonUsers(1.0, 0.05, 4)),
+        (acc.PoissonUsers(2.0 / 1.5, 0.1, 9), acc.PoissonUsers(1.0, 0.05, 4)),
+    ]
+    for method in ("pld", "rdp"):
+        spent = acc.epsilon(acc.Composed((one, other)), DELTA, method)
+        assert spent == max(acc.epsilon(kind, DELTA, method) for kind in kinds)
+    assert len(acc.Composed((one,) * 3).kinds()) == 4
+
+
+def test_the_same_run_of_groups_again_is_twice_its_costliest_group() -> None:
+    run = acc.PoissonGroups(2.0, THREE)
+    twice = acc.PoissonGroups(2.0, tuple(group + group for group in THREE))
+    assert acc.epsilon(acc.Composed((run, run)), DELTA) == pytest.approx(acc.epsilon(twice, DELTA), rel=1e-9)
+
+
+def test_more_than_64_combinations_are_bounded_by_what_dominates_them() -> None:
+    run = acc.PoissonGroups(17.0, tuple(((0.1, 1.0 + i, 1), (0.1, 17.0 - i, 1)) for i in range(17)))
+    assert len(acc.Composed((run,)).kinds()) > 1
+    assert acc.epsilon(acc.Composed((run,)), DELTA) == acc.epsilon(run, DELTA)
+    assert acc.Composed((run, run)).kinds() == [acc.Composed((acc.PoissonUsers(1.0, 0.1, 2),) * 2)]
+
+
+def test_a_part_about_which_nothing_is_released_adds_nothing() -> None:
+    nothing, users = acc.PoissonGroups(1.0, (((0.0, 1.0, 3),),)), acc.PoissonUsers(1.0, 0.1, 5)
+    assert acc.epsilon(acc.Composed((nothing, users)), DELTA) == acc.epsilon(users, DELTA)
+    assert acc.epsilon(acc.Composed((nothing,)), DELTA) == 0.0
+
+
+@pytest.mark.parametrize("is_adapted", [False, True])
+def test_a_round_of_a_run_releases_what_its_place_says(is_adapted: bool) -> None:
+    run = acc.PoissonGroups(1.5, GROWING)
+    release = acc.AdaptiveClipping(run, 5.0) if is_adapted else run
+    for round, prob in ((1, 0.02), (6, 0.05), (18, 0.3)):
+        found = one_release(Guarantee(release, None, DELTA, "user"), round)
+        inner = found.run if isinstance(found, acc.AdaptiveClipping) else found
+        assert inner == acc.PoissonGroups(1.5, (((prob, 1.0, 1),),))
+        assert type(found) is type(release)

@@ -39,6 +39,32 @@ def test_json_holds_every_fact_and_no_number_that_json_lacks() -> None:
     assert facts["sampling_prob"] == 0.05
 
 
+GROUPS = acc.PoissonGroups(4.0, (((0.02, 1.0, 100), (0.2, 1.0, 100)), ((0.1, 2.0, 200),), ((0.1, 0.5, 200),)))
+
+
+@pytest.mark.parametrize("release", [GROUPS, acc.Composed((GROUPS, USER_WISE))])
+def test_epsilon_of_groups_is_said_to_be_that_of_the_costliest_one(release: acc.Description) -> None:
+    made = statement(release=release)
+    assert made.epsilon == acc.epsilon(release, 1e-5)
+    assert "epsilon is the one of the costliest group" in made.claim
+    assert "the probability and weight of every group in every round, are public" in made.paragraph()
+    assert "the cohorts are kept secret" in made.assumptions
+    assert PrivacyStatement.from_json(made.to_json()) == made
+
+
+def test_selection_of_groups_says_from_where_to_where_probabilities_and_weights_go() -> None:
+    made = statement(release=GROUPS)
+    assert made.selection == (
+        "Poisson sampling of users with public probabilities from 0.02 to 0.2 and weights from 0.5 to 2, by group and "
+        "round (3 groups), counted as amplification"
+    )
+    assert made.to_json()["epsilon_by_group"] == list(acc.epsilons_by_group(GROUPS, 1e-5))
+    assert "epsilon_by_group" not in statement().to_json()
+    one = statement(release=acc.PoissonGroups(4.0, (((0.1, 1, 100),),)))
+    assert "with public probability 0.1, by group and round (1 group)" in str(one.selection)
+    assert "costliest" not in one.paragraph()
+
+
 def test_record_level_run_claims_nothing_for_users() -> None:
     made = statement(level="record", release=RECORD_LEVEL, records_per_user=5)
     facts = made.to_json()

@@ -50,7 +50,7 @@ def methods(description: Description) -> tuple[str, ...]:
         case HyperparameterSearch():
             return ("group", "record") if isinstance(description.run, RecordLevel) else ("rdp",)
         case Composed():
-            return _methods_of_parts([run for run, _ in description.counted()])
+            return _methods_of_parts(description.runs)
     raise ValueError(
         f"description must be an object of fedsim_userdp.privacy.accounting.descriptions, got {description!r}"
     )
@@ -80,7 +80,7 @@ def curve(description: Description, method: str) -> Curve:
             return curve(description.run, method)
         case PoissonGroups():
             return _worst(description.kinds(), method)
-        case Composed() if any(isinstance(run, PoissonGroups) for run, _ in description.counted()):
+        case Composed() if any(isinstance(run, PoissonGroups) for run in description.runs):
             return _worst(description.kinds(), method)
         case _ if method == "rdp":
             return rdp.curve(description)

@@ -200,10 +200,15 @@ class Composed:
         """The least noise multiplier of all parts."""
         return min(part.noise_multiplier for part in self.parts)
 
+    @property
+    def runs(self) -> list[Run]:
+        """The parts, without what adaptive clipping is around them."""
+        return [part.run if isinstance(part, AdaptiveClipping) else part for part in self.parts]
+
     def counted(self) -> list[tuple[Run, int]]:
         """Returns the distinct single releases, and how often each is made."""
         counts: dict[Run, int] = {}
-        for run in self._runs():
+        for run in self.runs:
             for release, count in _singles(run):
                 counts[release] = counts.get(release, 0) + count
         return list(counts.items())
@@ -212,29 +217,24 @@ class Composed:
         """Returns what is released about users without PoissonGroups, one description for each kind of user.
 
         A kind is a combination of groups, one of each part, those about whom nothing is released at all left out. Where
-        there are more than 64, groups that dominate all of their part are taken instead.
+        several parts make more than 64, a group that dominates all of its part is taken instead, for each of them.
         """
-        grouped = [run for run in self._runs() if isinstance(run, PoissonGroups)]
-        if not grouped:
-            return [self]
-        others = tuple(run for run in self._runs() if not isinstance(run, PoissonGroups))
+        grouped = [run for run in self.runs if isinstance(run, PoissonGroups)]
+        others = tuple(run for run in self.runs if not isinstance(run, PoissonGroups))
         choices = [[kind.parts for kind in run.kinds()] or [()] for run in grouped]
-        if math.prod(map(len, choices)) > _MOST_COMBINATIONS:
+        if len(grouped) > 1 and math.prod(map(len, choices)) > _MOST_COMBINATIONS:
             choices = [[kind.parts for kind in _highest(run).kinds()] for run in grouped]
         found = [others + tuple(itertools.chain(*chosen)) for chosen in itertools.product(*choices)]
-        return [Composed(parts) for parts in found if parts]
+        kinds = {frozenset(kind.counted()): kind for kind in (Composed(parts) for parts in found if parts)}
+        return list(kinds.values())
 
     def event(self) -> "dp_accounting.DpEvent":
         """Returns the dp_accounting event of all parts; of PoissonGroups parts, that of the costliest group of each."""
         import dp_accounting as dp
 
-        grouped = [run.event() for run in self._runs() if isinstance(run, PoissonGroups)]
+        grouped = [run.event() for run in self.runs if isinstance(run, PoissonGroups)]
         counted = [(run, count) for run, count in self.counted() if not isinstance(run, PoissonGroups)]
         return dp.ComposedDpEvent([*(run.first(count).event() for run, count in counted), *grouped])
-
-    def _runs(self) -> list[Run]:
-        """The parts, without what adaptive clipping is around them."""
-        return [part.run if isinstance(part, AdaptiveClipping) else part for part in self.parts]
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Returns the same runs, all with one other noise multiplier."""

@@ -27,8 +27,10 @@ class PoissonGroups:
     weight w: of norm at most w C. With q or w at 0 nothing is released about the user.
 
     Guarantee: a round is, for a user, a Poisson-subsampled Gaussian of probability q and noise multiplier
-        `noise_multiplier / w`, under add-or-remove of one user. Epsilon and delta are those of the costliest group: for
-        each group its own rounds are composed.
+        `noise_multiplier / w`, under add-or-remove of one user; where probabilities follow from who else there is (the
+        size of a group), for emptying the records of a user who stays in the public population: the two pairs of
+        distributions are the same. Epsilon and delta are those of the costliest group: for each group its own rounds
+        are composed.
     Assumes: every user takes part in a round independently of the others, with a probability that is public like the
         weights and the groups; a fixed denominator, and fresh noise of stddev `noise_multiplier * C` on the sum.
 
@@ -36,15 +38,17 @@ class PoissonGroups:
         noise_multiplier: stddev of the noise on the sum / clip norm, in (0, inf).
         groups: One trajectory a group, at least one: (sampling_prob, weight, rounds) in the order of rounds.
             sampling_prob in [0, 1], weight >= 0 and finite, rounds >= 1; the same number of rounds in every group.
+        adjacency: ADD_OR_REMOVE_USER (default) or ZERO_OUT_USER.
     """
 
     noise_multiplier: float
     groups: tuple[Trajectory, ...]
-
-    adjacency = Adjacency.ADD_OR_REMOVE_USER
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_USER
 
     def __post_init__(self) -> None:
         """Raises ValueError where an attribute is out of range."""
+        if self.adjacency not in (Adjacency.ADD_OR_REMOVE_USER, Adjacency.ZERO_OUT_USER):
+            raise ValueError(f"adjacency must be ADD_OR_REMOVE_USER or ZERO_OUT_USER, got {self.adjacency!r}")
         check_noise_multiplier("noise_multiplier", self.noise_multiplier)
         trajectories.check_groups(self.groups)
 

@@ -82,7 +82,7 @@ def highest(groups: Sequence[Trajectory]) -> Trajectory:
     return tuple(zip(probs.max(axis=0).tolist(), weights.max(axis=0).tolist(), lengths, strict=True))
 
 
-def highest_round(trajectory: Trajectory) -> tuple[float, float]:
+def highest_round(trajectory: Sequence[tuple[float, float, int]]) -> tuple[float, float]:
     """Returns the largest probability and the largest weight of all rounds."""
     return max(prob for prob, _, _ in trajectory), max(weight for _, weight, _ in trajectory)
 

@@ -64,7 +64,7 @@ class Ledger:
         self._fitting: Composed | None = None
         self._entries: list[Entry] = []
         self._by_round: dict[int, list[Entry]] = {}
-        self._counts: dict[Release, int] = {}
+        self._counts: entries.Counts = {}
         self._known: tuple[Composed, float, str, float] | None = None
         for entry in contents.entries:
             self._add(entry)
@@ -137,7 +137,8 @@ class Ledger:
 
         Args:
             round: Number of the round, in [0, 1e9]; not below the last one unless repeated.
-            release: What the round releases: a description with `rounds` or `steps` of 1 (or as many as are meant).
+            release: What the round releases: a description with `rounds` or `steps` of 1 (or as many as are meant);
+                of PoissonGroups the round itself. Its groups are the same users in all rounds of the run.
             answers: Digest of whose updates are in the release; empty where that cannot vary.
             cohorts: Digest of the users of every round so far; empty where these do not count.
 
@@ -181,12 +182,14 @@ class Ledger:
         self._head = head
         self._add(entry)
 
-    def expect(self, release: Release, num_releases: int) -> None:
+    def expect(self, release: Release, num_releases: int = 1) -> None:
         """Accounts at once for `num_releases` >= 1 more of a release, so that recording each of them is cheap.
 
+        Where rounds differ (PoissonGroups), `release` is all that is to come, once: recording its rounds is cheap.
         Nothing is recorded. Where they exceed the budget, or cannot be accounted for, each is looked at by itself.
         """
-        counts, single = dict(self._counts), dict[Release, int]()
+        counts: entries.Counts = dict(self._counts)
+        single: entries.Counts = {}
         entries.count(single, Entry(0, release, self._run, self._noise_source))
         for kind, times in single.items():
             counts[kind] = counts.get(kind, 0) + times * num_releases

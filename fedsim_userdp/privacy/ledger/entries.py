@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from fedsim_userdp.errors import LedgerError
@@ -17,11 +18,14 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     RecordLevel,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
+from fedsim_userdp.privacy.accounting.trajectories import highest_round
 from fedsim_userdp.privacy.validation import check_count
 
 Release = PoissonUsers | PoissonGroups | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
+Counts = dict[tuple[Release, str], int]  # of single releases, with the run whose groups they are of; else empty
 NoiseSource = Literal["seeded", "os"]
 
+_ROUNDING = 1e-15  # of a weight, upwards
 FORMAT = 3
 NO_RELEASE = b'{"format"'  # how marks and seals begin; a release has its answers first
 FIRST_HASH = hashlib.sha256(b"fedsim_userdp ledger 3").hexdigest()
@@ -179,19 +183,22 @@ def digest_of(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def count(counts: dict[Release, int], entry: Entry) -> None:
+def count(counts: Counts, entry: Entry) -> None:
     """Adds an entry to the counts of single releases."""
-    release = entry.release if isinstance(_inner(entry.release), NoAmplification) else entry.release.first(1)
-    times = 1 if isinstance(_inner(entry.release), NoAmplification) else entry.release.num_releases
-    counts[release] = counts.get(release, 0) + times
+    for release, times in _singles(entry.release):
+        key = release, entry.run if isinstance(release, PoissonGroups) else ""
+        counts[key] = counts.get(key, 0) + times
 
 
-def total(counts: dict[Release, int], num_torn: int, num_repeated: int = 0) -> Composed | None:
+def total(counts: Counts, num_torn: int, num_repeated: int = 0) -> Composed | None:
     """Returns everything that was released, or None if there is nothing.
 
     A torn piece is counted as one more of *each* kind of release in the ledger, since it was one of them. Releases
     without amplification are capped at the declared participations of a user, the costliest first; a round that was
     released twice, or may have been, is a participation that nobody declared.
+
+    The groups of PoissonGroups are the same users in all releases of a run, which are one part; a torn piece counts as
+    one round with each group's largest probability and weight. Groups of different runs are different parts.
 
     Args:
         counts: Single releases and how often each was made, as `count` makes them.
@@ -199,21 +206,62 @@ def total(counts: dict[Release, int], num_torn: int, num_repeated: int = 0) -> C
         num_repeated: Number of releases of a round that had been released before.
 
     Raises:
-        ValueError: Releases of different neighbouring relations, or of different caps on participations.
+        ValueError: Releases of different neighbouring relations, of different caps on participations, or of one run
+            and different numbers of groups.
     """
     left = math.inf
-    caps = {inner.max_participations for inner in map(_inner, counts) if isinstance(inner, NoAmplification)}
+    of_groups: dict[str, dict[PoissonGroups, int]] = {}
+    others: dict[Release, int] = {}
+    for (release, run), times in counts.items():
+        if isinstance(release, PoissonGroups):
+            of_groups.setdefault(run, {})[release] = times
+        else:
+            others[release] = times
+    caps = {inner.max_participations for inner in map(_inner, others) if isinstance(inner, NoAmplification)}
     if caps:
         if len(caps) > 1:
             raise ValueError(f"releases must declare one max_participations, got {sorted(caps)}")
         left = min(caps) + num_torn + num_repeated
-    parts: list[Release] = []
-    for release in sorted(counts, key=lambda kind: kind.noise_multiplier):
-        times = min(counts[release] + num_torn, left)
-        if times > 0:
-            parts.append(release.first(int(times)))
-            left -= times
+    parts: list[Release] = [_joined(rounds, num_torn) for rounds in of_groups.values()]
+    for release in sorted(others, key=lambda kind: kind.noise_multiplier):
+        made = min(others[release] + num_torn, left)
+        if made > 0:
+            parts.append(release.first(int(made)))
+            left -= made
     return Composed(tuple(parts)) if parts else None
+
+
+def _singles(release: Release) -> Sequence[tuple[Release, int]]:
+    """The distinct single releases of a release, and how often each is made; without amplification, itself."""
+    inner = _inner(release)
+    if isinstance(inner, PoissonGroups):
+        return inner.singles()
+    return [(release, 1)] if isinstance(inner, NoAmplification) else [(release.first(1), release.num_releases)]
+
+
+def _joined(rounds: dict[PoissonGroups, int], num_torn: int) -> PoissonGroups:
+    """Single rounds of one run, so many of each, as one description with the least of their noise multipliers."""
+    numbers = {len(release.groups) for release in rounds}
+    if len(numbers) > 1:
+        raise ValueError(f"releases of one run must have the same number of groups, got {sorted(numbers)}")
+    noise = min(release.noise_multiplier for release in rounds)
+    groups = []
+    for number in range(numbers.pop()):
+        steps = [_step(release, number, noise, times) for release, times in rounds.items()]
+        torn = [(*highest_round(steps), num_torn)] if num_torn else []
+        groups.append((*steps, *torn))
+    relations = {release.adjacency for release in rounds}
+    if len(relations) > 1:
+        raise ValueError(f"releases of one run must have one neighbouring relation, got {sorted(map(str, relations))}")
+    return PoissonGroups(noise, tuple(groups), relations.pop())
+
+
+def _step(release: PoissonGroups, group: int, noise: float, times: int) -> tuple[float, float, int]:
+    """A group's part of a single round, made so many times, with another noise multiplier and the weight for it."""
+    ((prob, weight, _),) = release.groups[group]
+    if release.noise_multiplier != noise:
+        weight *= noise / release.noise_multiplier * (1.0 + _ROUNDING)
+    return prob, weight, times
 
 
 def _inner(release: Release) -> Release:
