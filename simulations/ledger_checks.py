@@ -9,14 +9,15 @@ from fedsim_userdp.errors import LedgerError
 from fedsim_userdp.mechanisms.run_files import ledger_file
 from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy import accounting as acc
-from fedsim_userdp.privacy.accounting.descriptions import Description, NoAmplification
-from fedsim_userdp.privacy.assumptions import single_run
+from fedsim_userdp.privacy.accounting.descriptions import Description
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.ledger import entries
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import NOT_PRIVATE
 from fedsim_userdp.simulations.adapter_checks import weights_problem
 from fedsim_userdp.simulations.checks import TOLERANCE, Check
+
+_LONGEST = 300  # characters of a description
 
 
 def ledger_checks(
@@ -55,16 +56,28 @@ def _release_problem(contents: entries.Contents, statement: PrivacyStatement, re
     num = len(contents.entries) + contents.num_torn
     if num != statement.rounds:
         return f"it holds {num} releases ({contents.num_torn} of them cut off), {statement.rounds} are stated"
-    is_capped = isinstance(single_run(release), NoAmplification)
     if not isinstance(release, entries.Release):
         return f"a ledger holds single runs, a {type(release).__name__} is stated"
-    single = release if is_capped else release.first(1)
     for entry in contents.entries:
-        if entry.release != single:
-            return f"round {entry.round} released {entry.release}, stated is {single}"
+        if entry.release != (single := _round_of(release, entry.round)):
+            return f"round {entry.round} released {_short(entry.release)}, stated is {_short(single)}"
         if entry.noise_source != statement.noise_source:
             return f"round {entry.round} took noise from {entry.noise_source!r}, stated is {statement.noise_source!r}"
     return ""
+
+
+def _round_of(release: entries.Release, round: int) -> entries.Release | None:
+    """What a round of a run releases; None where the run does not have it."""
+    try:
+        return entries.between(release, round, round)
+    except ValueError:
+        return None
+
+
+def _short(release: object) -> str:
+    """A description in a sentence."""
+    said = str(release)
+    return said if len(said) < _LONGEST else f"{said[:_LONGEST]}..."
 
 
 def _keys_problem(contents: entries.Contents, run: StatedRun) -> str:

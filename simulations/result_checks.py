@@ -9,12 +9,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedsim_userdp.mechanisms.guarantee import UNNOISED, UNTRAINED, Guarantee, declared_probability
+from fedsim_userdp.mechanisms.settings_tree import target_of
 from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.accounting.descriptions import RecordLevel
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import results_csv
 from fedsim_userdp.report.records import OF_RESULTS, ResultRow
+from fedsim_userdp.selection import PoissonSelector
 from fedsim_userdp.simulations.arguments import foreign_targets
 from fedsim_userdp.simulations.checks import Check, difference
 from fedsim_userdp.simulations.configured_claims import unit_of
@@ -112,5 +114,6 @@ def _configured(statement: PrivacyStatement, config: DictConfig) -> dict[str, ob
     }
     is_trained = config.mechanism.get("rounds") is not None
     is_own = not foreign_targets(config.selection, ())
-    declared = config.selection.get("sampling_prob") if is_own else declared_probability(statement.release)
+    is_poisson = is_own and config.selection._target_ == target_of(PoissonSelector)
+    declared = config.selection.get("sampling_prob") if is_poisson else declared_probability(statement.release)
     return {**told, "sampling_prob": declared if is_trained else None}

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self
 
-from fedsim_userdp.data.public_facts import PublicFacts
 from fedsim_userdp.mechanisms.settings_tree import OWN_CODE, Tree, foreign_targets
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.population import Population
@@ -13,6 +12,8 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.statement import PUBLIC, USERS
 from fedsim_userdp.sampling_plan import follows_population
 from fedsim_userdp.selection import ClientSelector, Stating, foreign_name
+
+_FACTS = "what selection.public says of each user, who is in it, and how many there are of each kind"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def is_add_or_remove(selector: ClientSelector, num_users: int, rounds: int) -> b
     return release.adjacency is acc.Adjacency.ADD_OR_REMOVE_USER
 
 
-def taken_as_public(tree: Tree, *, keep_places: bool, public: PublicFacts | None = None) -> tuple[str, ...]:
+def taken_as_public(tree: Tree, *, keep_places: bool) -> tuple[str, ...]:
     """Returns what a claim takes as public, though some of it follows from users' text."""
     tokens, split = tree["tokens"], tree["split"]
     filters = f"at least {tokens['min_words']} words in all, and a record of at least {tokens['min_tokens']} tokens"
@@ -103,15 +104,10 @@ def taken_as_public(tree: Tree, *, keep_places: bool, public: PublicFacts | None
         f"that records are cut into windows of {tokens['window']} tokens"
         if tokens["long_records"] == "split"
         else f"that records are cut to their first {tokens['window']} tokens",
-        *([_facts_in_words(public.names)] if public is not None else []),
+        *([] if tree["selection"].get("public") is None else [_FACTS]),
         *(["delta, which follows from the number of users"] if tree["privacy"]["delta"] is None else []),
         "the settings of the run",
     )
-
-
-def _facts_in_words(names: Sequence[str]) -> str:
-    """What selectors are told of users."""
-    return f"what the table of public facts says of each user ({', '.join(names)}), and how many there are of each kind"
 
 
 def licence_of(data: Tree, kind: type | None) -> str:

@@ -102,7 +102,7 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
         circumstances=Circumstances(
             foreign=foreign_classes(tree, selector, records, parts.optimizer, parts.engine, model),
             window=settings.tokens.window,
-            public=taken_as_public(tree, keep_places=keep_places, public=parts.public),
+            public=taken_as_public(tree, keep_places=keep_places),
             precision=model.product_dtype,
             evaluated_on=settings.evaluation.users,
             selector=foreign_name(selector) or "",

@@ -21,7 +21,7 @@ from fedsim_userdp.participation import Cohorts
 from fedsim_userdp.plain_files import make_folder
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting.serialization import to_json
-from fedsim_userdp.privacy.ledger import Ledger, check_ledger
+from fedsim_userdp.privacy.ledger import Ledger, check_ledger, entries
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
@@ -199,15 +199,9 @@ def one_release(guarantee: Guarantee, round: int) -> Release:
 
 def _releases(guarantee: Guarantee, first: int, last: int) -> Release:
     """What the rounds from `first` to `last` release; without amplification, once and with its declared cap."""
-    release = guarantee.release
-    match release:
-        case acc.PoissonGroups():
-            return release.between(first, last)
-        case acc.AdaptiveClipping(run=acc.PoissonGroups() as run):
-            return dataclasses.replace(release, run=run.between(first, last))
-    if isinstance(release, Release):
-        return release if guarantee.max_participations is not None else release.first(last - first + 1)
-    raise acc.AccountingError(f"a ledger cannot hold a {type(release).__name__}")
+    if isinstance(guarantee.release, Release):
+        return entries.between(guarantee.release, first, last)
+    raise acc.AccountingError(f"a ledger cannot hold a {type(guarantee.release).__name__}")
 
 
 @contextmanager

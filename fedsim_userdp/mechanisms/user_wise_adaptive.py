@@ -48,8 +48,8 @@ class UserWiseAdaptive(UserWise):
             return promise  # without noise: then the count has none either
         if isinstance(release, acc.PoissonGroups) and not release.is_unweighted:
             raise ConfigError(
-                f"mechanism={self.name} counts users, and selection={type(study.selector).__name__} gives them weights, "
-                "which a count has none of: use mechanism=user_wise"
+                f"mechanism={self.name} counts users, and selection={type(study.selector).__name__} gives them "
+                "weights, which a count has none of: use mechanism=user_wise"
             )
         needed = release.noise_multiplier
         expected_cohort = expected_share(study.selector, study.population, self.rounds) * study.num_users

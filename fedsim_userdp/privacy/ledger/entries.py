@@ -178,6 +178,20 @@ def _num_possible(pieces: list[bytes], shortest: int) -> int:
     return sum(len(piece) // shortest + (not piece.startswith(NO_RELEASE)) for piece in pieces)
 
 
+def between(release: Release, first: int, last: int) -> Release:
+    """Returns what the rounds from `first` to `last` of a run release, as lines have it.
+
+    Without amplification, that is the run with its declared cap, once.
+    """
+    inner = _inner(release)
+    if isinstance(inner, NoAmplification):
+        return release
+    if not isinstance(inner, PoissonGroups):
+        return release.first(last - first + 1)
+    rounds = inner.between(first, last)
+    return dataclasses.replace(release, run=rounds) if isinstance(release, AdaptiveClipping) else rounds
+
+
 def digest_of(raw: bytes) -> str:
     """Returns the sha256 of bytes, in hexadecimal."""
     return hashlib.sha256(raw).hexdigest()
