@@ -214,6 +214,11 @@ class Cohorts:
         return None if bool((weights == 1.0).all()) else [float(weights[user]) for user in users]
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        """Who is in each group that was accounted for, as noun phrases; empty where everybody is alike."""
+        return () if self._plan is None else self._plan.in_words(self._population)
+
+    @property
     def follows_past(self) -> bool:
         """Whether the selector follows what was released."""
         return isinstance(self._selector, Stating) and follows_past(self._selector)

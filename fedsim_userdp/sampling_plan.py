@@ -4,8 +4,9 @@ Users with the same probabilities and weights in every round are a group.  The p
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from fedsim_userdp.selection import Stating, foreign_name, stated
 
 Floats = NDArray[np.float64]
 MOST_GROUPS = 4096
+_MOST_FACTS = 3  # that are said of a group
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,13 @@ class SamplingPlan:
     def expected_cohorts(self) -> Floats:
         """Expected number of users in each round, at most."""
         return self.sizes @ self.probabilities
+
+    def in_words(self, population: Population) -> tuple[str, ...]:
+        """Returns who is in each group: how many users, and what is public that they have in common."""
+        columns = {name: values for name, values in population.columns.items() if values.ndim == 1}
+        order = np.argsort(self.group_of, kind="stable")
+        ends = np.cumsum(self.sizes)
+        return tuple(_people(order[end - size : end], columns) for end, size in zip(ends, self.sizes, strict=True))
 
     def release(self, noise_multiplier: float) -> acc.PoissonUsers | acc.PoissonGroups:
         """Returns what a run releases whose noise has this multiplier of the clip norm."""
@@ -208,6 +217,17 @@ def _split(group_of: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int6
 def _at(values: Floats, places: NDArray[np.int64]) -> Floats:
     """The values at some places; one number stays what it is."""
     return values if values.ndim == 0 else values[places]
+
+
+def _people(users: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> str:
+    """How many users there are, and what is public that they have in common and others do not."""
+    shared = [
+        f"{name} {values[users[0]]}"
+        for name, values in columns.items()
+        if (values[users] == values[users[0]]).all() and not (values == values[users[0]]).all()
+    ]
+    what = f" of {', '.join(shared[:_MOST_FACTS])}" if shared else ""
+    return f"{len(users)} user{'s' if len(users) > 1 else ''}{what}"
 
 
 def _run_lengths(probabilities: list[float], weights: list[float]) -> tuple[tuple[float, float, int], ...]:

@@ -67,6 +67,7 @@ class History:
         self.rounds: list[RoundRecord] = []
         self.train_tokens = 0
         self._scored = -1  # the last round that was
+        self.groups: tuple[str, ...] = ()  # who is in each group that is accounted for, where there are several
         self.circumstances = run.study.circumstances  # those of the rounds before a resume with them
         self._progress = progress
         self._spent = guarantee.spent_by_round(rounds)
@@ -196,6 +197,7 @@ class History:
             selector=facts.selector,
             users=facts.users,
             searched_by=facts.searched_by,
+            groups=self.groups,
         )
 
     @property

@@ -66,6 +66,7 @@ class UserWise(Training):
             after_round = partial(_note_round, state, optimizer)
             strategy = UserLevelDP(settings, run.study.selector, optimizer, run.noise, state.record, after_round)
             state.follow(strategy.cohorts)
+            history.groups = strategy.cohorts.groups
             rounds = Rounds(state.first, history.num_rounds)
             if rounds.first <= rounds.last:
                 recipe = run.worker_recipe(self.records_per_user, clipping)

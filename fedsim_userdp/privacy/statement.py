@@ -71,6 +71,7 @@ class PrivacyStatement:
         precision: In which numbers gradients are computed, such as "float32".
         evaluated_on: Which users the perplexity is of: "heldout" or "validation".
         selector: Name of the class, not of this package, that chooses who takes part; empty where it is this package's.
+        groups: Of PoissonGroups, who is in each group, as a noun phrase; empty where that is not said.
 
     Raises:
         ValueError: An attribute is out of range, or level and release do not fit.
@@ -100,6 +101,7 @@ class PrivacyStatement:
     selector: str = ""
     users: str = USERS
     searched_by: str = ""
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks every attribute once."""
@@ -305,7 +307,7 @@ class PrivacyStatement:
             "epsilon": self.epsilon if self.level == "user" else None,
             "epsilon_by_accountant": dict(by_accountant) if self.level == "user" else {},
             "record_level_epsilon": record_level,
-            **self._epsilon_by_group(),
+            **({"epsilon_by_group": list(self.epsilon_by_group)} if self.epsilon_by_group else {}),
             "search": self.search,
             "assumptions": list(self.assumptions),
             "paragraph": self.paragraph(),
@@ -340,14 +342,15 @@ class PrivacyStatement:
         each = {name: value for name, value in self.epsilon_by_accountant.items() if name != "record"}
         return ", ".join(f"{name} {'none' if value is None else rounded_up(value)}" for name, value in each.items())
 
-    def _epsilon_by_group(self) -> dict[str, Json]:
-        """Epsilon of each group's users; nothing without groups, in a private search, or without an answer for one."""
+    @functools.cached_property
+    def epsilon_by_group(self) -> tuple[float, ...]:
+        """Epsilon of each group's users; empty without groups, in a private search, or without an answer for one."""
         run = self.release.run if isinstance(self.release, AdaptiveClipping) else self.release
         if self.level != "user" or self.delta is None or not isinstance(run, PoissonGroups):
-            return {}
+            return ()
         with contextlib.suppress(acc.AccountingError):
-            return {"epsilon_by_group": list(acc.epsilons_by_group(run, self.delta, self.accountant))}
-        return {}
+            return acc.epsilons_by_group(run, self.delta, self.accountant)
+        return ()
 
     def _noise_beside_own_selector(self, name: str) -> str:
         """What is said of noise from the operating system where a class of one's own chooses who takes part."""

@@ -13,7 +13,7 @@ from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.files import write_text
 from fedsim_userdp.report.statement_page import page, sweep_page
 
-FORMAT = 5
+FORMAT = 6
 JSON_FILE, PAGE_FILE = "privacy.json", "PRIVACY.md"
 
 

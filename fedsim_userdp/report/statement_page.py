@@ -9,6 +9,7 @@ from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.records import people
 
 _UNITS = {"user": "one user: all records filed under them", "record": "one record; NO user", "nobody": "nobody"}
+_MOST_GROUPS = 20  # in a table
 _DECLARED = "one person: all records that name them as an owner"
 _SOURCES = {
     "os": "operating system, with a secret key for the cohorts",
@@ -25,11 +26,22 @@ def statement_table(statement: PrivacyStatement) -> str:
 def statement_text(statement: PrivacyStatement) -> str:
     """Returns a statement as Markdown without a heading: the table, sentences, and what is assumed as a list."""
     parts = [statement_table(statement), " ".join([statement.claim, *statement.remarks, statement.noise])]
+    if len(statement.groups) > 1:
+        parts.append(_groups_table(statement))
     if statement.assumptions:
         parts.append(f"Taken as public: {'; '.join(statement.public)}.")
         numbered = (f"{number}. {text}" for number, text in enumerate(statement.assumptions, start=1))
         parts.append("\n".join(["The claim assumes that", "", *numbered]))
     return "\n\n".join(parts)
+
+
+def _groups_table(statement: PrivacyStatement) -> str:
+    """Epsilon of each group of users, the costliest first."""
+    rows = sorted(zip(statement.epsilon_by_group, statement.groups, strict=True), reverse=True)
+    lines = [f"| {_cell(who)} | {_number(epsilon)} |" for epsilon, who in rows[:_MOST_GROUPS]]
+    if len(rows) > _MOST_GROUPS:
+        lines.append(f"| {len(rows) - _MOST_GROUPS} other groups | at most {_number(rows[_MOST_GROUPS][0])} |")
+    return "\n".join(["| users | epsilon |", "|---|---|", *lines])
 
 
 def joint_text(joint: JointStatement) -> str:
