@@ -52,10 +52,8 @@ class PoissonGroups:
         """Returns the dp_accounting event of the costliest group, the one with the largest RDP bound at delta 1e-5."""
         import dp_accounting as dp
 
-        found = trajectories.distinct(self.groups)
-        if not found:
-            return dp.NoOpDpEvent()
-        return self._composed(max(found, key=self._bound)).event()
+        found = [trajectories.counted(trajectory) for trajectory in trajectories.distinct(self.groups)]
+        return self._composed(max(found, key=self._bound)).event() if found else dp.NoOpDpEvent()
 
     @property
     def num_releases(self) -> int:
@@ -96,13 +94,14 @@ class PoissonGroups:
         counts = trajectories.counted(self.groups[group])
         return self._composed(counts) if counts else None
 
-    def kinds(self) -> "list[Composed]":
-        """Returns what is released about users, one description for each group that may be the costliest."""
-        return [self._composed(counts) for counts in trajectories.distinct(self.groups)]
+    def apart(self) -> list[Self]:
+        """Returns a run of one group for each group that may be the costliest, whatever the noise multiplier."""
+        return [dataclasses.replace(self, groups=(trajectory,)) for trajectory in trajectories.distinct(self.groups)]
 
-    def reduced(self) -> Self:
-        """Returns a run that costs the same at every noise multiplier, without groups that others dominate."""
-        return dataclasses.replace(self, groups=tuple(trajectories.undominated(self.groups)))
+    def kinds(self) -> "list[Composed]":
+        """Returns what is released about users of the groups that may be the costliest, as `apart` has them."""
+        found = trajectories.distinct(self.groups)
+        return [self._composed(trajectories.counted(trajectory)) for trajectory in found]
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Returns the same run with another noise multiplier."""
