@@ -231,9 +231,17 @@ def test_whole_numbers_stay_whole_in_json() -> None:
 
 
 def test_a_weight_that_leaves_no_noise_is_refused_and_a_tiny_one_is_not() -> None:
-    with pytest.raises(acc.AccountingError, match="leaves no noise"):
+    with pytest.raises(acc.AccountingError, match="leaves a noise multiplier of 0, and less than 0.001"):
         acc.epsilon(acc.PoissonGroups(1e-300, (((0.1, 1e300, 1),),)), DELTA)
     assert acc.epsilon(acc.PoissonGroups(1e7, (((0.1, 1e-300, 10),),)), DELTA) == 0.0
+
+
+def test_a_group_with_too_little_noise_for_double_precision_is_not_passed_over() -> None:
+    groups = (((0.2, 1.0, 3),), ((0.1, 1e170, 3),), ((0.3, 0.5, 3),))
+    for method in ("pld", "rdp"):
+        for order in ((0, 1, 2), (1, 0, 2), (2, 0, 1)):
+            with pytest.raises(acc.AccountingError, match="is not accounted for"):
+                acc.epsilon(acc.PoissonGroups(1.0, tuple(groups[place] for place in order)), DELTA, method)
 
 
 def test_dominated_groups_are_left_out_and_others_are_not() -> None:

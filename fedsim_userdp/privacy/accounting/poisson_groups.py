@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from fedsim_userdp.privacy.accounting.descriptions import Composed
 
+_LEAST_NOISE = 1e-3  # that of calibrations
 _MOST_NOISE = 1e100  # more of it costs no less, and its square would overflow
 _LOG_DELTA = -11.5  # 1e-5: where groups are compared
 
@@ -120,6 +121,9 @@ class PoissonGroups:
     def _noise(self, weight: float) -> float:
         """Noise multiplier of a user with a weight above 0."""
         noise = self.noise_multiplier / weight
-        if noise == 0.0:
-            raise AccountingError(f"a weight of {weight:g} leaves no noise at a noise multiplier of 1 and less")
+        if noise < _LEAST_NOISE:
+            raise AccountingError(
+                f"a weight of {weight:g} leaves a noise multiplier of {noise:g}, and less than {_LEAST_NOISE:g} is not "
+                "accounted for"
+            )
         return min(noise, _MOST_NOISE)

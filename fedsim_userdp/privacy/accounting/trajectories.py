@@ -104,7 +104,8 @@ def undominated(groups: Sequence[Trajectory]) -> list[Trajectory]:
     if len(groups) == 1:
         return groups
     lengths, probs, weights = aligned(groups)
-    order = np.argsort(-((probs * weights) ** 2 @ np.array(lengths, dtype=np.float64)), kind="stable")
+    costs = (probs * np.minimum(weights, 1e100)) ** 2 @ np.array(lengths, dtype=np.float64)
+    order = np.argsort(-costs, kind="stable")
     left = np.ones(len(groups), dtype=bool)
     for place in itertools.islice(order, max(_MOST_COMPARISONS // probs.size, 1)):
         if left[place]:
