@@ -37,6 +37,7 @@ class PoissonGroups:
         noise_multiplier: stddev of the noise on the sum / clip norm, in (0, inf).
         groups: One trajectory a group, at least one: (sampling_prob, weight, rounds) in the order of rounds.
             sampling_prob in [0, 1], weight >= 0 and finite, rounds >= 1; the same number of rounds in every group.
+            Less than 0.001 of noise multiplier / weight is refused by the accountants.
     """
 
     noise_multiplier: float
