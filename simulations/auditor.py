@@ -110,7 +110,7 @@ class Auditor:
         directions = Directions(size, settings.num_candidates, run.study.seed)
         self.canaries = draw_canaries(kinds, len(self._users), directions, run.study.seed)
         self._members = _units_of(run, self._users, settings.records_per_user)
-        self._population = Population.numbered(self.canaries.num_users)
+        self._population = _with_facts(Population.numbered(self.canaries.num_users), run.study.population)
         check_plugins(run, self._guarantee(settings.epsilons[0]), mechanism.records_per_user, self._population)
         self._observer = Observer(run.study.selector, run.noise.is_seeded)
         self._base: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
@@ -172,7 +172,7 @@ class Auditor:
         audited = Worker(gradients, audited_users, run.study.local, clipping=mechanism.clipping())
         noise = replace(run.noise, key=keys.run) if isinstance(run.noise, SeededNoise) else run.noise
         settings = UserLevelSettings(
-            population=audited_users.population,
+            population=self._population,
             clip_norm=mechanism.clip_norm,
             noise_multiplier=guarantee.noise_multiplier,
             key=keys.run,
@@ -272,6 +272,12 @@ class Auditor:
             )
             for game in findings.games
         )
+
+
+def _with_facts(population: Population, real: Population) -> Population:
+    """The audited users, each with the public facts of a real one, in turn: canaries have none of their own."""
+    rows = np.arange(len(population)) % len(real)
+    return Population(population.id_hashes, {name: values[rows] for name, values in real.columns.items()})
 
 
 def _check_auditable(run: Run) -> None:

@@ -319,6 +319,18 @@ def test_rounds_of_groups_that_are_expected_need_no_accounting_of_their_own(
             ledger.record(4, GROUPS.between(4, 4))
 
 
+def test_rounds_of_another_runs_groups_are_none_of_the_expected_ones(path: Path) -> None:
+    """Groups that are other users in each run cost more than one run of the same rounds."""
+    with opened(path) as ledger:
+        ledger.record(0, GROUPS.first(1))
+    joined = tuple(one + other for one, other in zip(GROUPS.first(1).groups, GROUPS.between(4, 4).groups, strict=True))
+    budget = acc.epsilon(acc.PoissonGroups(1.5, joined), DELTA) * 1.01
+    with opened(path, run="c1", budget_epsilon=budget) as ledger:
+        ledger.expect(GROUPS.between(4, 4))
+        with pytest.raises(BudgetExceeded):
+            ledger.record(1, GROUPS.between(4, 4))
+
+
 @pytest.mark.parametrize("line", [0, 1, 2])
 def test_changed_line_is_noticed(path: Path, line: int) -> None:
     lines = filled(path, 3).splitlines(keepends=True)

@@ -88,6 +88,24 @@ def test_calibration_meets_the_target_for_the_costliest_group_and_no_more() -> N
         assert 2.97 <= costliest <= acc.epsilon(run, DELTA) <= 3.0
 
 
+def test_calibration_passes_over_noise_that_is_too_little_for_some_group() -> None:
+    """The first group alone needs noise at which the second one has losses beyond double precision."""
+    groups = (((1.0, 0.02, 1000),), ((1e-4, 400.0, 2), (0.0, 1.0, 998)))
+    run = acc.calibrate(acc.PoissonGroups(1.0, groups), epsilon=8.0, delta=DELTA)
+    assert 7.9 <= acc.epsilon(run, DELTA) <= 8.0
+    alone = acc.calibrate(acc.PoissonGroups(1.0, groups[:1]), epsilon=8.0, delta=DELTA)
+    with pytest.raises(acc.AccountingError):
+        acc.epsilon(dataclasses.replace(alone, groups=groups), DELTA)
+
+
+@pytest.mark.parametrize("method", ["pld", "rdp"])
+def test_calibration_finds_the_costliest_of_many_groups(method: str) -> None:
+    """Which of them it is changes with the noise."""
+    groups = tuple(((0.01 * i, 3.0 / i, 20), (0.1, 1.0, i), (0.0, 1.0, 30 - i)) for i in range(1, 30, 4))
+    run = acc.calibrate(acc.PoissonGroups(1.0, groups), epsilon=2.0, delta=DELTA, method=method)
+    assert 1.98 <= max(acc.epsilons_by_group(run, DELTA, method)) <= 2.0
+
+
 @pytest.mark.parametrize("method", ["pld", "rdp"])
 def test_equal_groups_and_rounds_are_poisson_users(method: str) -> None:
     trajectory = ((0.1, 1.0, 30), (0.1, 1.0, 20))
@@ -213,9 +231,17 @@ def test_whole_numbers_stay_whole_in_json() -> None:
 
 
 def test_a_weight_that_leaves_no_noise_is_refused_and_a_tiny_one_is_not() -> None:
-    with pytest.raises(acc.AccountingError, match="leaves no noise"):
+    with pytest.raises(acc.AccountingError, match="leaves a noise multiplier of 0, and less than"):
         acc.epsilon(acc.PoissonGroups(1e-300, (((0.1, 1e300, 1),),)), DELTA)
     assert acc.epsilon(acc.PoissonGroups(1e7, (((0.1, 1e-300, 10),),)), DELTA) == 0.0
+
+
+def test_a_group_with_too_little_noise_for_double_precision_is_not_passed_over() -> None:
+    groups = (((0.2, 1.0, 3),), ((0.1, 1e170, 3),), ((0.3, 0.5, 3),))
+    for method in ("pld", "rdp"):
+        for order in ((0, 1, 2), (1, 0, 2), (2, 0, 1)):
+            with pytest.raises(acc.AccountingError, match="is not accounted for"):
+                acc.epsilon(acc.PoissonGroups(1.0, tuple(groups[place] for place in order)), DELTA, method)
 
 
 def test_dominated_groups_are_left_out_and_others_are_not() -> None:

@@ -156,7 +156,7 @@ def calibrate(
     run: Description = description.run if isinstance(description, AdaptiveClipping) else description
     noise_multiplier = cache.remembered(
         ("calibrate", repr(run.with_noise_multiplier(1.0)), name, target, log_delta),
-        lambda: _least_noise(run.reduced() if isinstance(run, PoissonGroups) else run, target, log_delta, name),
+        lambda: _least_noise(run, target, log_delta, name),
         worth=_is_slow(description),
     )
     return cast(AnyDescription, description.with_noise_multiplier(noise_multiplier))
@@ -241,12 +241,20 @@ if not TYPE_CHECKING:  # which is to know every name
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _least_noise(run: Description, target: float, log_delta: float, method: str) -> float:
-    """The noise multiplier for a checked target; group privacy starts from the record-level target it implies."""
+def _least_noise(
+    run: Description, target: float, log_delta: float, method: str, start: float = 1.0, step: float = 0.7
+) -> float:
+    """The noise multiplier for a checked target, looked for from `start` on in growing steps on a log scale.
+
+    Group privacy starts from the record-level target that it implies.
+    """
 
     def epsilon_of(noise_multiplier: float) -> float:
         return accountants.curve(run.with_noise_multiplier(noise_multiplier), method).epsilon(log_delta)
 
+    if isinstance(run, PoissonGroups) and len(apart := run.apart()) > 1:
+        with suppress(AccountingError):  # of a group that this much noise is too little for: all together, then
+            return _least_noise_of_groups(apart, target, log_delta, method)
     if method == "group" and isinstance(run, RecordLevel):
         share = target / run.records_per_user
         record_log_delta = log_delta - log_delta_factor(share, run.records_per_user)
@@ -258,9 +266,27 @@ def _least_noise(run: Description, target: float, log_delta: float, method: str)
             record = accountants.curve(run.with_noise_multiplier(noise_multiplier), "record")
             return curves.grouped(record, run.records_per_user, limit=2.0 * target).epsilon(log_delta)
 
-        start = least_noise(record_epsilon_of, share, 1.0, 0.7)
+        start = least_noise(record_epsilon_of, share, start, step)
         return _confirmed(epsilon_of, target, least_noise(user_epsilon_of, target, start, 0.002))
-    return least_noise(epsilon_of, target, 1.0, 0.7)
+    return least_noise(epsilon_of, target, start, step)
+
+
+def _least_noise_of_groups(apart: Sequence[PoissonGroups], target: float, log_delta: float, method: str) -> float:
+    """The noise multiplier for the costliest of several groups, found by that of one of them after the other.
+
+    That of one group is enough for all of them, or the costliest group at it needs more.
+    """
+
+    def kinds(noise_multiplier: float) -> list[Composed]:
+        return [kind for each in apart for kind in each.with_noise_multiplier(noise_multiplier).kinds()]
+
+    group, least, near = accountants.likely_costliest(kinds(1.0), log_delta), 0.0, (1.0, 0.7)
+    while True:
+        found = max(_least_noise(apart[group], target, log_delta, method, *near), least)
+        group, spent = accountants.costliest(kinds(found), method, log_delta)
+        if spent <= target:
+            return found
+        least, near = found * (1.0 + 1e-4), (found, 0.05)
 
 
 def _confirmed(epsilon_of: Callable[[float], float], target: float, noise_multiplier: float) -> float:

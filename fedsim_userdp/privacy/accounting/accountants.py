@@ -1,7 +1,6 @@
 """Which accountants fit which description, and the curve that each gives."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -95,41 +94,51 @@ def curve(description: Description, method: str) -> Curve:
             return _curve([(description.first(1), description.num_releases)], method)
 
 
-def _worst(kinds: Sequence[Composed], method: str) -> Curve:
-    """The curve of the costliest kind of users, each kind being what is released about it.
+def costliest(kinds: Sequence[Composed], method: str, log_delta: float) -> tuple[int, float]:
+    """Returns which of at least one kind of users has the largest epsilon, and that epsilon.
 
-    Where all of it is Poisson-sampled, kinds are asked in the order of their RDP bounds, until no bound is above what
-    was found.
+    Args:
+        kinds: What is released about each kind of users, without PoissonGroups.
+        method: An accountant that fits all of them.
+        log_delta: log of delta, below 0.
     """
+    return _largest(_bounds(kinds, log_delta), lambda kind: curve(kinds[kind], method).epsilon(log_delta))
+
+
+def likely_costliest(kinds: Sequence[Composed], log_delta: float) -> int:
+    """Returns which of at least one kind of users has the largest bound of epsilon."""
+    bounds = _bounds(kinds, log_delta)
+    return bounds.index(max(bounds))
+
+
+def _bounds(kinds: Sequence[Composed], log_delta: float) -> list[float]:
+    """Upper bounds of epsilon by RDP; infinite where not all of a kind is Poisson-sampled."""
+    return [math.inf if rdp is None else epsilon_bound(rdp, log_delta) for rdp in map(_divergences, kinds)]
+
+
+def _worst(kinds: Sequence[Composed], method: str) -> Curve:
+    """The curve of the costliest kind of users, each kind being what is released about it."""
     if not kinds:
         return Curve(epsilon=lambda log_delta: 0.0, log_delta=lambda epsilon: -math.inf)
     if len(kinds) == 1:
         return curve(kinds[0], method)
-    divergences = [_divergences(kind) for kind in kinds]
-
-    @functools.cache
-    def of(kind: int) -> Curve:
-        return curve(kinds[kind], method)
-
-    def epsilon(log_delta: float) -> float:
-        bounds = [math.inf if rdp is None else epsilon_bound(rdp, log_delta) for rdp in divergences]
-        return _largest(bounds, lambda kind: of(kind).epsilon(log_delta))
 
     def log_delta(epsilon: float) -> float:
-        bounds = [math.inf if rdp is None else log_delta_bound(rdp, epsilon) for rdp in divergences]
-        return _largest(bounds, lambda kind: of(kind).log_delta(epsilon))
+        bounds = [math.inf if rdp is None else log_delta_bound(rdp, epsilon) for rdp in map(_divergences, kinds)]
+        return _largest(bounds, lambda kind: curve(kinds[kind], method).log_delta(epsilon))[1]
 
-    return Curve(epsilon=epsilon, log_delta=log_delta)
+    return Curve(epsilon=lambda log_delta: costliest(kinds, method, log_delta)[1], log_delta=log_delta)
 
 
-def _largest(bounds: Sequence[float], value: Callable[[int], float]) -> float:
-    """The largest value, each being at most its bound; those that can make no difference are not computed."""
-    largest = -math.inf
-    for place in sorted(range(len(bounds)), key=lambda place: -bounds[place]):
-        if bounds[place] <= largest:
+def _largest(bounds: Sequence[float], value: Callable[[int], float]) -> tuple[int, float]:
+    """The place of the largest value, and that value; in the order of their bounds, until none can be larger."""
+    place, largest = 0, -math.inf
+    for each in sorted(range(len(bounds)), key=lambda each: -bounds[each]):
+        if bounds[each] <= largest:
             break
-        largest = max(largest, value(place))
-    return largest
+        if (found := value(each)) > largest:
+            place, largest = each, found
+    return place, largest
 
 
 def _divergences(kind: Composed) -> Floats | None:

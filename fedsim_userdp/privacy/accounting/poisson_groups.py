@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from fedsim_userdp.privacy.accounting.descriptions import Composed
 
+_LEAST_NOISE = 1e-3  # that of calibrations
 _MOST_NOISE = 1e100  # more of it costs no less, and its square would overflow
 _LOG_DELTA = -11.5  # 1e-5: where groups are compared
 
@@ -38,6 +39,7 @@ class PoissonGroups:
         noise_multiplier: stddev of the noise on the sum / clip norm, in (0, inf).
         groups: One trajectory a group, at least one: (sampling_prob, weight, rounds) in the order of rounds.
             sampling_prob in [0, 1], weight >= 0 and finite, rounds >= 1; the same number of rounds in every group.
+            Less than 0.001 of noise multiplier / weight is refused by the accountants.
         adjacency: ADD_OR_REMOVE_USER (default) or ZERO_OUT_USER.
     """
 
@@ -56,10 +58,8 @@ class PoissonGroups:
         """Returns the dp_accounting event of the costliest group, the one with the largest RDP bound at delta 1e-5."""
         import dp_accounting as dp
 
-        found = trajectories.distinct(self.groups)
-        if not found:
-            return dp.NoOpDpEvent()
-        return self._composed(max(found, key=self._bound)).event()
+        found = [trajectories.counted(trajectory) for trajectory in trajectories.distinct(self.groups)]
+        return self._composed(max(found, key=self._bound)).event() if found else dp.NoOpDpEvent()
 
     @property
     def num_releases(self) -> int:
@@ -100,13 +100,14 @@ class PoissonGroups:
         counts = trajectories.counted(self.groups[group])
         return self._composed(counts) if counts else None
 
-    def kinds(self) -> "list[Composed]":
-        """Returns what is released about users, one description for each group that may be the costliest."""
-        return [self._composed(counts) for counts in trajectories.distinct(self.groups)]
+    def apart(self) -> list[Self]:
+        """Returns a run of one group for each group that may be the costliest, whatever the noise multiplier."""
+        return [dataclasses.replace(self, groups=(trajectory,)) for trajectory in trajectories.distinct(self.groups)]
 
-    def reduced(self) -> Self:
-        """Returns a run that costs the same at every noise multiplier, without groups that others dominate."""
-        return dataclasses.replace(self, groups=tuple(trajectories.undominated(self.groups)))
+    def kinds(self) -> "list[Composed]":
+        """Returns what is released about users of the groups that may be the costliest, as `apart` has them."""
+        found = trajectories.distinct(self.groups)
+        return [self._composed(trajectories.counted(trajectory)) for trajectory in found]
 
     def with_noise_multiplier(self, noise_multiplier: float) -> Self:
         """Returns the same run with another noise multiplier."""
@@ -125,6 +126,9 @@ class PoissonGroups:
     def _noise(self, weight: float) -> float:
         """Noise multiplier of a user with a weight above 0."""
         noise = self.noise_multiplier / weight
-        if noise == 0.0:
-            raise AccountingError(f"a weight of {weight:g} leaves no noise at a noise multiplier of 1 and less")
+        if noise < _LEAST_NOISE:
+            raise AccountingError(
+                f"a weight of {weight:g} leaves a noise multiplier of {noise:g}, and less than {_LEAST_NOISE:g} is not "
+                "accounted for"
+            )
         return min(noise, _MOST_NOISE)

@@ -19,8 +19,9 @@ _NUM_TERMS = _ORDERS.astype(np.intp) + 1
 _SMALL = 0.1
 
 
+@functools.lru_cache(maxsize=1 << 14)  # of 600 bytes: groups of users and rounds often have equal probabilities
 def rdp_at_integers(noise_multiplier: float, sampling_prob: float) -> Floats:
-    """Returns the Renyi divergence of one release at `_ORDERS`, shape (75,).
+    """Returns the Renyi divergence of one release at `_ORDERS`, shape (75,), not to be changed.
 
     Args:
         noise_multiplier: s in (0, inf).

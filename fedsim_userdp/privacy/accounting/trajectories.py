@@ -6,7 +6,9 @@ output, and replacing it at random by one without the user, turns the other grou
 """
 
 import itertools
+import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -23,9 +25,8 @@ def check_groups(groups: object) -> None:
     """Raises ValueError unless `groups` are trajectories, at least one, of the same number of rounds."""
     if not isinstance(groups, tuple) or not groups:
         raise ValueError(f"groups must be a tuple of at least one trajectory, got {groups!r}")
-    checked = set[tuple[object, ...]]()
     for number, trajectory in enumerate(groups):
-        _check_trajectory(f"groups[{number}]", trajectory, checked)
+        _check_trajectory(f"groups[{number}]", trajectory)
     if len({num_rounds(trajectory) for trajectory in groups}) > 1:
         raise ValueError("groups must all have the same number of rounds, got different ones")
     check_count("rounds of groups", num_rounds(groups[0]))
@@ -87,14 +88,14 @@ def highest_round(trajectory: Sequence[tuple[float, float, int]]) -> tuple[float
     return max(prob for prob, _, _ in trajectory), max(weight for _, weight, _ in trajectory)
 
 
-def distinct(groups: Sequence[Trajectory]) -> list[Counts]:
-    """Returns what each group's users are released of, one for each that costs something of its own.
+def distinct(groups: Sequence[Trajectory]) -> list[Trajectory]:
+    """Returns the groups whose users may be the costliest; none where nothing is released about anybody.
 
-    Groups that another one dominates are left out, as far as that is quickly seen; so are those with the same rounds in
+    Left out are groups that another one dominates, as far as that is quickly seen, those with the same rounds in
     another order, and those about whom nothing is released.
     """
-    found = {frozenset(counts.items()): counts for counts in map(counted, undominated(groups)) if counts}
-    return list(found.values())
+    found = {frozenset(counted(trajectory).items()): trajectory for trajectory in undominated(groups)}
+    return [trajectory for rounds, trajectory in found.items() if rounds]
 
 
 def undominated(groups: Sequence[Trajectory]) -> list[Trajectory]:
@@ -103,7 +104,8 @@ def undominated(groups: Sequence[Trajectory]) -> list[Trajectory]:
     if len(groups) == 1:
         return groups
     lengths, probs, weights = aligned(groups)
-    order = np.argsort(-((probs * weights) ** 2 @ np.array(lengths, dtype=np.float64)), kind="stable")
+    costs = (probs * np.minimum(weights, 1e100)) ** 2 @ np.array(lengths, dtype=np.float64)
+    order = np.argsort(-costs, kind="stable")
     left = np.ones(len(groups), dtype=bool)
     for place in itertools.islice(order, max(_MOST_COMPARISONS // probs.size, 1)):
         if left[place]:
@@ -113,18 +115,26 @@ def undominated(groups: Sequence[Trajectory]) -> list[Trajectory]:
     return [groups[place] for place in order if left[place]]
 
 
-def _check_trajectory(name: str, trajectory: object, checked: set[tuple[object, ...]]) -> None:
-    """Raises ValueError unless it is one; steps that were looked at before are passed over."""
+def _check_trajectory(name: str, trajectory: object) -> None:
+    """Raises ValueError unless it is one."""
     if not isinstance(trajectory, tuple) or not trajectory:
         raise ValueError(f"{name} must be a tuple of (sampling_prob, weight, rounds), got {trajectory!r}")
+    if _is_plain(trajectory):
+        return
     for step in trajectory:
         if not isinstance(step, tuple) or len(step) != 3:
             raise ValueError(f"{name} must be a tuple of (sampling_prob, weight, rounds), got {trajectory!r}")
-        prob, weight, rounds = step
-        seen = (type(prob), type(weight), type(rounds))
-        if all(kind in (int, float) for kind in seen) and (*seen, step) in checked:
-            continue
-        check_real(f"sampling_prob of {name}", prob, 0.0, 1.0, open_low=False, open_high=False)
-        check_real(f"weight of {name}", weight, 0.0, np.inf, open_low=False)
-        check_count(f"rounds of {name}", rounds)
-        checked.add((*seen, step))
+        check_real(f"sampling_prob of {name}", step[0], 0.0, 1.0, open_low=False, open_high=False)
+        check_real(f"weight of {name}", step[1], 0.0, math.inf, open_low=False)
+        check_count(f"rounds of {name}", step[2])
+
+
+def _is_plain(trajectory: tuple[object, ...]) -> bool:
+    """Whether it is a trajectory of floats and one kind of whole numbers: quickly seen, where there are very many."""
+    if {*map(type, trajectory)} != {tuple} or {*map(len, cast(Trajectory, trajectory))} != {3}:
+        return False
+    probs, weights, rounds = zip(*cast(Trajectory, trajectory), strict=True)
+    if {*map(type, probs), *map(type, weights)} != {float} or {*map(type, rounds)} != {int}:
+        return False
+    is_number = math.isfinite(sum(probs) + max(weights)) and not math.isnan(sum(weights))
+    return is_number and min(probs) >= 0.0 and max(probs) <= 1.0 and min(weights) >= 0.0 and min(rounds) >= 1

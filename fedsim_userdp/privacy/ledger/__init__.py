@@ -61,7 +61,7 @@ class Ledger:
         self._num_torn, self._num_repeated, self._head = contents.num_torn, 0, contents.head
         self._pending, self._num_pending, self._sealed = contents.unmarked, contents.num_unmarked, contents.sealed
         self._num_torn_at_end = contents.num_torn_at_end
-        self._fitting: Composed | None = None
+        self._fitting: tuple[entries.Counts, int, int] | None = None
         self._entries: list[Entry] = []
         self._by_round: dict[int, list[Entry]] = {}
         self._counts: entries.Counts = {}
@@ -163,15 +163,8 @@ class Ledger:
         counts = dict(self._counts)
         entries.count(counts, entry)
         repeated = self._num_repeated + (entry.round in self._by_round)
-        after = entries.total(counts, self._num_torn, repeated)
-        name = _choose(after, self._method)
-        if self.budget_epsilon is not None and not _is_within(after, self._fitting):
-            spent = self._epsilon(after, self.delta, name)
-            if spent > self.budget_epsilon:
-                raise BudgetExceeded(
-                    f"round {round} would bring epsilon to {spent:.4g} at delta = {self.delta:g}, "
-                    f"above the budget of {self.budget_epsilon:g}: it was not taken"
-                )
+        if not _is_within((counts, self._num_torn, repeated), self._fitting):
+            self._check_budget(round, entries.total(counts, self._num_torn, repeated))
         if self._descriptor < 0:
             raise LedgerError(f"{self.path} is closed")
         try:
@@ -199,7 +192,7 @@ class Ledger:
         except ValueError:
             return
         if self.budget_epsilon is not None and spent <= self.budget_epsilon:
-            self._fitting = after
+            self._fitting = counts, self._num_torn, self._num_repeated
 
     def epsilon(self, delta: float | None = None, method: str | None = None) -> float:
         """Returns the epsilon of everything recorded so far.
@@ -302,6 +295,18 @@ class Ledger:
         if self._entries and entry.round < self._entries[-1].round:
             raise LedgerError(f"round {entry.round} comes after round {self._entries[-1].round}")
         return False
+
+    def _check_budget(self, round: int, after: Composed | None) -> None:
+        """Raises where everything released up to and including a round has no epsilon, or one above the budget."""
+        name = _choose(after, self._method)
+        if self.budget_epsilon is None:
+            return
+        spent = self._epsilon(after, self.delta, name)
+        if spent > self.budget_epsilon:
+            raise BudgetExceeded(
+                f"round {round} would bring epsilon to {spent:.4g} at delta = {self.delta:g}, "
+                f"above the budget of {self.budget_epsilon:g}: it was not taken"
+            )
 
     def _settle(self, entry: Entry, line: bytes, head: str) -> None:
         """Completes the unfinished last line where it is the beginning of this one; else marks it torn and raises."""
@@ -417,12 +422,15 @@ def _open_locked(path: Path) -> int:
     return descriptor
 
 
-def _is_within(released: Composed | None, fitting: Composed | None) -> bool:
-    """Whether everything released is part of what is known to fit the budget: epsilon never falls with a release."""
-    if released is None or fitting is None:
+def _is_within(released: tuple[entries.Counts, int, int], fitting: tuple[entries.Counts, int, int] | None) -> bool:
+    """Whether everything released is part of what is known to fit the budget: epsilon never falls with a release.
+
+    Both are counts of releases, of torn pieces and of repeated rounds, as `entries.total` takes them.
+    """
+    if fitting is None or released[1] > fitting[1] or released[2] > fitting[2]:
         return False
-    known = dict(fitting.counted())
-    return all(times <= known.get(release, 0) for release, times in released.counted())
+    known = fitting[0]
+    return all(times <= known.get(release, 0) for release, times in released[0].items())
 
 
 def _mark_torn(descriptor: int, contents: Contents) -> Contents:
