@@ -38,10 +38,11 @@ class Population:
         """
         if name in self.columns:
             return self.columns[name]
-        known = (
-            f"it has {', '.join(self.columns)}" if self.columns else "there is none: name a file by selection.public"
-        )
-        raise ConfigError(f"the table of public facts has no column {name!r} ({known})")
+        if not self.columns:
+            raise ConfigError(
+                f"there is no column {name!r} of public facts: name a file that has it by selection.public"
+            )
+        raise ConfigError(f"there is no column {name!r} of public facts; they have {', '.join(self.columns)}")
 
 
 @dataclass(frozen=True)

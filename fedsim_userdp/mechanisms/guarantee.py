@@ -13,6 +13,7 @@ from fedsim_userdp.privacy.ownership import BLANK_RECORDS, Ownership, check_owne
 Level = Literal["user", "record", "nobody"]
 UNTRAINED, UNNOISED = "no training data used", "none: trained without privacy"  # a result's guarantee in words
 _COMPUTED_ROUNDS = 40  # each takes 10 to 100 ms
+_COMPUTED_ROUNDS_OF_GROUPS = 10  # each takes up to half a second
 _LITTLE_NOISE = 0.1  # below it, some accountants have no answer for some numbers of rounds
 _COUNT_SHARE = 0.05  # of the expected cohort: what the source takes as the count's standard deviation
 
@@ -105,7 +106,8 @@ class Guarantee:
         """User-level epsilon after each of the rounds; None where there is no such promise."""
         if self.release is None or self.level != "user":
             return None
-        computed = sorted({-(-rounds * part // _COMPUTED_ROUNDS) for part in range(1, _COMPUTED_ROUNDS + 1)})
+        parts = _COMPUTED_ROUNDS_OF_GROUPS if isinstance(self.declared, acc.PoissonGroups) else _COMPUTED_ROUNDS
+        computed = sorted({-(-rounds * part // parts) for part in range(1, parts + 1)})
         epsilons = acc.epsilon_per_round(self.release, self.delta, computed, self.method)
         return SpentByRound(tuple(computed), tuple(epsilons))
 
