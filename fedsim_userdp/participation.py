@@ -265,7 +265,8 @@ class Cohorts:
         planned = None if self._plan is None else self._plan.round(round)
         if planned is not None and self._plan is not None and not self._plan.follows_past:
             return planned
-        now = round_of(selector, self._population, round, Past(round - 1, dict(self.norms)))
+        norms = {earlier: norm for earlier, norm in self.norms.items() if earlier < round}
+        now = round_of(selector, self._population, round, Past(round - 1, norms))
         most = planned.probabilities if planned is not None else self._most()
         if (now.probabilities > most).any():
             raise ValueError(f"{self._name} states a higher probability in round {round} than it declared before")

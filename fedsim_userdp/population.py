@@ -39,9 +39,7 @@ class Population:
         if name in self.columns:
             return self.columns[name]
         if not self.columns:
-            raise ConfigError(
-                f"there is no column {name!r} of public facts: name a file that has it by selection.public"
-            )
+            raise ConfigError(f"there is no column {name!r} of public facts: name its file by selection.public")
         raise ConfigError(f"there is no column {name!r} of public facts; they have {', '.join(self.columns)}")
 
 

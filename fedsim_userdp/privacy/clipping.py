@@ -181,10 +181,12 @@ def _clip_scale(norms: Tensor, finite: Tensor, clip_norm: float) -> Tensor:
 
 def _checked_weights(weights: Sequence[float] | None, norms: Tensor) -> Tensor | float:
     """The units' weights, shape [units]; 1.0 where all are."""
-    if weights is None or all(weight == 1.0 for weight in weights):
+    if weights is None:
         return 1.0
     if len(weights) != len(norms) or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
         raise ValueError(f"weights must be {len(norms)} finite numbers of at least 0, got {list(weights)[:4]}")
+    if all(weight == 1.0 for weight in weights):
+        return 1.0
     return torch.tensor(weights, dtype=norms.dtype, device=norms.device)
 
 

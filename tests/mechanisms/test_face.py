@@ -34,6 +34,7 @@ from fedsim_userdp.errors import ConfigError, DataError
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.own_folder import own_folder
+from fedsim_userdp.population import Past, Population
 from fedsim_userdp.settings import Evaluation
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.small_runs import Killed, what_a_run_left
@@ -311,7 +312,7 @@ class Remembering(PoissonSelector):
         super().__init__(0.3)
         object.__setattr__(self, "asked", [])
 
-    def probability(self, round: int) -> float:
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
         self.asked.append(round)
         return self.sampling_prob
 

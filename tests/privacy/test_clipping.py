@@ -167,3 +167,36 @@ def test_a_clipping_of_ones_own_sees_one_finite_unit_at_a_time_and_cannot_change
 def test_a_clipping_of_ones_own_that_raises_is_named() -> None:
     with pytest.raises(PluginError, match=r"mechanism=.*test_clipping.*clipping a user's update raised KeyError: 'b'"):
         clip_each_and_sum({"a": torch.ones(1, 1)}, 1.0, lambda update, bound: {"a": update["b"]})
+
+
+@given(weights=st.lists(st.floats(0, 10), min_size=4, max_size=4), removed=st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_removing_a_unit_with_a_weight_moves_the_sum_by_at_most_that_many_clip_norms(
+    weights: list[float], removed: int
+) -> None:
+    update = {"a": torch.arange(12.0).reshape(4, 3) + 1}
+    rest = {"a": torch.cat([update["a"][:removed], update["a"][removed + 1 :]])}
+    others = weights[:removed] + weights[removed + 1 :]
+    for clipping in (
+        None,
+        lambda update, clip_norm: {"a": update["a"] * (clip_norm / update["a"].norm() * (1 - 1e-6))},
+    ):
+        whole, left = (
+            (clip_and_sum(update, 0.5, weights), clip_and_sum(rest, 0.5, others))
+            if clipping is None
+            else (clip_each_and_sum(update, 0.5, clipping, weights), clip_each_and_sum(rest, 0.5, clipping, others))
+        )
+        moved = difference(whole.total, left.total)
+        assert moved <= 0.5 * weights[removed] + 1e-5
+        assert moved >= 0.5 * weights[removed] * (1 - 1e-4) - 1e-5, "all of these are longer than the bound"
+
+
+def test_weights_of_one_change_no_bit() -> None:
+    update = {"a": torch.randn(5, 7, generator=torch.Generator().manual_seed(0))}
+    assert torch.equal(clip_and_sum(update, 0.5, [1.0] * 5).total["a"], clip_and_sum(update, 0.5).total["a"])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [1.0, math.nan], [1.0, math.inf]])
+def test_what_is_no_weight_is_refused(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="weights must be 2 finite numbers of at least 0"):
+        clip_and_sum({"a": torch.ones(2, 3)}, 1.0, weights)

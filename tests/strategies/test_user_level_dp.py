@@ -15,7 +15,7 @@ from fedsim_userdp.federation.engines.in_process import InProcessGrid
 from fedsim_userdp.federation.messages import TrainRequest, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import Rounds, run_rounds
-from fedsim_userdp.population import Population
+from fedsim_userdp.population import Past, Population
 from fedsim_userdp.privacy.clipping import clip_and_sum
 from fedsim_userdp.privacy.noise import NoiseStream, SeededNoise
 from fedsim_userdp.privacy.streams import RunKey
@@ -242,3 +242,40 @@ def test_a_client_reported_number_does_not_weight_the_mean() -> None:
 
 def test_fixed_size_selection_divides_by_its_size() -> None:
     assert float(Run(selector=FixedSizeSelector(4)).moved.norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+class Weighted:
+    """Takes everybody in every round, with the weight 0.25 or 0.5; divides by 3 in the first round, 6 in the second."""
+
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
+        return 1.0
+
+    def weights(self, round: int, population: Population) -> np.ndarray:
+        return np.where(np.arange(len(population)) % 2 == 0, 0.25, 0.5)
+
+    def denominator(self, round: int, population: Population) -> float:
+        return 3.0 * round
+
+
+def weighted_update(request: TrainRequest) -> CohortUpdate:
+    raw = {name: torch.full((len(request.users), *t.shape), 1.0) for name, t in request.state.items()}
+    return CohortUpdate(clip_and_sum(raw, request.clip_norm, request.weights), loss_sum=0.0, num_tokens=0)
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_clipped_updates_are_weighted_and_divided_by_the_rounds_denominator(num_nodes: int) -> None:
+    once = Run(weighted_update, num_users=8, num_nodes=num_nodes, selector=Weighted())
+    assert float(once.moved.norm()) == pytest.approx(8 * 0.375 / 3, rel=1e-4)
+    twice = Run(weighted_update, num_users=8, num_nodes=num_nodes, selector=Weighted(), rounds=2)
+    assert float(twice.moved.norm()) == pytest.approx(8 * 0.375 / 3 + 8 * 0.375 / 6, rel=1e-4)
+
+
+def test_a_node_that_passes_over_the_weights_is_dropped() -> None:
+    run = Run(num_users=8, num_nodes=8, selector=Weighted(), app=one_of_many(constant_update, weighted_update))
+    assert run.replies[0].num_failed == 1
+    assert "passes its bound" in run.replies[0].errors[0]
+
+
+def one_of_many(lie: TrainFn, honest: TrainFn) -> ClientApp:
+    """The app of nodes of which the one with user 0 lies."""
+    return make_client_app(lambda request: (lie if 0 in request.users else honest)(request))

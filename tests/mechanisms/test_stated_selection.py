@@ -1,0 +1,218 @@
+"""Selectors that state probabilities, through whole runs: accounting, weights, the past, files, resume."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim_userdp import ModelSource, RecordLevelDP, Study, UserWise, UserWiseAdaptive, acc, compare, run
+from fedsim_userdp.errors import CheckpointError, ConfigError, DataError
+from fedsim_userdp.population import Past, Population
+from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy
+from fedsim_userdp.selectors import GrowingSelector, ImportanceSelector, StratifiedSelector
+from fedsim_userdp.simulations.cli import run_command
+from fedsim_userdp.strategies.user_level_dp import UserLevelDP
+from tests.simulations.small_runs import Killed
+from tests.simulations.zygote import Zygote
+
+WORDS = "the house of the people and so it was said government by law a great year"
+PAIRS = [(f"u{user}", f"{WORDS} {user}") for user in range(14)]
+FACTS: dict[str, list[Any]] = {
+    "user_id": [f"u{user}" for user in range(14)],
+    "region": ["n"] * 4 + ["s"] * 10,
+    "records": [1, 5] * 7,
+}
+CSV = "user_id,region,records\n" + "".join(
+    f"u{user},{FACTS['region'][user]},{FACTS['records'][user]}\n" for user in range(14)
+)
+
+
+def study_of(selector: Any, text: object = None, **given: Any) -> Study:
+    keywords: dict[str, Any] = {
+        "heldout_users": 3, "min_words": 0, "window": 16, "threads": 1, "model": ModelSource(device="cpu"),
+        "public": FACTS, "evaluation": {"every": 100}, "checkpoint": {"every": 1},
+    }  # fmt: skip
+    return Study.of(PAIRS if text is None else text, selection=selector, **(keywords | given))
+
+
+def stated(folder: Path) -> PrivacyFile:
+    found = read_privacy(folder)
+    assert isinstance(found, PrivacyFile)
+    return found
+
+
+def weights_in(folder: Path, name: str = "user_wise") -> bytes:
+    return (folder / "adapters" / name / "adapter_model.safetensors").read_bytes()
+
+
+def killed_in(round: int, monkeypatch: pytest.MonkeyPatch, study: Study, folder: Path) -> None:
+    """A run of three rounds that dies in one of them, before it is released."""
+    inner = UserLevelDP.aggregate_train
+
+    def dies(self: UserLevelDP, server_round: int, replies: Any) -> Any:
+        if server_round == round:
+            raise Killed
+        return inner(self, server_round, replies)
+
+    monkeypatch.setattr(UserLevelDP, "aggregate_train", dies)
+    with pytest.raises(Killed):
+        run(study, UserWise(rounds=3), folder)
+    monkeypatch.setattr(UserLevelDP, "aggregate_train", inner)
+
+
+def test_a_run_states_epsilon_by_public_group_and_who_took_part(tmp_path: Path, processes: Zygote) -> None:
+    result = run(study_of(StratifiedSelector("region", 2)), UserWise(rounds=3), tmp_path / "run")
+    (one,) = stated(tmp_path / "run").runs
+    release = one.statement.release
+    assert isinstance(release, acc.PoissonGroups)
+    assert release.adjacency is acc.Adjacency.ZERO_OUT_USER
+    page = (tmp_path / "run" / "PRIVACY.md").read_text()
+    assert "of region n |" in page
+    assert "of region s |" in page
+    costs = dict(zip(one.statement.groups, one.statement.epsilon_by_group, strict=True))
+    assert max(costs.values()) == pytest.approx(one.statement.epsilon)
+    assert min(costs.values()) < 0.7 * max(costs.values())
+    with (tmp_path / "run" / "not_private" / "participation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 11
+    assert {row["region"] for row in rows} == {"n", "s"}
+    summary = json.loads((tmp_path / "run" / "not_private" / "participation.json").read_text())["runs"][0]
+    assert sum(int(row["rounds"]) for row in rows) == sum(summary["drawn_cohorts"])
+    assert summary["planned_cohorts"] == pytest.approx([4, 4, 4])
+    assert result.rows[0].epsilon == one.statement.epsilon
+    assert processes.run("verify", str(tmp_path / "run")).returncode == 0
+
+
+def test_each_round_is_in_the_ledger_as_what_it_released(tmp_path: Path) -> None:
+    run(study_of(GrowingSelector(0.2, 0.6, 3)), UserWise(rounds=3), tmp_path / "run")
+    lines = (tmp_path / "run" / "ledger" / "user_wise-seed0.jsonl").read_text().splitlines()
+    released = [json.loads(line)["release"]["groups"] for line in lines if '"release"' in line]
+    assert [groups[0][0][0] for groups in released] == pytest.approx([0.2, 0.4, 0.6])
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """Everybody with probability 0.5; the weight is as said."""
+
+    weight: float = 2.0
+
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
+        return 0.5
+
+    def weights(self, round: int, population: Population) -> np.ndarray:
+        return np.full(len(population), self.weight)
+
+    def denominator(self, round: int, population: Population) -> float:
+        return 5.0
+
+
+def test_a_weight_of_two_needs_twice_the_noise(tmp_path: Path) -> None:
+    budget = {"delta": 1e-3, "epsilon": 4.0}
+    noise = [stated_noise(study_of(Doubled(weight), budget=budget), tmp_path / str(weight)) for weight in (1.0, 2.0)]
+    assert noise[1] == pytest.approx(2 * noise[0], rel=2e-2)
+
+
+def stated_noise(study: Study, folder: Path) -> float:
+    """The noise multiplier of a run."""
+    run(study, UserWise(rounds=1), folder)
+    found = stated(folder).runs[0].statement.noise_multiplier
+    assert found is not None
+    return found
+
+
+@dataclass(frozen=True)
+class Calms:
+    """Takes fewer users once what was released was large; keeps what it was told."""
+
+    def most(self, round: int, population: Population) -> float:
+        return 0.8
+
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
+        SEEN.append((round, dict(past.norms)))
+        return 0.8 / (1 + min(past.norms.get(round - 1, 0.0), 1.0))
+
+
+SEEN: list[tuple[int, dict[int, float]]] = []
+
+
+def test_a_selector_that_follows_the_past_is_told_the_same_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SEEN.clear()
+    run(study_of(Calms()), UserWise(rounds=3), tmp_path / "whole")
+    told = dict(SEEN)
+    assert sorted(told[3]) == [1, 2]
+    killed_in(3, monkeypatch, study_of(Calms()), tmp_path / "broken")
+    SEEN.clear()
+    run(study_of(Calms()), UserWise(rounds=3), tmp_path / "broken", resume=True)
+    assert dict(SEEN)[3] == told[3]
+    assert weights_in(tmp_path / "broken") == weights_in(tmp_path / "whole")
+
+
+def test_other_public_facts_cannot_go_on_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_in(2, monkeypatch, study_of(StratifiedSelector("region", 2)), tmp_path / "run")
+    other = {**FACTS, "records": [2] * 14}
+    allowed = {"every": 1, "allow_changes": True}
+    study = study_of(StratifiedSelector("region", 2), public=other, checkpoint=allowed)
+    with pytest.raises(CheckpointError, match="public facts cannot change within a run"):
+        run(study, UserWise(rounds=3), tmp_path / "run", resume=True)
+    run(study_of(StratifiedSelector("region", 2)), UserWise(rounds=3), tmp_path / "run", resume=True)
+
+
+def test_other_public_facts_give_other_noise_under_one_seed(tmp_path: Path) -> None:
+    other = {**FACTS, "records": [2] * 14}
+    for name, facts in (("one", FACTS), ("again", FACTS), ("other", other)):
+        run(study_of(GrowingSelector(0.3, 0.5, 2), public=facts), UserWise(rounds=2), tmp_path / name)
+    assert weights_in(tmp_path / "one") == weights_in(tmp_path / "again") != weights_in(tmp_path / "other")
+
+
+def test_the_command_reads_the_facts_from_a_file_and_python_goes_on_with_it(tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text(CSV)
+    rows = "".join(json.dumps({"user_id": user, "text": text}) + "\n" for user, text in PAIRS)
+    (tmp_path / "texts.jsonl").write_text(rows)
+    selector = StratifiedSelector("region", 2)
+    study = study_of(selector, tmp_path / "texts.jsonl", public=tmp_path / "users.csv", cache_dir=tmp_path / "cache")
+    run(study, UserWise(rounds=2), tmp_path / "python")
+    run_command(
+        "run",
+        [
+            "data=jsonl", f"data.path={tmp_path / 'texts.jsonl'}", "selection=stratified", "selection.column=region",
+            "selection.users_per_group=2", f"selection.public={tmp_path / 'users.csv'}", "split.heldout_users=3",
+            "tokens.min_words=0", "tokens.window=16", "threads=1", "model.device=cpu", "evaluation.every=100",
+            "mechanism.rounds=2", f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'command'}",
+        ],
+    )  # fmt: skip
+    assert weights_in(tmp_path / "python") == weights_in(tmp_path / "command")
+    page = (tmp_path / "command" / "PRIVACY.md").read_text()
+    assert "what selection.public says of each user, who is in it, and how many there are of each kind" in page
+
+
+def test_users_without_public_facts_are_counted_and_refused_unwritten(tmp_path: Path) -> None:
+    few = {name: values[:5] for name, values in FACTS.items()}
+    with pytest.raises(DataError, match="of 11 training users have no row of public facts"):
+        run(study_of(StratifiedSelector("region", 2), public=few), UserWise(rounds=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_column_that_a_selector_misses_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no column 'country' of public facts; they have region, records"):
+        run(study_of(StratifiedSelector("country", 2)), UserWise(rounds=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_takes_any_selection_and_samples_records_as_often_in_the_mean(tmp_path: Path) -> None:
+    study = study_of(GrowingSelector(0.2, 0.6, 3))
+    rows = compare(study, [UserWise(rounds=3), RecordLevelDP(rounds=3)], tmp_path / "run").rows
+    assert rows[1].sampling_prob == pytest.approx(0.4)
+
+
+def test_adaptive_clipping_takes_probabilities_that_change_and_refuses_weights(tmp_path: Path) -> None:
+    run(study_of(GrowingSelector(0.3, 0.6, 3)), UserWiseAdaptive(rounds=3), tmp_path / "run")
+    release = stated(tmp_path / "run").runs[0].statement.release
+    assert isinstance(release, acc.AdaptiveClipping)
+    with pytest.raises(ConfigError, match="gives them weights, which a count has none of: use mechanism=user_wise"):
+        run(study_of(ImportanceSelector("records", 4)), UserWiseAdaptive(rounds=3), tmp_path / "weighted")
