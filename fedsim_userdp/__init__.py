@@ -24,10 +24,17 @@ if TYPE_CHECKING:
     from fedsim_userdp.mechanisms.user_wise import UserWise as UserWise
     from fedsim_userdp.mechanisms.user_wise_adaptive import UserWiseAdaptive as UserWiseAdaptive
     from fedsim_userdp.models.loading import ModelSource as ModelSource
+    from fedsim_userdp.population import Past as Past
+    from fedsim_userdp.population import Population as Population
     from fedsim_userdp.privacy import accounting as acc  # noqa: F401
     from fedsim_userdp.selection import CyclicSelector as CyclicSelector
     from fedsim_userdp.selection import FixedSizeSelector as FixedSizeSelector
     from fedsim_userdp.selection import PoissonSelector as PoissonSelector
+    from fedsim_userdp.selectors import AvailabilitySelector as AvailabilitySelector
+    from fedsim_userdp.selectors import GrowingSelector as GrowingSelector
+    from fedsim_userdp.selectors import ImportanceSelector as ImportanceSelector
+    from fedsim_userdp.selectors import RoundRobinSelector as RoundRobinSelector
+    from fedsim_userdp.selectors import StratifiedSelector as StratifiedSelector
     from fedsim_userdp.settings import Budget as Budget
     from fedsim_userdp.settings import LoraSettings as LoraSettings
 
@@ -44,7 +51,11 @@ _PLACES = {
     "fedsim_userdp.mechanisms.user_wise": ("UserWise",),
     "fedsim_userdp.mechanisms.user_wise_adaptive": ("UserWiseAdaptive",),
     "fedsim_userdp.models.loading": ("ModelSource",),
+    "fedsim_userdp.population": ("Past", "Population"),
     "fedsim_userdp.selection": ("CyclicSelector", "FixedSizeSelector", "PoissonSelector"),
+    "fedsim_userdp.selectors": (
+        *("AvailabilitySelector", "GrowingSelector", "ImportanceSelector", "RoundRobinSelector", "StratifiedSelector"),
+    ),
     "fedsim_userdp.settings": ("Budget", "LoraSettings"),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}

@@ -25,6 +25,7 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.delta import default_delta
 from fedsim_userdp.privacy.statement import NOT_PRIVATE, PrivacyStatement
 from fedsim_userdp.selection import OWN, ClientSelector
+from fedsim_userdp.selectors import GrowingSelector
 from fedsim_userdp.simulations.arguments import foreign_targets, is_own_code
 from fedsim_userdp.simulations.checks import is_same
 
@@ -191,8 +192,8 @@ def _kept_places(statement: PrivacyStatement, config: DictConfig, may_declare: b
 
 
 def _selector(selection: DictConfig) -> ClientSelector | None:
-    """The configured selector; None of a foreign one."""
-    kind = _named(selection, OWN)
+    """The configured selector; None of a foreign one, and where what it states follows from who the users are."""
+    kind = _named(selection, (*OWN, GrowingSelector))
     settings = {str(key): value for key, value in selection.items() if key not in ("_target_", "public")}
     return None if kind is None else kind(**settings)
 

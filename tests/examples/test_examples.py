@@ -25,6 +25,7 @@ from mechanism import ClipEachTensor
 from metric import WorstTenth
 from record_selection import MostVaried
 from server_optimizer import SignDescent
+from stated_selector import Oversampled
 from tests.simulations.zygote import Zygote
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +36,9 @@ SMALL = [
     "evaluation.records_per_user=1", "threads=1", "model.device=cpu",
 ]  # fmt: skip
 CLASSES = {
-    "client_selector": "EveryOtherUser", "record_selection": "MostVaried", "corpus": "FolderOfUsers",
-    "server_optimizer": "SignDescent", "mechanism": "ClipEachTensor",
-    "metric": "WorstTenth",
+    "client_selector": "EveryOtherUser", "stated_selector": "Oversampled", "record_selection": "MostVaried",
+    "corpus": "FolderOfUsers",
+    "server_optimizer": "SignDescent", "mechanism": "ClipEachTensor", "metric": "WorstTenth",
 }  # fmt: skip
 PROGRAMS = {"accounting": "noise multiplier 1.2", "training_loop": "at epsilon 4.00"}
 
@@ -60,6 +61,8 @@ def write_texts(folder: Path) -> None:
         lines = [" ".join(generator.choice(WORDS, size=12)) for _ in range(4)]
         (folder / f"user {user}.txt").write_text("\n".join(lines))
     (folder / "nobody.txt").write_text("")
+    regions = ["nobody,south", *(f"user {user},{'north' if user < 9 else 'south'}" for user in range(40))]
+    (folder.parent / "users.csv").write_text("\n".join(["user_id,region", *regions]) + "\n")
 
 
 def small_study(**parts: Any) -> Study:
@@ -116,6 +119,7 @@ def test_an_example_runs_through_the_command(name: str, folder: Path, processes:
 
 PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "client_selector": lambda: {"selection": EveryOtherUser()},
+    "stated_selector": lambda: {"selection": Oversampled("north"), "public": "users.csv"},
     "record_selection": lambda: {"records": MostVaried()},
     "corpus": lambda: {"text": FolderOfUsers("texts")},
     "server_optimizer": lambda: {"optimizer": SignDescent},
