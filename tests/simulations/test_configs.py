@@ -5,6 +5,8 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from fedsim_userdp.simulations.names import without_public
+
 ROOT = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(
     (path.parent.name, path.stem) for path in ROOT.glob("*/*.yaml") if path.parent.name not in ("experiment",)
