@@ -14,6 +14,8 @@ from fedsim_userdp.simulations.arguments import override_key
 from fedsim_userdp.simulations.jobs import check_used, run_job
 from fedsim_userdp.simulations.sentences import sentence
 
+_UNTRAINED = "zero_shot"  # which no selection changes
+
 
 @hydra.main(version_base="1.3", config_path="pkg://fedsim_userdp.conf", config_name="compare")
 def main(config: DictConfig) -> None:
@@ -66,7 +68,42 @@ def compared_runs(config: DictConfig) -> list[dict[str, Any]]:
     for key, values in (("mechanisms", names), ("seeds", seeds)):
         if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
             raise ConfigError(f"compare.{key}={values} names {twice[0]} twice: leave out one of the two")
-    return [{**one, "seed": seed} for seed in seeds for one in mechanisms]
+    return [{**one, "seed": seed} for seed in seeds for one in _with_selections(mechanisms, config)]
+
+
+def _with_selections(mechanisms: list[dict[str, Any]], config: DictConfig) -> list[dict[str, Any]]:
+    """The mechanisms, each with each of `compare.selections` where there are any; the untrained model once.
+
+    Raises:
+        ConfigError: `compare.selections` is no list of selections, or two have one name.
+    """
+    named = config.compare.get("selections")
+    if named is None:
+        return mechanisms
+    selections = [_selection_of(entry) for entry in (named if isinstance(named, ListConfig) else [named])]
+    names = [name for name, _ in selections]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"compare.selections={named} must be a list of selections of different names, such as [poisson,growing]; an "
+            "entry may be {selection: stratified, users_per_group: 8, name: eight}"
+        )
+    untrained = [one for one in mechanisms if one == {"mechanism": _UNTRAINED}]
+    return untrained + [
+        {**one, **changes, "mechanism.name": f"{one.get('mechanism.name', one['mechanism'])}_{name}"}
+        for name, changes in selections
+        for one in mechanisms
+        if one not in untrained
+    ]
+
+
+def _selection_of(entry: object) -> tuple[str, dict[str, Any]]:
+    """The name of an entry of `compare.selections`, and what it changes: a file of settings, and some of its own."""
+    settings = dict(entry) if isinstance(entry, Mapping) else {"selection": entry}
+    choice = settings.pop("selection", None)
+    name = settings.pop("name", choice)
+    if not isinstance(choice, str) or not isinstance(name, str):
+        raise ConfigError(f"compare.selections holds {entry}: it must be the name of a selection, such as growing")
+    return name, {"selection": choice, **{f"selection.{key}": value for key, value in settings.items()}}
 
 
 def _changes_of(entry: object) -> dict[str, Any]:
@@ -98,18 +135,38 @@ def compose_again(config_name: str, changes: Mapping[str, Any]) -> DictConfig:
 def composed(config_name: str, overrides: Iterable[str], changes: Mapping[str, Any]) -> DictConfig:
     """Returns the configuration of overrides with `changes`, of which a mechanism's own settings go first.
 
-    An override of a setting that the changed mechanism does not have (`mechanism.clip_norm` of the non-private run)
-    is left out; that some mechanism has it was checked when the job was composed.
+    An override of a setting that the changed mechanism or selection does not have (`mechanism.clip_norm` of the
+    non-private run) is left out; that some mechanism has it was checked when the job was composed.
     """
-    of_mechanism = {key.partition(".")[2]: value for key, value in changes.items() if key.startswith("mechanism.")}
-    groups = {key: value for key, value in changes.items() if not key.startswith("mechanism.")}
+    of_mechanism, of_selection = (
+        {key.partition(".")[2]: value for key, value in changes.items() if key.startswith(f"{group}.")}
+        for group in ("mechanism", "selection")
+    )
+    groups = {key: value for key, value in changes.items() if "." not in key}
     own = [override for override in overrides if override_key(override) not in changes]
     changed = [f"{key}={value}" for key, value in groups.items()]
     general = [override for override in own if not override_key(override).startswith("mechanism.")]
+    if "selection" in groups:
+        takes = hydra.compose(config_name, overrides=changed).selection
+        general = [*_fitting(general, takes), *_settings("selection", of_selection, takes)]
     has = hydra.compose(config_name, overrides=[*general, *changed]).mechanism
     if "_target_" in of_mechanism:  # a class of one's own takes what stands there
         special = [f"~mechanism.{key}" for key in has if key not in of_mechanism]
     else:
         special = [o for o in own if override_key(o).startswith("mechanism.") and override_key(o).split(".")[1] in has]
-    special += [f"{'' if key in has else '+'}mechanism.{key}={as_value(value)}" for key, value in of_mechanism.items()]
+    special += _settings("mechanism", of_mechanism, has)
     return hydra.compose(config_name, overrides=[*general, *changed, *special])
+
+
+def _settings(group: str, settings: Mapping[str, Any], has: DictConfig) -> list[str]:
+    """Overrides that give the settings of a group, some of which its file has."""
+    return [f"{'' if key in has else '+'}{group}.{key}={as_value(value)}" for key, value in settings.items()]
+
+
+def _fitting(overrides: Iterable[str], selection: DictConfig) -> list[str]:
+    """The overrides without those of settings that a selection does not have."""
+    return [
+        one
+        for one in overrides
+        if not override_key(one).startswith("selection.") or override_key(one).split(".")[1] in selection
+    ]

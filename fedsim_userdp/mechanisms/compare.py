@@ -241,7 +241,11 @@ def _content(study: Study, command: str, mechanisms: Sequence[Written], folder: 
     else:
         entries = [_entry(one) for one in mechanisms]
         overrides.append(f"compare.mechanisms={as_value(entries)}")
-        config = {**base, "mechanism": default_mechanism(), "compare": {"mechanisms": entries, "seeds": None}}
+        config = {
+            **base,
+            "mechanism": default_mechanism(),
+            "compare": {"mechanisms": entries, "selections": None, "seeds": None},
+        }
         choices["mechanism"] = "user_wise"
     choices["experiment"] = "quickstart"
     return {

@@ -216,3 +216,24 @@ def test_adaptive_clipping_takes_probabilities_that_change_and_refuses_weights(t
     assert isinstance(release, acc.AdaptiveClipping)
     with pytest.raises(ConfigError, match="gives them weights, which a count has none of: use mechanism=user_wise"):
         run(study_of(ImportanceSelector("records", 4)), UserWiseAdaptive(rounds=3), tmp_path / "weighted")
+
+
+def test_the_command_compares_selections_and_its_folder_can_be_verified(tmp_path: Path, processes: Zygote) -> None:
+    (tmp_path / "users.csv").write_text(CSV)
+    rows = "".join(json.dumps({"user_id": user, "text": text}) + "\n" for user, text in PAIRS)
+    (tmp_path / "texts.jsonl").write_text(rows)
+    run_command(
+        "compare",
+        [
+            "data=jsonl", f"data.path={tmp_path / 'texts.jsonl'}", f"selection.public={tmp_path / 'users.csv'}",
+            "compare.mechanisms=[user_wise]", "compare.selections=[poisson,{selection: stratified, users_per_group: 2}]",
+            "selection.sampling_prob=0.4", "split.heldout_users=3", "tokens.min_words=0", "tokens.window=16",
+            "threads=1", "model.device=cpu", "evaluation.every=100", "tuned.rounds=1", f"cache_dir={tmp_path / 'cache'}",
+            f"output_dir={tmp_path / 'run'}",
+        ],
+    )  # fmt: skip
+    promised = {one.statement.mechanism: one.statement for one in stated(tmp_path / "run").runs}
+    assert list(promised) == ["user_wise_poisson", "user_wise_stratified"]
+    assert promised["user_wise_poisson"].epsilon_by_group == ()
+    assert len(promised["user_wise_stratified"].epsilon_by_group) == 2
+    assert processes.run("verify", str(tmp_path / "run")).returncode == 0

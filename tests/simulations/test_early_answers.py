@@ -25,6 +25,24 @@ def test_noise_too_little_for_an_accountant_leaves_its_column_empty_and_the_prom
     assert promise.epsilon_by("record") is not None
 
 
+def test_a_comparison_of_selections_trains_each_mechanism_with_each_and_the_untrained_model_once() -> None:
+    named = ["poisson", {"selection": "stratified", "users_per_group": 3}, {"selection": "growing", "name": "slow"}]
+    compared = {"mechanisms": ["zero_shot", "user_wise"], "selections": named, "seeds": None}
+    found = compared_runs(OmegaConf.create({"seed": 1, "compare": compared}))
+    assert [one.get("mechanism.name", one["mechanism"]) for one in found] == [
+        "zero_shot", "user_wise_poisson", "user_wise_stratified", "user_wise_slow",
+    ]  # fmt: skip
+    assert found[2]["selection"] == "stratified"
+    assert found[2]["selection.users_per_group"] == 3
+
+
+@pytest.mark.parametrize("selections", [[], ["poisson", "poisson"], [3], [{"users_per_group": 3}]])
+def test_what_is_no_list_of_selections_is_refused(selections: list[object]) -> None:
+    compared = {"mechanisms": ["user_wise"], "selections": selections, "seeds": None}
+    with pytest.raises(ConfigError, match="compare.selections"):
+        compared_runs(OmegaConf.create({"seed": 1, "compare": compared}))
+
+
 @pytest.mark.parametrize(
     ("mechanisms", "seeds", "said"),
     [
