@@ -84,8 +84,8 @@ def _with_selections(mechanisms: list[dict[str, Any]], config: DictConfig) -> li
     names = [name for name, _ in selections]
     if not names or len(set(names)) < len(names):
         raise ConfigError(
-            f"compare.selections={named} must be a list of selections of different names, such as [poisson,growing]; an "
-            "entry may be {selection: stratified, users_per_group: 8, name: eight}"
+            f"compare.selections={named} must be a list of selections of different names, such as [poisson,growing]; "
+            "an entry may be {selection: stratified, users_per_group: 8, name: eight}"
         )
     untrained = [one for one in mechanisms if one == {"mechanism": _UNTRAINED}]
     return untrained + [

@@ -101,6 +101,10 @@ class PublicFacts:
             )
         return {name: values[places] for name, values in self._columns.items()}
 
+    def known(self, id_hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Returns which of some users, given by the hashes of their ids, have a row."""
+        return np.isin(id_hashes, self._hashes)
+
     def digest(self, id_hashes: NDArray[np.uint64]) -> str:
         """Returns a digest of what is said of some users."""
         found = hashlib.sha256(np.ascontiguousarray(id_hashes, dtype="<u8").tobytes())

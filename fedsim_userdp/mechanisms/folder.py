@@ -69,8 +69,9 @@ class RunFolder:
         self.runs.append(StatedRun(outcome.statement, row.seed, draws=draws, adapter=adapter))
         write_results(self.path, self.rows)
         write_rounds(self.path, self.rounds)
-        if outcome.participation is not None:
-            self._participation.append(RunParticipation(row.mechanism, row.seed, outcome.participation))
+        if outcome.participation is not None or outcome.by_group:
+            of_run = RunParticipation(row.mechanism, row.seed, outcome.participation, outcome.by_group)
+            self._participation.append(of_run)
             write_participation(self.path, self._participation)
         sweep = None if self._sweep is None else path_to(self._sweep, self.path)
         write_privacy(self.path, self.runs, sweep, self._planned[len(self.runs) :])

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_type_hints
 
 from peft import PeftModel
@@ -27,7 +27,7 @@ class Outcome:
     """A finished run: its row, what it promises, its rounds, the model with the trained adapter, and its key.
 
     Where the base model is from and the licence of the text are for the adapter's card.  Of a user-wise run it has who
-    took part.
+    took part; of any, the perplexity on the evaluation users of each public group.
     """
 
     row: ResultRow
@@ -38,6 +38,7 @@ class Outcome:
     source: ModelSource
     licence: str
     participation: Participation | None = None
+    by_group: Mapping[str, list[dict[str, object]]] = field(default_factory=dict)
 
 
 class History:
@@ -156,7 +157,14 @@ class History:
         run = self.run
         row = replace(row, metrics=self._metrics())
         return Outcome(
-            row, self._statement(row), self.rounds, self.model, run.keys.run, run.study.model, run.study.licence
+            row,
+            self._statement(row),
+            self.rounds,
+            self.model,
+            run.keys.run,
+            run.study.model,
+            run.study.licence,
+            by_group=run.study.perplexity_by_group(self.model),
         )
 
     def _metrics(self) -> dict[str, float | None]:

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 
 from fedsim_userdp.data.corpus import Corpus
@@ -16,6 +17,7 @@ from fedsim_userdp.data.public_facts import PublicFacts
 from fedsim_userdp.data.records import RandomRecords, RecordSelector
 from fedsim_userdp.data.split import UserSplit
 from fedsim_userdp.data.store import TokenStore
+from fedsim_userdp.data.writer import hash_id
 from fedsim_userdp.errors import ConfigError, RecordChoiceError
 from fedsim_userdp.federation.engines import Engine
 from fedsim_userdp.federation.worker import fingerprint_of
@@ -35,12 +37,13 @@ from fedsim_userdp.surroundings import quiet_libraries
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
 from fedsim_userdp.training.cohort import LocalTraining
-from fedsim_userdp.training.evaluation import perplexity
+from fedsim_userdp.training.evaluation import bootstrapped, perplexity, unit_losses
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
 from fedsim_userdp.training.metrics import Metric, scored
 from fedsim_userdp.training.users import TrainingUsers, check_lengths
 
 _log = logging.getLogger(__name__)
+_MOST_GROUPS = 20  # values of a public column, beyond which it is no grouping
 OptimizerFn = Callable[..., torch.optim.Optimizer]
 
 
@@ -270,6 +273,23 @@ class Study:
         """Returns the perplexity of `model` on the evaluation users."""
         return perplexity(model, self.evaluation_units, 2 * self.local.max_tokens)
 
+    def perplexity_by_group(self, model: torch.nn.Module) -> dict[str, list[dict[str, object]]]:
+        """Returns the perplexity of `model` on the evaluation users of each public group, by column.
+
+        A column of numbers or texts with at most 20 values is a grouping; evaluation users without public facts are
+        left out.  Each group has its value, number of users, perplexity, and a 95% interval over its users.
+        """
+        if self.public is None:
+            return {}
+        hashes = np.frombuffer(b"".join(hash_id(unit.owner.encode()) for unit in self.evaluation_units), "<u8")
+        known = self.public.known(hashes)
+        units = [unit for unit, is_known in zip(self.evaluation_units, known, strict=True) if is_known]
+        if not units:
+            return {}
+        sums, counts = unit_losses(model, units, 2 * self.local.max_tokens)
+        facts = self.public.of_users(hashes[known])
+        return {name: found for name, values in facts.items() if (found := _by_group(values, sums, counts))}
+
     def metrics_of(self, model: torch.nn.Module, most: int | None = None) -> dict[str, float]:
         """Returns the further figures of `model` on the evaluation users, or on the first `most` of them.
 
@@ -279,6 +299,20 @@ class Study:
         if not self.metrics:
             return {}
         return scored(self.metrics, model, self.evaluation_units[:most], self.model.load_tokenizer())
+
+
+def _by_group(values: NDArray[Any], sums: NDArray[np.float64], counts: NDArray[np.int64]) -> list[dict[str, object]]:
+    """The perplexity of the users of each value of a public column; empty where it is no grouping."""
+    if values.ndim != 1 or len(np.unique(values)) > _MOST_GROUPS:
+        return []
+    found: list[dict[str, object]] = []
+    for value in np.unique(values):
+        is_one = values == value
+        if counts[is_one].sum():
+            middle, low, high = bootstrapped(sums[is_one], counts[is_one])
+            of_group = {"perplexity": middle, "low": low, "high": high}
+            found.append({"value": value.item(), "users": int(is_one.sum()), **of_group})
+    return found
 
 
 def num_protected(store: TokenStore, split: UserSplit) -> int:

@@ -1,6 +1,7 @@
 """What the selection of users did in the runs of a folder: rounds of each user, sizes of cohorts. Not private."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,14 @@ class RunParticipation:
     Attributes:
         mechanism: the run's name.
         seed: its seed.
-        found: who took part.
+        found: who took part; None where users are not drawn.
+        by_group: perplexity on the evaluation users of each public group, by column.
     """
 
     mechanism: str
     seed: int
-    found: Participation
+    found: Participation | None
+    by_group: Mapping[str, list[dict[str, object]]]
 
 
 def write_participation(folder: Path, runs: Sequence[RunParticipation]) -> None:
@@ -34,7 +37,8 @@ def write_participation(folder: Path, runs: Sequence[RunParticipation]) -> None:
 
     Users are named by their number among the training users; public facts stand beside.
     """
-    names = list(dict.fromkeys(name for run in runs for name in run.found.facts))
+    drawn = [(run, run.found) for run in runs if run.found is not None]
+    names = list(dict.fromkeys(name for _, found in drawn for name in found.facts))
     columns = ("mechanism", "seed", "user", "rounds", *names)
     rows = (
         {
@@ -42,27 +46,41 @@ def write_participation(folder: Path, runs: Sequence[RunParticipation]) -> None:
             "seed": run.seed,
             "user": user,
             "rounds": int(rounds),
-            **{name: _cell(values[user]) for name, values in run.found.facts.items()},
+            **{name: _cell(values[user]) for name, values in found.facts.items()},
         }
-        for run in runs
-        for user, rounds in enumerate(run.found.rounds[:_MOST_USERS])
+        for run, found in drawn
+        for user, rounds in enumerate(found.rounds[:_MOST_USERS])
     )
     write_csv(folder / NOT_PRIVATE / "participation.csv", columns, rows)
     write_json(
         folder / NOT_PRIVATE / "participation.json",
-        {"note": NOTE, "runs": [{"mechanism": run.mechanism, "seed": run.seed, **_summary(run.found)} for run in runs]},
+        {"note": NOTE, "runs": [_summary(run) for run in runs]},
     )
 
 
-def _summary(found: Participation) -> dict[str, object]:
-    """Sizes of cohorts, how evenly users took part, and the mean of each public group."""
-    return {
+def _summary(run: RunParticipation) -> dict[str, object]:
+    """Sizes of cohorts, how evenly users took part, the mean of each public group, and perplexity by group."""
+    named: dict[str, object] = {"mechanism": run.mechanism, "seed": run.seed}
+    if run.by_group:
+        named["perplexity_by_group"] = {name: _finite(groups) for name, groups in run.by_group.items()}
+    found = run.found
+    if found is None:
+        return named
+    return named | {
         "coverage": found.coverage,
         "gini": found.gini,
         "planned_cohorts": list(found.planned),
         "drawn_cohorts": list(found.drawn),
         "groups": {name: groups for name, values in found.facts.items() if (groups := _by_group(values, found.rounds))},
     }
+
+
+def _finite(groups: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The same with None for what JSON cannot say."""
+    return [
+        {key: None if isinstance(one, float) and not math.isfinite(one) else one for key, one in group.items()}
+        for group in groups
+    ]
 
 
 def _by_group(values: np.ndarray, rounds: np.ndarray) -> list[dict[str, object]]:

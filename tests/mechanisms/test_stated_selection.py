@@ -83,6 +83,9 @@ def test_a_run_states_epsilon_by_public_group_and_who_took_part(tmp_path: Path, 
     summary = json.loads((tmp_path / "run" / "not_private" / "participation.json").read_text())["runs"][0]
     assert sum(int(row["rounds"]) for row in rows) == sum(summary["drawn_cohorts"])
     assert summary["planned_cohorts"] == pytest.approx([4, 4, 4])
+    for group in summary["perplexity_by_group"]["region"]:
+        assert group["low"] <= group["perplexity"] <= group["high"]
+    assert sum(group["users"] for group in summary["perplexity_by_group"]["region"]) == 3
     assert result.rows[0].epsilon == one.statement.epsilon
     assert processes.run("verify", str(tmp_path / "run")).returncode == 0
 
@@ -226,10 +229,10 @@ def test_the_command_compares_selections_and_its_folder_can_be_verified(tmp_path
         "compare",
         [
             "data=jsonl", f"data.path={tmp_path / 'texts.jsonl'}", f"selection.public={tmp_path / 'users.csv'}",
-            "compare.mechanisms=[user_wise]", "compare.selections=[poisson,{selection: stratified, users_per_group: 2}]",
-            "selection.sampling_prob=0.4", "split.heldout_users=3", "tokens.min_words=0", "tokens.window=16",
-            "threads=1", "model.device=cpu", "evaluation.every=100", "tuned.rounds=1", f"cache_dir={tmp_path / 'cache'}",
-            f"output_dir={tmp_path / 'run'}",
+            "compare.selections=[poisson,{selection: stratified, users_per_group: 2}]",
+            "compare.mechanisms=[user_wise]", "selection.sampling_prob=0.4", "split.heldout_users=3", "tokens.min_words=0", "tokens.window=16",
+            "threads=1", "model.device=cpu", "evaluation.every=100", "tuned.rounds=1",
+            f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'run'}",
         ],
     )  # fmt: skip
     promised = {one.statement.mechanism: one.statement for one in stated(tmp_path / "run").runs}

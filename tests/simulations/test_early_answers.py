@@ -39,7 +39,7 @@ def test_a_comparison_of_selections_trains_each_mechanism_with_each_and_the_untr
 @pytest.mark.parametrize("selections", [[], ["poisson", "poisson"], [3], [{"users_per_group": 3}]])
 def test_what_is_no_list_of_selections_is_refused(selections: list[object]) -> None:
     compared = {"mechanisms": ["user_wise"], "selections": selections, "seeds": None}
-    with pytest.raises(ConfigError, match="compare.selections"):
+    with pytest.raises(ConfigError, match=r"compare\.selections"):
         compared_runs(OmegaConf.create({"seed": 1, "compare": compared}))
 
 
