@@ -160,6 +160,7 @@ class Cohorts:
         self._plan = self._plan_of(declared)
         self._current: tuple[int, Round] | None = None
         self._sizes: dict[int, int] = {}  # of the cohorts that are in the counts
+        self._planned: dict[int, float] = {}  # expected sizes of these
         self._wager = (
             Wager(declared, len(population))
             if self._has_memory and isinstance(declared, acc.PoissonUsers | acc.FixedSize)
@@ -193,7 +194,7 @@ class Cohorts:
         rounds = range(1, last + 1)
         return Participation(
             counts,
-            planned=tuple(map(self.expected_size, rounds)),
+            planned=tuple(self._planned.get(round) or self.expected_size(round) for round in rounds),
             drawn=tuple(sizes[round] for round in rounds),
             facts=self._population.columns,
         )
@@ -303,7 +304,7 @@ class Cohorts:
         """The cohort, counted and checked."""
         cohort = self._cohort(round)
         self._counts[cohort] += 1
-        self._sizes[round] = len(cohort)
+        self._sizes[round], self._planned[round] = len(cohort), self.expected_size(round)
         self._num_drawn += len(cohort)
         self._history.update(repr((round, self._population.id_hashes[cohort].tolist())).encode())
         match self._declared:

@@ -37,7 +37,7 @@ from fedsim_userdp.surroundings import quiet_libraries
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.central import Pool
 from fedsim_userdp.training.cohort import LocalTraining
-from fedsim_userdp.training.evaluation import bootstrapped, perplexity, unit_losses
+from fedsim_userdp.training.evaluation import bootstrapped, perplexity, summed_losses
 from fedsim_userdp.training.gradients import OneByOneGradients, StackedGradients, UnitGradients, why_not_stacked
 from fedsim_userdp.training.metrics import Metric, scored
 from fedsim_userdp.training.users import TrainingUsers, check_lengths
@@ -286,7 +286,7 @@ class Study:
         units = [unit for unit, is_known in zip(self.evaluation_units, known, strict=True) if is_known]
         if not units:
             return {}
-        sums, counts = unit_losses(model, units, 2 * self.local.max_tokens)
+        sums, counts = summed_losses(model, units, 2 * self.local.max_tokens)
         facts = self.public.of_users(hashes[known])
         return {name: found for name, values in facts.items() if (found := _by_group(values, sums, counts))}
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedsim_userdp.training.batches import Unit, micro_batches
+from fedsim_userdp.training.batches import IGNORED, Unit, micro_batches
 from fedsim_userdp.training.losses import token_losses
 
 _DRAWS = 2000
@@ -38,7 +38,7 @@ def perplexity(model: nn.Module, units: Sequence[Unit], max_tokens: int = 8192) 
 
 
 @torch.inference_mode()
-def unit_losses(
+def summed_losses(
     model: nn.Module, units: Sequence[Unit], max_tokens: int = 8192
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Returns the sum of next-token losses of each unit, in nats, and how many tokens it is of, each of shape [units].
@@ -53,10 +53,9 @@ def unit_losses(
     records = [Unit(i, [record]) for i, record in enumerate(r for unit in units for r in unit.records)]
     sums, counts = np.zeros(len(units)), np.zeros(len(units), dtype=np.int64)
     for batch in micro_batches(records, max_tokens, device):
-        rows = (batch.predicted // batch.targets.shape[1]).cpu().numpy()
-        of_units = np.array([owner[index] for index in batch.units])[rows]
-        np.add.at(sums, of_units, token_losses(model, batch).cpu().double().numpy())
-        np.add.at(counts, of_units, 1)
+        of_units = np.array([owner[index] for index in batch.units])
+        np.add.at(sums, of_units, token_losses(model, batch).cpu().double().sum(1).numpy())
+        np.add.at(counts, of_units, (batch.targets != IGNORED).sum(1).cpu().numpy())
     return sums, counts
 
 

@@ -230,7 +230,8 @@ def test_the_command_compares_selections_and_its_folder_can_be_verified(tmp_path
         [
             "data=jsonl", f"data.path={tmp_path / 'texts.jsonl'}", f"selection.public={tmp_path / 'users.csv'}",
             "compare.selections=[poisson,{selection: stratified, users_per_group: 2}]",
-            "compare.mechanisms=[user_wise]", "selection.sampling_prob=0.4", "split.heldout_users=3", "tokens.min_words=0", "tokens.window=16",
+            "compare.mechanisms=[user_wise]", "selection.sampling_prob=0.4", "split.heldout_users=3",
+            "tokens.min_words=0", "tokens.window=16",
             "threads=1", "model.device=cpu", "evaluation.every=100", "tuned.rounds=1",
             f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'run'}",
         ],

@@ -101,11 +101,12 @@ def test_what_is_refused_at_the_start_leaves_no_folder(
 
 
 def test_a_comparison_is_refused_before_anything_trains(processes: Zygote, settings: list[str], tmp_path: Path) -> None:
-    chosen = ["compare.mechanisms=[zero_shot,user_wise,group_privacy]", "selection=cyclic", "selection.cohort_size=4"]
-    kept = [one for one in settings if not one.startswith(("selection", "mechanism"))]
+    little = "{mechanism: user_wise_adaptive, count_stddev: 0.001}"
+    chosen = [f"compare.mechanisms=[zero_shot,user_wise,{little}]"]
+    kept = [one for one in settings if not one.startswith("mechanism")]
     ended = processes.run("compare", *kept, f"output_dir={tmp_path / 'run'}", *chosen)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
-    assert "group_privacy samples records by Poisson sampling" in ended.stderr
+    assert "count_stddev=0.001 must be above" in ended.stderr
     assert os.listdir(tmp_path) == []
 
 

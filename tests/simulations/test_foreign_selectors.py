@@ -1,6 +1,7 @@
 """Runs whose cohorts are drawn by a class that is not this package's."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,14 @@ from tests.simulations.small_runs import os_noise, run_small, small_run
 pytestmark = pytest.mark.usefixtures("quick_accounting")
 
 
-class SaysPoisson(PoissonSelector):
+@dataclass(frozen=True)
+class SaysPoisson:
     """Claims Poisson sampling in a release of its own, and chooses in its own way."""
+
+    sampling_prob: float
+
+    def expected_cohort_size(self, num_users: int) -> float:
+        return self.sampling_prob * num_users
 
     def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
         return np.flatnonzero(generator.random(num_users) < self.sampling_prob)

@@ -93,13 +93,17 @@ def test_a_sweep_with_the_operating_systems_noise_leaks_nothing_and_no_seed_of_i
         assert statement["noise_source"] == "os"
 
 
-def test_figures_of_single_users_are_not_written(tmp_path: Path, processes: Zygote, settings: list[str]) -> None:
+def test_of_single_users_only_their_rounds_are_written_by_number_and_not_as_private(
+    tmp_path: Path, processes: Zygote, settings: list[str]
+) -> None:
     folder = tmp_path / "run"
     assert processes.run("run", *settings, f"output_dir={folder}").returncode == 0
     tables = [file for file in folder.rglob("*.csv") if "checkpoints" not in str(file)]
-    assert {file.name for file in tables} == {"results.csv", "rounds.csv"}
-    assert all("user" not in column for file in tables for column in columns(file) if not is_of_everybody(column))
-    diagnostics = [file for file in folder.rglob("*") if file.is_file() and file.name in ("rounds.csv", "data.json")]
+    assert {file.name for file in tables} == {"results.csv", "rounds.csv", "participation.csv"}
+    of_users = [file for file in tables if any("user" in each for each in columns(file) if not is_of_everybody(each))]
+    assert [columns(file) for file in of_users] == [["mechanism", "seed", "user", "rounds"]]
+    names = ("rounds.csv", "data.json", "participation.csv", "participation.json")
+    diagnostics = [file for file in folder.rglob("*") if file.is_file() and file.name in names]
     assert [file.parent.name for file in diagnostics] == ["not_private"] * len(diagnostics)
     longest = max(len(value) for value in lists_in(json.loads((folder / "not_private" / "data.json").read_text())))
     assert longest < NUM_USERS, "a list as long as there are users"

@@ -187,5 +187,5 @@ def test_a_run_ends_with_the_same_cohorts_however_often_it_dies(
                 dies_after_release(resumed(run), 2, monkeypatch)
                 run = resumed(run)
             run_small(run)
-    assert [round for round, _ in drawn["broken"]] == [1, 1, 2, 2, 3]
+    assert [round for round, _ in drawn["broken"]] == [1, 1, 2, 2, 3, 1], "the first again, for who took part in all"
     assert set(drawn["broken"]) == set(drawn["whole"])

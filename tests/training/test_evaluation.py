@@ -7,7 +7,7 @@ import pytest
 from peft import PeftModel
 
 from fedsim_userdp.training.batches import Unit
-from fedsim_userdp.training.evaluation import bootstrapped, perplexity, unit_losses
+from fedsim_userdp.training.evaluation import bootstrapped, perplexity, summed_losses
 from tests.conftest import VOCABULARY, small_gpt2
 
 
@@ -29,7 +29,7 @@ def users(num: int) -> list[Unit]:
 @pytest.mark.parametrize("max_tokens", [16, 40, 8192])
 def test_users_losses_are_their_own_and_add_up_to_the_perplexity(model: PeftModel, max_tokens: int) -> None:
     units = users(5)
-    sums, counts = unit_losses(model, units, max_tokens)
+    sums, counts = summed_losses(model, units, max_tokens)
     assert math.exp(sums.sum() / counts.sum()) == pytest.approx(perplexity(model, units), rel=1e-6)
     for number, unit in enumerate(units):
         assert counts[number] == sum(len(record) - 1 for record in unit.records)
