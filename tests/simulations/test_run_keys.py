@@ -1,5 +1,7 @@
 """What runs of one seed share, and what a release gives away: nothing."""
 
+import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +21,11 @@ from fedsim_userdp.mechanisms.identity import settings_digest
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.participation import draw_cohort
+from fedsim_userdp.population import Past
 from fedsim_userdp.privacy.noise import OperatingSystemNoise
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.sampling_plan import round_of
+from fedsim_userdp.selection import Stating
 from fedsim_userdp.simulations.adapter_checks import own_class
 from fedsim_userdp.simulations.arguments import complete_arguments
 from fedsim_userdp.simulations.configured import configured_run
@@ -173,6 +178,42 @@ def test_nothing_of_a_release_follows_from_what_it_publishes(tmp_path: Path, set
     assert len({tuple(found) for found in (*drawn, guess)}) == 3
     seeded = run_of(tmp_path / "c", settings)
     assert cohorts(seeded) == guess, "what the statement of a seeded run says"
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["selection=growing", "selection.first_prob=0.2", "selection.last_prob=0.6"],
+        ["selection=stratified", "selection.users_per_group=3"],
+        ["selection=round_robin", "selection.num_blocks=2", "selection.sampling_prob=0.5"],
+    ],
+)
+def test_who_knows_the_plan_of_a_release_and_all_that_it_publishes_knows_no_cohort(
+    chosen: list[str], tmp_path: Path, settings: list[str]
+) -> None:
+    """Guesses with every published seed and identity meet the cohorts as often as chance does; seeded, always."""
+    usual = [one for one in settings if not one.startswith("selection")]
+    path = next(one for one in settings if one.startswith("data.path=")).removeprefix("data.path=")
+    users = sorted({json.loads(line)["user_id"] for line in Path(path).read_text().splitlines()})
+    rows = [f"{user},{'ab'[number % 3 == 0]}" for number, user in enumerate(users)]
+    (tmp_path / "users.csv").write_text("\n".join(["user_id,region", *rows]) + "\n")
+    given = [*usual, *chosen, f"selection.public={tmp_path / 'users.csv'}"]
+    released, seeded = run_of(tmp_path / "a", given, "noise.source=os"), run_of(tmp_path / "b", given)
+    for run, is_told in ((released, False), (seeded, True)):
+        population, rounds, selector = run.study.population, range(1, 41), run.study.selector
+        assert isinstance(selector, Stating)
+        drawn = [draw_cohort(selector, population, round, run.keys.run) for round in rounds]
+        for key in (RunKey.seeded(0, released.identity), RunKey.seeded(0, seeded.identity), RunKey.seeded(0)):
+            guessed = [draw_cohort(selector, population, round, key) for round in rounds]
+            met = sum(len(np.intersect1d(*pair)) for pair in zip(drawn, guessed, strict=True))
+            stated = [round_of(selector, population, round, Past()).probabilities for round in rounds]
+            squares = [np.broadcast_to(one, len(population)) ** 2 for one in stated]
+            expected = float(np.sum(squares))
+            spread = math.sqrt(float(np.sum([one * (1 - one) for one in squares])))
+            if is_told and key.secret == run.keys.run.secret:
+                assert all(map(np.array_equal, drawn, guessed))
+            else:
+                assert abs(met - expected) <= 5 * spread, "who is drawn was told"
 
 
 def test_records_and_masks_of_a_release_are_as_secret_as_its_cohorts(tmp_path: Path, settings: list[str]) -> None:
