@@ -36,6 +36,11 @@ class Round:
     weights: Floats
     denominator: float
 
+    def states_as(self, other: "Round") -> bool:
+        """Returns whether probabilities and weights are those of another round."""
+        alike = np.array_equal(self.probabilities, other.probabilities)
+        return alike and np.array_equal(self.weights, other.weights)
+
 
 @dataclass(frozen=True)
 class SamplingPlan:
@@ -73,19 +78,23 @@ class SamplingPlan:
                 there are more than 4,096 groups.
         """
         group_of = np.zeros(len(population), dtype=np.int64)
-        of_groups: list[
-            tuple[Floats, Floats]
-        ] = []  # probabilities and weights of each round, one number or one a group
-        denominators = []
+        # Probabilities and weights of each round: one number for everybody, or one for each group.
+        of_groups: list[tuple[Floats, Floats]] = []
+        denominators: list[float] = []
+        last: Round | None = None
         for number in range(1, rounds + 1):
             one = round_of(selector, population, number, Past(number - 1), is_planned=True)
+            denominators.append(one.denominator)
+            if last is not None and one.states_as(last):
+                of_groups.append(of_groups[-1])
+                continue
+            last = one
             for values in (one.probabilities, one.weights):
                 group_of, parents = _split(group_of, values)
                 if parents is not None:
                     of_groups = [(_at(probs, parents), _at(weights, parents)) for probs, weights in of_groups]
             members = np.unique(group_of, return_index=True)[1]  # a user of each group
             of_groups.append((_at(one.probabilities, members), _at(one.weights, members)))
-            denominators.append(one.denominator)
             if len(members) > MOST_GROUPS:
                 raise PluginError(
                     f"selection={type(selector).__name__} states more than {MOST_GROUPS} different courses of "
