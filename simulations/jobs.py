@@ -23,8 +23,10 @@ from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import leaves
 from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
 from fedsim_userdp.printable import printable
+from fedsim_userdp.simulations import hydras_own
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
 from fedsim_userdp.simulations.job_folder import folder_of_job
+from fedsim_userdp.simulations.own_files import FOLDERS
 from fedsim_userdp.simulations.process import without_garbage_collection
 from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 
@@ -96,7 +98,7 @@ def _run(
     """See `run_job`."""
     with folder_of_job(is_resumed=config.resume is not None, holds_a_run=True) as path:
         check_types(config, command)
-        _check_hydra()
+        hydras_own.check_composed(HydraConfig.get())
         begin = beginning(config, command)
         with without_garbage_collection():
             from fedsim_userdp.mechanisms.compare import outcomes  # here, so that --help need not load torch
@@ -169,32 +171,6 @@ def check_used(runs: Iterable[tuple[DictConfig, Mapping[str, Any]]]) -> None:
             raise ConfigError(f"{key} has no effect here: no mechanism that is trained takes it from there")
 
 
-def _check_hydra() -> None:
-    """Raises ConfigError where Hydra's own settings name code: no statement would."""
-    settings = HydraConfig.get()
-    if settings.get("callbacks"):
-        raise ConfigError("hydra.callbacks names code that no statement would name: leave it out")
-    for group in ("job_logging", "hydra_logging"):
-        found = next(_code_named(OmegaConf.to_container(settings[group], resolve=True)), None)
-        if found is not None:
-            raise ConfigError(f"hydra.{group} names code that no statement would name ({found}): leave it out")
-
-
-def _code_named(node: object, key: object = "") -> Iterator[str]:
-    """Yields what settings of logging would have imported, but for the standard library's own."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _code_named(value, name)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _code_named(value, key)
-    elif isinstance(node, str):
-        is_class = key in ("class", "()", "_target_", "factory") and not node.startswith("logging.")
-        is_fetched = node.startswith(("ext://", "cfg://")) and node not in ("ext://sys.stdout", "ext://sys.stderr")
-        if is_class or is_fetched:
-            yield node
-
-
 def _has_ended(folder: Path) -> bool:
     """Whether all runs of a folder have ended."""
     try:
@@ -211,6 +187,8 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
         command: `run` or `compare`.
         arguments: the command line for Hydra.
     """
+    if any(argument.partition("=")[0] in FOLDERS for argument in arguments):
+        raise ConfigError("--config-dir is for one run: what its files set of a sweep would not be looked at before it")
     given = [argument for argument in arguments if not argument.startswith("-")]
     parser = OverridesParser.create()
     for one in given:
