@@ -30,6 +30,7 @@ from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.started import FORMAT, check_continues, check_same_runs, read_started, write_started
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.mechanisms.sweep import jobs_of, sweep_above
+from fedsim_userdp.mechanisms.unchanged import check_unchanged
 from fedsim_userdp.mechanisms.user_wise import UserWise
 from fedsim_userdp.mechanisms.written import Written, as_value, default_mechanism, labels, mechanisms_started, written
 from fedsim_userdp.models.adapters import trainable_state
@@ -273,11 +274,8 @@ def _made(folder: str | Path) -> Path:
 
 
 def _check_given(study: object, mechanisms: object) -> None:
-    """Raises ConfigError unless there is a study, its objects as they were, and mechanisms of different names."""
-    if not isinstance(study, Study) or not study.written:
-        raise ConfigError(f"study={type(study).__name__} is none: make it by Study.of(...)")
-    for one in study.written:
-        one.check_unchanged()
+    """Raises ConfigError unless there is a study, as it was made, and mechanisms of different names."""
+    check_unchanged(study)
     if not isinstance(mechanisms, list | tuple):
         raise ConfigError(f"mechanisms={type(mechanisms).__name__} must be a list, such as [UserWise()]")
     for one in mechanisms:

@@ -1,7 +1,7 @@
 """A folder is one release of all that it holds, and what an object does is what its class says, from Python too."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -211,3 +211,58 @@ def test_an_object_that_is_changed_after_the_study_was_made_is_refused(
     with pytest.raises(ConfigError, match=f"{group}.{said} was .* when the study was made .* make the study anew"):
         run(study, UserWise(rounds=1), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("engine", InProcessEngine()),
+        ("selector", PoissonSelector(0.5)),
+        ("records", RandomRecords(fresh=False)),
+        ("optimizer_fn", partial(torch.optim.SGD)),
+        ("model", ModelSource(device="cpu")),
+        ("metrics", {"bits": BitsPerByte()}),
+        ("seed", 1),
+        ("noise_source", "os"),
+    ],
+)
+def test_what_is_put_in_anothers_place_after_the_study_was_made_is_refused(
+    field: str, value: Any, tmp_path: Path
+) -> None:
+    study = small_study()
+    with pytest.raises(ConfigError, match=r"study was changed after Study\.of"):
+        run(replace(study, **{field: value}), UserWise(rounds=1), tmp_path / "x")
+    object.__setattr__(study, field, value)
+    with pytest.raises(ConfigError, match=rf"study\.{field} was changed after Study.of"):
+        run(study, UserWise(rounds=1), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_metrics_are_those_that_the_study_was_made_with(tmp_path: Path) -> None:
+    given = BitsPerByte()
+    study = small_study(metrics={"bits": given})
+    study.metrics["more"] = BitsPerByte()  # type: ignore[index]
+    with pytest.raises(ConfigError, match=r"study\.metrics was changed"):
+        run(study, UserWise(rounds=1), tmp_path / "x")
+    study = small_study(metrics={"bits": given})
+    object.__setattr__(given, "score", everything)
+    with pytest.raises(ConfigError, match="score was replaced on the object"):
+        run(study, UserWise(rounds=1), tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "method"),
+    [
+        ("selection", PoissonSelector(0.5), "probability"),
+        ("records", RandomRecords(), "select"),
+        ("engine", InProcessEngine(), "run"),
+        ("model", ModelSource(device="cpu"), "load"),
+    ],
+)
+def test_a_method_set_on_an_object_after_the_study_was_made_is_refused(
+    group: str, value: object, method: str, tmp_path: Path
+) -> None:
+    study = small_study(**{group: value})
+    object.__setattr__(value, method, everything)
+    with pytest.raises(ConfigError, match="was replaced on the object"):
+        run(study, UserWise(rounds=1), tmp_path / "x")
