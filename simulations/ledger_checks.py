@@ -75,7 +75,7 @@ def _keys_problem(contents: entries.Contents, run: StatedRun) -> str:
 
 def _cost_problem(contents: entries.Contents, statement: PrivacyStatement) -> str:
     """Why the stated epsilon does not cover what a ledger holds; empty where it does."""
-    counts: dict[entries.Release, int] = {}
+    counts: entries.Counts = {}
     for entry in contents.entries:
         entries.count(counts, entry)
     num_repeated = len(contents.entries) - len({entry.round for entry in contents.entries})

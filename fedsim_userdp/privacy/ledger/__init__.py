@@ -64,7 +64,7 @@ class Ledger:
         self._fitting: Composed | None = None
         self._entries: list[Entry] = []
         self._by_round: dict[int, list[Entry]] = {}
-        self._counts: dict[Release, int] = {}
+        self._counts: entries.Counts = {}
         self._known: tuple[Composed, float, str, float] | None = None
         for entry in contents.entries:
             self._add(entry)
@@ -137,9 +137,12 @@ class Ledger:
 
         Args:
             round: Number of the round, in [0, 1e9]; not below the last one unless repeated.
-            release: What the round releases: a description with `rounds` or `steps` of 1 (or as many as are meant).
+            release: What the round releases: a description with `rounds` or `steps` of 1 (or as many as are meant); one
+                without amplification is one round, with the cap of the whole run, which is counted at once unless
+                `cohorts` shows which rounds a user was in.
             answers: Digest of whose updates are in the release; empty where that cannot vary.
-            cohorts: Digest of the users of every round so far; empty where these do not count.
+            cohorts: Digest of the users of every round so far, of one schedule over the whole ledger; empty where these
+                do not count, so that each run has a cap of its own.
 
         Raises:
             ValueError: The round is out of range, or the release has no epsilon together with the earlier ones.
@@ -186,8 +189,9 @@ class Ledger:
 
         Nothing is recorded. Where they exceed the budget, or cannot be accounted for, each is looked at by itself.
         """
-        counts, single = dict(self._counts), dict[Release, int]()
-        entries.count(single, Entry(0, release, self._run, self._noise_source))
+        counts, single = dict(self._counts), entries.Counts()
+        cohorts = "" if self.last is None else self.last.cohorts
+        entries.count(single, Entry(0, release, self._run, self._noise_source, cohorts=cohorts))
         for kind, times in single.items():
             counts[kind] = counts.get(kind, 0) + times * num_releases
         try:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 from typing import Literal
 
 from fedsim_userdp.errors import LedgerError
@@ -20,6 +19,8 @@ from fedsim_userdp.privacy.validation import check_count
 
 Release = PoissonUsers | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
 NoiseSource = Literal["seeded", "os"]
+
+Counts = dict[tuple[Release, str | None], int]  # by release and, of one without amplification, its schedule
 
 FORMAT = 3
 NO_RELEASE = b'{"format"'  # how marks and seals begin; a release has its answers first
@@ -38,7 +39,8 @@ class Entry:
         noise_source: "seeded" (the same round gives the same release again) or "os" (it gives a new one).
         answers: Digest, likewise, of whose updates are in the release; empty where that cannot vary.
         draw: Stands for the key that cohorts and noise follow from: equal in two ledgers only where that is one.
-        cohorts: Digest, under the folder's secret, of the users of every round so far; empty where these do not count.
+        cohorts: Digest, under the folder's secret, of the users of every round so far, of one schedule over the whole
+            ledger; empty where these do not count.
     """
 
     round: int
@@ -178,19 +180,19 @@ def digest_of(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def count(counts: dict[Release, int], entry: Entry) -> None:
+def count(counts: Counts, entry: Entry) -> None:
     """Adds an entry to the counts of single releases."""
-    release = entry.release if isinstance(_inner(entry.release), NoAmplification) else entry.release.first(1)
-    times = 1 if isinstance(_inner(entry.release), NoAmplification) else entry.release.num_releases
-    counts[release] = counts.get(release, 0) + times
+    is_capped = isinstance(_inner(entry.release), NoAmplification)
+    kind = (entry.release, _schedule(entry)) if is_capped else (entry.release.first(1), None)
+    counts[kind] = counts.get(kind, 0) + (1 if is_capped else entry.release.num_releases)
 
 
-def total(counts: dict[Release, int], num_torn: int, num_repeated: int = 0) -> Composed | None:
+def total(counts: Counts, num_torn: int, num_repeated: int = 0) -> Composed | None:
     """Returns everything that was released, or None if there is nothing.
 
     A torn piece is counted as one more of *each* kind of release in the ledger, since it was one of them. Releases
-    without amplification are capped at the declared participations of a user, the costliest first; a round that was
-    released twice, or may have been, is a participation that nobody declared.
+    without amplification are capped at the declared participations of a user in each schedule, the costliest first; a
+    round that was released twice, or may have been, is a participation that nobody declared.
 
     Args:
         counts: Single releases and how often each was made, as `count` makes them.
@@ -200,19 +202,47 @@ def total(counts: dict[Release, int], num_torn: int, num_repeated: int = 0) -> C
     Raises:
         ValueError: Releases of different neighbouring relations, or of different caps on participations.
     """
-    left = math.inf
-    caps = {inner.max_participations for inner in map(_inner, counts) if isinstance(inner, NoAmplification)}
-    if caps:
-        if len(caps) > 1:
-            raise ValueError(f"releases must declare one max_participations, got {sorted(caps)}")
-        left = min(caps) + num_torn + num_repeated
-    parts: list[Release] = []
-    for release in sorted(counts, key=lambda kind: kind.noise_multiplier):
-        times = min(counts[release] + num_torn, left)
-        if times > 0:
-            parts.append(release.first(int(times)))
-            left -= times
+    times: dict[Release, int] = {}
+    for schedule in dict.fromkeys(schedule for _, schedule in counts):
+        found = {release: number + num_torn for (release, one), number in counts.items() if one == schedule}
+        if schedule is not None:
+            found = _capped(found, num_torn + num_repeated, may_be_whole=bool(schedule))
+        for release, number in found.items():
+            times[release] = times.get(release, 0) + number
+    parts = [release.first(times[release]) for release in sorted(times, key=lambda kind: kind.noise_multiplier)]
     return Composed(tuple(parts)) if parts else None
+
+
+def _schedule(entry: Entry) -> str:
+    """Names the rounds among which a user's participations are capped: the run.
+
+    Empty for the whole ledger: marks of cohorts chain its rounds to one schedule, which was held to its cap.
+    """
+    return "" if entry.cohorts else entry.run
+
+
+def _capped(counts: dict[Release, int], num_undeclared: int, *, may_be_whole: bool) -> dict[Release, int]:
+    """How often a user is in each release of one schedule at most.
+
+    Args:
+        counts: Releases without amplification, and how often each was made.
+        num_undeclared: Participations beyond the cap that there may have been.
+        may_be_whole: Whether a line may stand for a whole run, so that the cap is counted at once.
+    """
+    caps = {inner.max_participations for inner in map(_inner, counts) if isinstance(inner, NoAmplification)}
+    if len(caps) > 1:
+        raise ValueError(f"releases must declare one max_participations, got {sorted(caps)}")
+    costliest_first = sorted(counts, key=lambda kind: kind.noise_multiplier)
+    left = min(caps) + num_undeclared
+    if may_be_whole:
+        lacking = max(left - sum(counts.values()), 0)
+        counts = {**counts, costliest_first[0]: counts[costliest_first[0]] + lacking}
+    found: dict[Release, int] = {}
+    for release in costliest_first:
+        if (number := min(counts[release], left)) > 0:
+            found[release] = number
+            left -= number
+    return found
 
 
 def _inner(release: Release) -> Release:
