@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.mechanisms.own_folder import MARKS, check_plain, mark_of_a_run, run_above
+from fedsim_userdp.mechanisms.own_folder import MARKS, busy_around, check_plain, mark_of_a_run, run_above
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import leaves
 from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
@@ -253,6 +253,10 @@ def _check_own_folder(sweep: Path) -> None:
     if (above := run_above(sweep, sweeps=True)) is not None:
         raise ConfigError(
             f"{sweep} lies in {above}, which is of a run or sweep that would not count it: choose another folder"
+        )
+    if not (sweep / _SWEEP_FILE).is_file() and (busy := busy_around(sweep)) is not None:
+        raise ConfigError(
+            f"{sweep} and {busy}, where a run has just begun, lie one in the other: choose another folder"
         )
 
 

@@ -262,11 +262,11 @@ def _entry(one: Written) -> str | dict[str, Any]:
 
 
 def _made(folder: str | Path) -> Path:
-    """The folder of a run, made if need be."""
+    """The folder of a run, made if need be; links in its path are kept, since a sweep counts its jobs by them."""
     if not isinstance(folder, str | os.PathLike) or not str(folder).strip():
         raise ConfigError(f"folder={folder!r} names no folder: name one, or leave it out for a temporary one")
     try:
-        path = Path(folder).expanduser().resolve()
+        path = Path(os.path.abspath(Path(folder).expanduser()))
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"folder={str(folder)!r} cannot be made ({reason_of(error)}): name another one") from error

@@ -13,7 +13,8 @@ from fedsim_userdp import InMemoryCorpus, ModelSource, NonPrivate, Study, UserWi
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.errors import CheckpointError, ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
-from fedsim_userdp.mechanisms.own_folder import run_below
+from fedsim_userdp.mechanisms.own_folder import own_folder, run_below
+from fedsim_userdp.mechanisms.sweep import sweep_above
 from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.report.privacy_files import SweepFile, read_privacy
 from fedsim_userdp.selection import PoissonSelector
@@ -42,6 +43,40 @@ def test_a_run_is_refused_in_a_folder_that_holds_one_further_down(
         run_command("run", [*settings, f"output_dir={tmp_path / 'x'}"])
     assert "holds a run further down" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["deep"]
+
+
+def test_of_two_runs_that_begin_at_once_one_in_the_others_folder_neither_overlooks_the_other(tmp_path: Path) -> None:
+    outer, inner = tmp_path / "x", tmp_path / "x" / "deep" / "sub"
+    inner.mkdir(parents=True)
+    for begun, other in ((outer, inner), (inner, outer)):
+        with own_folder(begun), pytest.raises(ConfigError, match="lie one in the other"):  # nothing is written yet
+            run(small_study(), UserWise(rounds=1), other)
+        inner.mkdir(parents=True, exist_ok=True)
+
+
+def test_a_sweep_is_refused_around_a_run_that_has_just_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x" / "sub").mkdir(parents=True)
+    settings = small_settings(write_jsonl(tmp_path / "corpus.jsonl"), tmp_path / "cache", rounds=1)
+    with own_folder(tmp_path / "x" / "sub"), pytest.raises(SystemExit):
+        run_command("run", ["--multirun", *settings, "seed=0,1", f"output_dir={tmp_path / 'x'}"])
+    assert "where a run has just begun, lie one in the other" in capsys.readouterr().err
+
+
+def test_a_run_lies_no_deeper_below_a_sweep_than_its_jobs_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").touch()
+    deep = tmp_path.joinpath(*"abcdefghijklmnopq")
+    with pytest.raises(ConfigError, match="lies more than 16 folders below the sweep"):
+        run(small_study(), UserWise(rounds=1), deep)
+    assert sweep_above(deep.parent) == tmp_path
+
+
+def test_a_run_far_below_is_found(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*"abcdefghijklmnopqrst")
+    deep.mkdir(parents=True)
+    (deep / "run.json").touch()
+    assert run_below(tmp_path) == deep
 
 
 def test_a_link_that_leads_back_up_ends_the_search_for_runs_below(tmp_path: Path) -> None:
@@ -75,6 +110,21 @@ def test_a_run_made_in_python_in_a_sweeps_folder_is_counted_there(tmp_path: Path
     assert [*before.jobs] == ["0", "1"]
     assert [*after.jobs] == ["0", "1", "2"]
     assert "`../PRIVACY.md`" in (tmp_path / "sweep" / "2" / "PRIVACY.md").read_text()
+
+
+def test_a_run_made_in_python_through_a_link_is_counted_or_refused_where_the_link_lies(tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl")
+    settings = [*small_settings(corpus, tmp_path / "cache", rounds=1), "seed=0,1", f"output_dir={tmp_path / 'sweep'}"]
+    assert run_command("run", ["--multirun", *settings]) == 0
+    for name, place in (("sweep", tmp_path / "sweep"), ("run", tmp_path / "sweep" / "0")):
+        (tmp_path / f"outside-{name}").mkdir()
+        (place / "linked").symlink_to(tmp_path / f"outside-{name}")
+    run(small_study(str(corpus), seed=2), UserWise(rounds=1), tmp_path / "sweep" / "linked")
+    after = read_privacy(tmp_path / "sweep")
+    assert isinstance(after, SweepFile)
+    assert [*after.jobs] == ["0", "1", "linked"]
+    with pytest.raises(ConfigError, match="which holds a run that would not count it"):
+        run(small_study(str(corpus), seed=3), UserWise(rounds=1), tmp_path / "sweep" / "0" / "linked")
 
 
 def everything(*given: object, **named: object) -> object:
