@@ -114,7 +114,7 @@ def _run(
         configs = list(configs_fn())
         for one in configs:
             one.resume = config.resume
-        runs = checked_runs(configs, path, sweep)
+        runs = checked_runs(configs, path, sweep, is_changed=_is_changed(config, path))
         folder = RunFolder(
             path, result_console(), labels(HydraConfig.get().runtime.choices, plain(config)), sweep, planned_fn()
         )
@@ -123,6 +123,11 @@ def _run(
                 folder.add(outcome)
         folder.finish()
         DIVERGED.extend(f"{run}{_with_own_optimizer(config)}" for run in folder.diverged)
+
+
+def _is_changed(config: DictConfig, folder: Path) -> bool:
+    """Whether a run is gone on with under other settings than it was started with."""
+    return config.resume is not None and bool(settings_changed(OmegaConf.to_container(config, resolve=True), folder))
 
 
 def _with_own_optimizer(config: DictConfig) -> str:

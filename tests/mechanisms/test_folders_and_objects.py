@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsim_userdp import InMemoryCorpus, ModelSource, NonPrivate, Study, UserWise, compare, run
+from fedsim_userdp import InMemoryCorpus, ModelSource, NonPrivate, Study, UserWise, ZeroShot, compare, run
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.errors import CheckpointError, ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
@@ -167,6 +167,39 @@ class Renamed(NonPrivate):
     name: str = "zero_shot"
 
 
+@dataclass(frozen=True)
+class Tuned(ZeroShot):
+    """May train: it is not the untrained model, whatever it says."""
+
+    def run(self, run: Any, progress: Any) -> Any:
+        outcome = super().run(run, progress)
+        return replace(outcome, statement=replace(outcome.statement, foreign=()))
+
+
+def test_a_class_of_ones_own_is_not_stated_as_the_untrained_model_and_cannot_hide_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="zero_shot is that of the untrained model"):
+        run(small_study(), Tuned(), tmp_path / "x")
+    result = run(small_study(), Tuned(name="tuned"), tmp_path / "x")
+    (stated,) = json.loads((result.folder / "privacy.json").read_text())["runs"]
+    assert result.rows[0].guarantee == "none: trained without privacy"
+    assert stated["foreign"] == [f"{Tuned.__module__}.Tuned"]
+    assert "Without noise: tuned, seed 0" in (result.folder / "PRIVACY.md").read_text()
+
+
+@dataclass(frozen=True)
+class Disguised(ZeroShot):
+    """Gives its outcome another name."""
+
+    def run(self, run: Any, progress: Any) -> Any:
+        outcome = super().run(run, progress)
+        return replace(outcome, statement=replace(outcome.statement, mechanism="zero_shot"))
+
+
+def test_an_outcome_has_the_name_of_its_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Disguised: run\(\) returned an outcome of zero_shot, seed 0, for other"):
+        run(small_study(), Disguised(name="other"), tmp_path / "x")
+
+
 def test_no_other_mechanism_is_called_as_the_untrained_model_or_as_a_folder_of_another_seed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="zero_shot is that of the untrained model"):
         run(small_study(), Renamed(rounds=1), tmp_path / "x")
@@ -218,6 +251,28 @@ def test_what_changed_in_a_mechanism_is_named_where_a_run_goes_on(tmp_path: Path
     run(small_study(), UserWise(rounds=1), tmp_path / "x")
     with pytest.raises(CheckpointError, match=r"user_wise: clip_norm was 0\.3 and is 0\.7"):
         run(small_study(), UserWise(rounds=1, clip_norm=0.7), tmp_path / "x", resume=True)
+
+
+def test_a_run_that_has_ended_is_not_stated_anew_under_changed_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl")
+    settings = [*small_settings(corpus, tmp_path / "cache", rounds=1), f"output_dir={tmp_path / 'x'}"]
+    assert run_command("run", settings) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir() if path.is_file()}
+    for change in ("mechanism.clip_norm=3", "tuned.searched=null", "evaluation.records_per_user=2"):
+        with pytest.raises(SystemExit):
+            run_command("run", [f"resume={tmp_path / 'x'}", change, "checkpoint.allow_changes=true"])
+        assert "user_wise, seed 0, has ended: nothing is left to go on with" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("mechanism", [UserWise(rounds=1), NonPrivate(rounds=1)])
+def test_in_python_neither(mechanism: Any, tmp_path: Path) -> None:
+    study = small_study(checkpoint={"allow_changes": True})
+    run(study, mechanism, tmp_path / "x")
+    with pytest.raises(ConfigError, match="has ended: nothing is left to go on with"):
+        run(study, replace(mechanism, learning_rate=0.5), tmp_path / "x", resume=True)
 
 
 def test_cards_name_what_was_used_and_not_what_is_default(tmp_path: Path) -> None:
