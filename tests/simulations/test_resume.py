@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_and_tells_what_differs_when_it_may_not(
 @pytest.mark.slow
 def test_changed_settings_can_be_allowed_and_are_said(tmp_path: Path, processes: Zygote, settings: list[str]) -> None:
     settings = [*settings, "tuned.rounds=3"]
-    assert go_on(processes, "run", tmp_path / "run", settings, write=40, torn=True) == -signal.SIGKILL
+    assert go_on(processes, "run", tmp_path / "run", settings, write=52) == -signal.SIGKILL
     arguments = [f"resume={tmp_path / 'run'}", "mechanism.learning_rate=0.01", "checkpoint.allow_changes=true"]
     changed = processes.run("run", *arguments)
     assert changed.returncode == 0, changed.stderr
