@@ -337,7 +337,8 @@ def test_a_schedule_that_marks_of_cohorts_chain_has_one_cap_over_all_runs(path: 
 
 def test_a_line_that_may_stand_for_a_whole_run_counts_as_one(path: Path) -> None:
     whole = acc.NoAmplification(4.0, max_participations=16)
-    for number, release in enumerate((whole, acc.AdaptiveClipping(whole, 60.0))):
+    releases: list[Release] = [whole, acc.AdaptiveClipping(whole, 60.0)]
+    for number, release in enumerate(releases):
         with opened(path.with_name(f"{number}.jsonl")) as ledger:
             ledger.record(1, release)
             assert ledger.epsilon() == acc.epsilon(release, DELTA)
