@@ -7,7 +7,6 @@ the program, no settings of Hydra, and no code but what this package's own confi
 import difflib
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from fedsim_userdp.mechanisms import settings_tree
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import is_own_code, leaves
 from fedsim_userdp.mechanisms.started import FORMAT, RUN_FILE, check_continues, read_started, write_started
-from fedsim_userdp.simulations import names
+from fedsim_userdp.simulations import hydras_own, names
 from fedsim_userdp.simulations.explanations import choices
 from fedsim_userdp.simulations.kinds import annotations, in_words, is_taken, word_of
 
@@ -40,8 +39,7 @@ GROUPS = frozenset(
 _FLAGS = frozenset(
     {
         *("-h", "--help", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
-        *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
-        *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+        *("--multirun", "-m", "--shell-completion", "-sc", "--config-dir", "-cd", "--info", "-i"),
     }
 )
 _SWEEP = frozenset({"-m", "--multirun"})
@@ -68,8 +66,8 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     for argument in quoted:
         _check_value(argument)
         _check_place(argument)
-        if override_key(argument).startswith("hydra.callbacks"):
-            raise ConfigError(f"{argument}: a callback is code that no statement would name: leave it out")
+        if override_key(argument).startswith("hydra") and "=" in argument:
+            hydras_own.check_override(_parsed(argument))
         if override_key(argument) == "output_dir" and argument.partition("=")[2].strip(" \"'") in ("", "null", "~"):
             raise ConfigError(f"{argument} names no folder: name one, or leave output_dir out for one in runs/")
         if override_key(argument) == "hydra.mode":
@@ -129,6 +127,7 @@ def _check_known(argument: str, after: str) -> None:
     """
     if argument.startswith("-"):
         flag, _, value = argument.partition("=")
+        hydras_own.check_flag(flag)
         if flag not in _FLAGS:
             said = f"there is no flag {flag}: settings are KEY=VALUE, without dashes"
             near = difflib.get_close_matches(
@@ -374,7 +373,7 @@ def _swept_with(folder: Path, command: str) -> list[str]:
 
 def _check_harmless(override: str, folder: str) -> None:
     """Raises ConfigError for a stored override that is more than a setting: a flag, Hydra's own, foreign code."""
-    if re.match(r"[+~]*(-|hydra\b)", override.strip()):
+    if hydras_own.is_more_than_a_setting(override):
         raise ConfigError(f"resume={folder}: {RUN_FILE} holds {override!r}, which is no setting of a run")
     if not all(map(is_own_code, _targets_in([override]))):
         raise ConfigError(

@@ -103,7 +103,12 @@ def configured_mechanism(config: DictConfig) -> Mechanism:
 
 
 def configured_run(
-    config: DictConfig, folder: Path, begin: Callable[[], None] = lambda: None, sweep: Path | None = None
+    config: DictConfig,
+    folder: Path,
+    begin: Callable[[], None] = lambda: None,
+    sweep: Path | None = None,
+    *,
+    is_changed: bool = False,
 ) -> Run:
     """Returns the run that a configuration names, in a folder.
 
@@ -112,6 +117,7 @@ def configured_run(
         folder: the run folder.
         begin: see `Place`.
         sweep: the folder of the sweep whose job the run is; None outside of one.
+        is_changed: see `Place`.
 
     Raises:
         ConfigError, DataError, ModelError, CheckpointError, ValueError: one sentence on what is wrong.
@@ -122,19 +128,23 @@ def configured_run(
         keep=config.checkpoint.keep,
         is_resumed=config.resume is not None,
         allow_changes=bool(config.checkpoint.allow_changes),
+        is_changed=is_changed,
         sweep=sweep,
         begin=begin,
     )
     return Run.of(configured_study(config), plain(config.mechanism), place)
 
 
-def checked_runs(configs: Sequence[DictConfig], folder: Path, sweep: Path | None = None) -> list[CheckedRun]:
+def checked_runs(
+    configs: Sequence[DictConfig], folder: Path, sweep: Path | None = None, *, is_changed: bool = False
+) -> list[CheckedRun]:
     """Returns the runs that configurations name, all that can be refused checked before anything is written.
 
     Args:
         configs: the resolved configuration of each run.
         folder: the run folder.
         sweep: the folder of the sweep whose job it is; None outside of one.
+        is_changed: see `Place`.
 
     Raises:
         ConfigError, DataError, ModelError, CheckpointError, LedgerError, ValueError: one sentence on what is wrong.
@@ -142,6 +152,7 @@ def checked_runs(configs: Sequence[DictConfig], folder: Path, sweep: Path | None
     runs = []
     for one in configs:
         with settings_named(one, one_of_many=len(configs) > 1):
-            runs.append(checked(configured_mechanism(one), configured_run(one, folder, sweep=sweep)))
+            run = configured_run(one, folder, sweep=sweep, is_changed=is_changed)
+            runs.append(checked(configured_mechanism(one), run))
     check_central_engine(runs)
     return runs

@@ -23,6 +23,7 @@ from fedsim_userdp.simulations.arguments import override_problem
 from fedsim_userdp.simulations.checks import Check, difference
 from fedsim_userdp.simulations.compare import compared_runs, composed
 from fedsim_userdp.simulations.configured_claims import differences
+from fedsim_userdp.simulations.hydras_own import is_more_than_a_setting
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ABOUT = f"{CONFIG_FILE} and {RUN_FILE}"
@@ -54,6 +55,7 @@ def configured(folder: Path) -> Configured:
         settings = yaml.load(read_file(folder / CONFIG_FILE).decode(), Loader=_LOADER)  # noqa: S506 - safe
         started = json.loads(read_file(folder / RUN_FILE))
         overrides, choices = started["overrides"], started["choices"]
+        _check_settings(overrides)
         problem = difference(settings, started["config"]) or override_problem(overrides, started["config"], choices)
         configs = _configs(started["command"], started["config"], overrides)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
@@ -81,6 +83,13 @@ def configuration_checks(runs: Sequence[StatedRun], found: Configured) -> Iterat
         config = found.configs.get((run.statement.mechanism, run.seed))
         if config is not None:
             yield Check(f"{run.name}: stated as configured", _problem(run, config))
+
+
+def _check_settings(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for an override that is a flag or Hydra's own: composing it would run what it names."""
+    found = next((one for one in overrides if is_more_than_a_setting(one)), None)
+    if found is not None:
+        raise ConfigError(f"{found!r} is no setting of a run")
 
 
 def _configs(command: str, settings: Mapping[str, Any], overrides: Sequence[str]) -> list[DictConfig]:

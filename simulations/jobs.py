@@ -18,13 +18,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.mechanisms.own_folder import MARKS, check_plain, mark_of_a_run, run_above
+from fedsim_userdp.mechanisms.own_folder import MARKS, busy_around, check_plain, mark_of_a_run, run_above
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import leaves
 from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
 from fedsim_userdp.printable import printable
+from fedsim_userdp.simulations import hydras_own
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
 from fedsim_userdp.simulations.job_folder import folder_of_job
+from fedsim_userdp.simulations.own_files import FOLDERS
 from fedsim_userdp.simulations.process import without_garbage_collection
 from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 
@@ -96,7 +98,7 @@ def _run(
     """See `run_job`."""
     with folder_of_job(is_resumed=config.resume is not None, holds_a_run=True) as path:
         check_types(config, command)
-        _check_hydra()
+        hydras_own.check_composed(HydraConfig.get())
         begin = beginning(config, command)
         with without_garbage_collection():
             from fedsim_userdp.mechanisms.compare import outcomes  # here, so that --help need not load torch
@@ -112,7 +114,7 @@ def _run(
         configs = list(configs_fn())
         for one in configs:
             one.resume = config.resume
-        runs = checked_runs(configs, path, sweep)
+        runs = checked_runs(configs, path, sweep, is_changed=_is_changed(config, path))
         folder = RunFolder(
             path, result_console(), labels(HydraConfig.get().runtime.choices, plain(config)), sweep, planned_fn()
         )
@@ -121,6 +123,11 @@ def _run(
                 folder.add(outcome)
         folder.finish()
         DIVERGED.extend(f"{run}{_with_own_optimizer(config)}" for run in folder.diverged)
+
+
+def _is_changed(config: DictConfig, folder: Path) -> bool:
+    """Whether a run is gone on with under other settings than it was started with."""
+    return config.resume is not None and bool(settings_changed(OmegaConf.to_container(config, resolve=True), folder))
 
 
 def _with_own_optimizer(config: DictConfig) -> str:
@@ -163,38 +170,10 @@ def check_used(runs: Iterable[tuple[DictConfig, Mapping[str, Any]]]) -> None:
         mechanism = OmegaConf.to_container(config.mechanism, resolve=False)
         used.update(key for name, _ in leaves(mechanism) if (key := f"mechanism.{name}") not in own)
         used.update(re.findall(r"\$\{(tuned\.[\w.]+)\}", str(mechanism)))
-    task = settings.overrides.task
-    taken_out = {override_key(one) for one in task if one.startswith("~")}
-    for key in [key for key in map(override_key, task) if key not in taken_out]:
+    for key in [override_key(one) for one in settings.overrides.task if not one.startswith("~")]:
         is_of_one = key.startswith("mechanism.") or re.match(r"tuned\.(?!searched)\w+\.", key)
         if is_of_one and not any(f"{one}.".startswith(f"{key}.") for one in used):
             raise ConfigError(f"{key} has no effect here: no mechanism that is trained takes it from there")
-
-
-def _check_hydra() -> None:
-    """Raises ConfigError where Hydra's own settings name code: no statement would."""
-    settings = HydraConfig.get()
-    if settings.get("callbacks"):
-        raise ConfigError("hydra.callbacks names code that no statement would name: leave it out")
-    for group in ("job_logging", "hydra_logging"):
-        found = next(_code_named(OmegaConf.to_container(settings[group], resolve=True)), None)
-        if found is not None:
-            raise ConfigError(f"hydra.{group} names code that no statement would name ({found}): leave it out")
-
-
-def _code_named(node: object, key: object = "") -> Iterator[str]:
-    """Yields what settings of logging would have imported, but for the standard library's own."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _code_named(value, name)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _code_named(value, key)
-    elif isinstance(node, str):
-        is_class = key in ("class", "()", "_target_", "factory") and not node.startswith("logging.")
-        is_fetched = node.startswith(("ext://", "cfg://")) and node not in ("ext://sys.stdout", "ext://sys.stderr")
-        if is_class or is_fetched:
-            yield node
 
 
 def _has_ended(folder: Path) -> bool:
@@ -213,6 +192,8 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
         command: `run` or `compare`.
         arguments: the command line for Hydra.
     """
+    if any(argument.partition("=")[0] in FOLDERS for argument in arguments):
+        raise ConfigError("--config-dir is for one run: what its files set of a sweep would not be looked at before it")
     given = [argument for argument in arguments if not argument.startswith("-")]
     parser = OverridesParser.create()
     for one in given:
@@ -277,6 +258,10 @@ def _check_own_folder(sweep: Path) -> None:
     if (above := run_above(sweep, sweeps=True)) is not None:
         raise ConfigError(
             f"{sweep} lies in {above}, which is of a run or sweep that would not count it: choose another folder"
+        )
+    if not (sweep / _SWEEP_FILE).is_file() and (busy := busy_around(sweep)) is not None:
+        raise ConfigError(
+            f"{sweep} and {busy}, where a run has just begun, lie one in the other: choose another folder"
         )
 
 

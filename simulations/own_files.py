@@ -8,15 +8,7 @@ from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceF
 from fedsim_userdp.errors import ConfigError
 
 # By which a folder of settings, which may name such classes, is added to this program's own.
-_FOLDERS = (
-    "--config-dir",
-    "-cd",
-    "--config-path",
-    "-cp",
-    "hydra.searchpath",
-    "+hydra.searchpath",
-    "++hydra.searchpath",
-)
+FOLDERS = ("--config-dir", "-cd")
 
 
 def working_folder() -> str:
@@ -41,7 +33,7 @@ def find_named_classes(arguments: Sequence[str]) -> None:
     Args:
         arguments: The command line.
     """
-    if not any("_target_" in one or one.partition("=")[0].lstrip("+") in _FOLDERS for one in arguments):
+    if not any("_target_" in one or one.partition("=")[0].lstrip("+") in FOLDERS for one in arguments):
         return
     folder = working_folder()
     if folder not in sys.path:

@@ -18,6 +18,7 @@ class InMemoryCorpus:
         records: pairs of a user's id and a text, in any order; a user may have any number of them.
         name: what to call the corpus in tables.
         license: licence of the text, for the model card.
+        user_column: the column of a table that the ids are from, which tells what a user is; None where none is known.
 
     Raises:
         DataError: a record is no pair, or names no user.
@@ -25,8 +26,15 @@ class InMemoryCorpus:
 
     source = "memory"
 
-    def __init__(self, records: Iterable[tuple[object, object]] = (), name: str = "memory", license: str = "unknown"):
+    def __init__(
+        self,
+        records: Iterable[tuple[object, object]] = (),
+        name: str = "memory",
+        license: str = "unknown",
+        user_column: str | None = None,
+    ):
         self.name, self.license, self.dropped = name, license, DropCounts()
+        self.user_column = user_column
         self._records = [_record(number, one) for number, one in enumerate(records)]
 
     @classmethod
@@ -54,7 +62,7 @@ class InMemoryCorpus:
         users, texts = list(table[user_column]), list(table[text_column])
         if len(users) != len(texts):
             raise DataError(f"the table has {len(users)} ids and {len(texts)} texts: one of each is a row")
-        return cls(zip(users, texts, strict=True), name=name)
+        return cls(zip(users, texts, strict=True), name=name, user_column=str(user_column))
 
     def records(self) -> Iterator[Record]:
         """Yields the records in their order."""

@@ -17,7 +17,7 @@ from fedsim_userdp.data.statistics import corpus_statistics
 from fedsim_userdp.errors import CheckpointError, ConfigError, PluginError
 from fedsim_userdp.mechanisms.base import Mechanism
 from fedsim_userdp.mechanisms.folder import RunFolder
-from fedsim_userdp.mechanisms.guarantee import Guarantee
+from fedsim_userdp.mechanisms.guarantee import UNNOISED, UNTRAINED, Guarantee
 from fedsim_userdp.mechanisms.history import Outcome
 from fedsim_userdp.mechanisms.keywords import overrides_of
 from fedsim_userdp.mechanisms.own_folder import own_folder
@@ -30,6 +30,7 @@ from fedsim_userdp.mechanisms.run import Place, Run
 from fedsim_userdp.mechanisms.started import FORMAT, check_continues, check_same_runs, read_started, write_started
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.mechanisms.sweep import jobs_of, sweep_above
+from fedsim_userdp.mechanisms.unchanged import check_unchanged
 from fedsim_userdp.mechanisms.user_wise import UserWise
 from fedsim_userdp.mechanisms.written import Written, as_value, default_mechanism, labels, mechanisms_started, written
 from fedsim_userdp.models.adapters import trainable_state
@@ -58,7 +59,7 @@ def checked(mechanism: Mechanism, run: Run) -> CheckedRun:
             written to the run's folder.
     """
     refuse_replaced_method("mechanism", mechanism)
-    if mechanism.name == ZeroShot.name and not isinstance(mechanism, ZeroShot):
+    if mechanism.name == ZeroShot.name and type(mechanism) is not ZeroShot:
         raise ConfigError(f"mechanism.name={ZeroShot.name} is that of the untrained model: choose another name")
     if hasattr(mechanism, "guarantee"):  # one's own need not have it
         with calling("mechanism", mechanism, "guarantee()"):
@@ -68,7 +69,7 @@ def checked(mechanism: Mechanism, run: Run) -> CheckedRun:
                 f"mechanism={class_name(mechanism)}: guarantee() must return a Guarantee, got "
                 f"{type(guarantee).__name__}"
             )
-        check_saved(run, guarantee)
+        check_saved(run, guarantee, getattr(mechanism, "rounds", None))
         if (records_per_user := getattr(mechanism, "records_per_user", None)) is not None:
             check_plugins(run, guarantee, records_per_user)
         if isinstance(mechanism, UserWise) and (clipping := mechanism.clipping()) is not None:
@@ -119,7 +120,25 @@ def outcomes(
                 f"mechanism={class_name(mechanism)}: run() must return an Outcome, got {type(outcome).__name__}"
             )
         begin_once()
-        yield outcome
+        yield _as_named(outcome, one)
+
+
+def _as_named(outcome: Outcome, one: CheckedRun) -> Outcome:
+    """An outcome whose statement names all foreign classes of its run; untrained is the untrained model alone.
+
+    Raises:
+        PluginError: it is of another name or seed than its run.
+    """
+    statement, row, study = outcome.statement, outcome.row, one.run.study
+    if (row.mechanism, statement.mechanism, row.seed) != (one.run.name, one.run.name, study.seed):
+        raise PluginError(
+            f"mechanism={class_name(one.mechanism)}: run() returned an outcome of {statement.mechanism}, "
+            f"seed {row.seed}, for {one.run.name}, seed {study.seed}"
+        )
+    foreign = tuple(dict.fromkeys((*statement.foreign, *study.circumstances.foreign)))
+    if row.guarantee == UNTRAINED and type(one.mechanism) is not ZeroShot:
+        row = replace(row, guarantee=UNNOISED)
+    return replace(outcome, row=row, statement=replace(statement, foreign=foreign))
 
 
 def compare(
@@ -170,7 +189,8 @@ def _run_all(
             jobs_of(sweep)  # a statement that cannot be read is said before anything is released
         place = replace(_place(study, path, is_resumed=resume), sweep=sweep)
         if resume:
-            content = _started_with(content, objects, study, place)
+            content, is_changed = _started_with(content, objects, study, place)
+            place = replace(place, is_changed=is_changed)
         try:
             runs = [
                 checked(one, Run.of(_own_copy(study), {"name": one.name, **each.tree}, place))
@@ -200,8 +220,8 @@ def _place(study: Study, folder: Path, *, is_resumed: bool) -> Place:
 
 def _started_with(
     content: Mapping[str, Any], mechanisms: Sequence[Written], study: Study, place: Place
-) -> Mapping[str, Any]:
-    """What a folder that is gone on with was started with; what is given now where that may differ.
+) -> tuple[Mapping[str, Any], bool]:
+    """What a folder that is gone on with was started with, or what is given now where that may differ; whether it does.
 
     The command writes mechanisms down in several ways: what of them counts is in the checkpoints. Where these may be of
     other settings, what is written down is compared as it stands. One that has no checkpoint yet may begin with others.
@@ -212,7 +232,7 @@ def _started_with(
     of_mechanisms = frozenset() if place.allow_changes else frozenset({"compare", "mechanism", "tuned"})
     changed = check_continues(content["config"], place.folder, place.allow_changes, of_mechanisms)
     is_same = mechanisms_started(before) == [dict(one.tree) for one in mechanisms]
-    return before if is_same and not changed else content
+    return before if is_same and not changed else content, bool(changed)
 
 
 def _mechanisms_changed(folder: Path, mechanisms: Sequence[Written]) -> str:
@@ -265,11 +285,11 @@ def _entry(one: Written) -> str | dict[str, Any]:
 
 
 def _made(folder: str | Path) -> Path:
-    """The folder of a run, made if need be."""
+    """The folder of a run, made if need be; links in its path are kept, since a sweep counts its jobs by them."""
     if not isinstance(folder, str | os.PathLike) or not str(folder).strip():
         raise ConfigError(f"folder={folder!r} names no folder: name one, or leave it out for a temporary one")
     try:
-        path = Path(folder).expanduser().resolve()
+        path = Path(os.path.abspath(Path(folder).expanduser()))
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"folder={str(folder)!r} cannot be made ({reason_of(error)}): name another one") from error
@@ -277,11 +297,8 @@ def _made(folder: str | Path) -> Path:
 
 
 def _check_given(study: object, mechanisms: object) -> None:
-    """Raises ConfigError unless there is a study, its objects as they were, and mechanisms of different names."""
-    if not isinstance(study, Study) or not study.written:
-        raise ConfigError(f"study={type(study).__name__} is none: make it by Study.of(...)")
-    for one in study.written:
-        one.check_unchanged()
+    """Raises ConfigError unless there is a study, as it was made, and mechanisms of different names."""
+    check_unchanged(study)
     if not isinstance(mechanisms, list | tuple):
         raise ConfigError(f"mechanisms={type(mechanisms).__name__} must be a list, such as [UserWise()]")
     for one in mechanisms:

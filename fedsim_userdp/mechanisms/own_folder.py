@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from fedsim_userdp.errors import ConfigError, PluginError
@@ -18,7 +19,6 @@ MARKS = (
 )
 
 
-_DEPTH = 16  # of a run below a folder, at most, as of a job below its sweep
 _ALLOWING = "the class named again and checkpoint.allow_changes=true"
 
 
@@ -66,6 +66,11 @@ def own_folder(
                 raise ConfigError(
                     f"{folder} holds a run further down, {below}, which its own would not count: choose another folder"
                 )
+            if not is_resumed and (busy := busy_around(folder, below=holds_a_run)) is not None:
+                raise ConfigError(
+                    f"{folder} and {busy}, where another run has just begun, lie one in the other, and neither would "
+                    "count the other: choose another folder"
+                )
             check_plain(folder)
             with kept_inside(folder):
                 yield folder
@@ -93,18 +98,61 @@ def run_above(folder: Path, *, sweeps: bool = False) -> Path | None:
         sweeps: whether the folder of a sweep counts, which counts the runs in it, but no sweep.
     """
     marks = [("run.json", "config.yaml"), *([("multirun.yaml",)] if sweeps else [])]
-    above = (*Path(os.path.abspath(folder)).parents, *folder.resolve().parents)
-    return next((one for one in above if any(all((one / name).is_file() for name in kind) for kind in marks)), None)
+    return next(
+        (one for one in _above(folder) if any(all((one / name).is_file() for name in kind) for kind in marks)), None
+    )
 
 
 def run_below(folder: Path) -> Path | None:
     """Returns the folder of a run that lies below a folder, links followed; None where there is none."""
+    return next((place for place, files in _folders_below(folder) if {"run.json", "multirun.yaml"} & files), None)
+
+
+def _above(folder: Path) -> Iterator[Path]:
+    """The folders that a folder lies in, as it is named and as its links lead."""
+    yield from dict.fromkeys((*Path(os.path.abspath(folder)).parents, *folder.resolve().parents))
+
+
+def _folders_below(folder: Path) -> Iterator[tuple[Path, set[str]]]:
+    """The folders below a folder and the names of their files, links followed, each folder once."""
+    seen = {os.path.realpath(folder)}
     for place, folders, files in os.walk(folder, followlinks=True):
-        if len(Path(place).relative_to(folder).parts) >= _DEPTH:
-            folders.clear()  # a link may lead back up
-        if Path(place) != folder and {"run.json", "multirun.yaml"} & set(files):
-            return Path(place)
-    return None
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in seen]  # a link may lead back up
+        seen |= {real[name] for name in folders}
+        if Path(place) != folder:
+            yield Path(place), set(files)
+
+
+def busy_around(folder: Path, *, below: bool = True) -> Path | None:
+    """Returns a folder above another one, or below it, in which a process is at work; None where there is none.
+
+    What two processes that begin at once have not written yet, their locks tell: each has its own before it looks for
+    the other's.
+
+    Args:
+        folder: the folder.
+        below: whether to look below it as well.
+    """
+    around = chain(_above(folder), (place for place, _ in _folders_below(folder)) if below else ())
+    return next((one for one in around if is_busy(one)), None)
+
+
+def is_busy(folder: Path) -> bool:
+    """Returns whether another process keeps a folder by `locked`; not of one that cannot be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # of a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from fedsim_userdp.participation import Cohorts
 from fedsim_userdp.plain_files import make_folder
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting.serialization import to_json
+from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.ledger import Ledger, check_ledger, entries
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy
@@ -229,29 +230,52 @@ def open_run_state(history: History) -> Iterator[RunState]:
         state.end()
 
 
-def check_saved(run: Run, guarantee: Guarantee) -> None:
+def check_saved(run: Run, guarantee: Guarantee, rounds: int | None = None) -> None:
     """Raises where the folder holds something that the run cannot go on from; nothing is written.
 
+    Args:
+        run: the run.
+        guarantee: what it promises.
+        rounds: the last round; None where that is not known.
+
     Raises:
-        CheckpointError, ConfigError, LedgerError: see `open_run_state`.
+        CheckpointError, ConfigError, LedgerError: see `open_run_state`; or the run has ended and would only be stated
+            anew, under settings that it was not made with.
     """
     start = _checkpoint_of(run, guarantee)
+    _check_left(run, start, rounds)
     path = run.place.folder / "ledger" / f"{run.run_name}.jsonl"
     if guarantee.release is not None and path.exists():
         check_ledger(path, _head(start))
     _check_stated(run, path)
 
 
-def _check_stated(run: Run, ledger: Path) -> None:
-    """Raises ConfigError where the folder states a release of the run that its ledger does not hold: made anew, it
-    would be in its place, and the first one in no joint figure."""
+def _check_left(run: Run, start: Checkpoint | None, rounds: int | None) -> None:
+    """Raises ConfigError where settings changed and the run has ended: what is stated is what it was made with."""
+    is_at_end = start is not None and rounds is not None and start.round >= rounds
+    if run.place.is_changed and (is_at_end or _stated_releases(run)):
+        raise ConfigError(
+            f"{run.place.folder}: the run of {run.name}, seed {run.study.seed}, has ended: nothing is left to go on "
+            "with under changed settings; take them back, or start a new run in another folder"
+        )
+
+
+def _stated_releases(run: Run) -> list[StatedRun]:
+    """What the folder states of the run, where that is a release."""
     try:
         content = read_privacy(run.place.folder)
     except (OSError, PrivacyFileError):
-        return
-    for one in content.runs if isinstance(content, PrivacyFile) else ():
-        is_this = (one.statement.mechanism, one.seed) == (run.name, run.study.seed)
-        if is_this and one.statement.release is not None and not set(one.draws) <= set(draws_in(ledger)):
+        return []
+    stated = content.runs if isinstance(content, PrivacyFile) else ()
+    mine = [one for one in stated if (one.statement.mechanism, one.seed) == (run.name, run.study.seed)]
+    return [one for one in mine if one.statement.release is not None]
+
+
+def _check_stated(run: Run, ledger: Path) -> None:
+    """Raises ConfigError where the folder states a release of the run that its ledger does not hold: made anew, it
+    would be in its place, and the first one in no joint figure."""
+    for one in _stated_releases(run):
+        if not set(one.draws) <= set(draws_in(ledger)):
             raise ConfigError(
                 f"{run.place.folder} states a release of {one.name} that {ledger} does not hold: made anew, it would "
                 "not be counted any more; run it in another folder"

@@ -181,6 +181,7 @@ class Study:
         """
         from fedsim_userdp.mechanisms.construction import build_study  # here, since it makes studies
         from fedsim_userdp.mechanisms.keywords import parts_of, settings_of, tree_and_choices
+        from fedsim_userdp.mechanisms.unchanged import remember
 
         parts = parts_of(
             text,
@@ -197,7 +198,7 @@ class Study:
         given = settings_of({**({} if budget is None else {"budget": budget}), **flat, **settings})
         tree, objects = tree_and_choices(given, parts)
         with quiet_libraries():
-            return replace(build_study(tree, parts), written=tuple(objects))
+            return remember(replace(build_study(tree, parts), written=tuple(objects)))
 
     @property
     def population(self) -> Population:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedsim_userdp.errors import LedgerError, PrivacyFileError
+from fedsim_userdp.errors import ConfigError, LedgerError, PrivacyFileError
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.plain_files import open_file, read_file
 from fedsim_userdp.privacy.joint import StatedRun
@@ -31,9 +31,24 @@ def path_to(sweep: Path, folder: Path) -> str:
 
 
 def sweep_above(folder: Path) -> Path | None:
-    """Returns the folder of the sweep that a run folder lies in, which it may do by a link; None outside of one."""
-    above = (*folder.parents[:_DEPTH], *folder.resolve().parents[:_DEPTH])
-    return next((parent for parent in above if (parent / _LIST_OF_JOBS).exists()), None)
+    """Returns the folder of the sweep that a run folder lies in, which it may do by a link; None outside of one.
+
+    Raises:
+        ConfigError: it lies deeper below a sweep than jobs are looked for.
+    """
+    far: Path | None = None
+    for parents in (folder.parents, folder.resolve().parents):
+        for depth, parent in enumerate(parents, start=1):
+            if (parent / _LIST_OF_JOBS).exists():
+                if depth <= _DEPTH:
+                    return parent
+                far = far or parent
+    if far is not None:
+        raise ConfigError(
+            f"{folder} lies more than {_DEPTH} folders below the sweep {far}, which would not count it: choose another "
+            "folder"
+        )
+    return None
 
 
 def update_sweep(sweep: Path) -> None:

@@ -33,6 +33,8 @@ def user_in_words(data: Tree) -> str:
         case "shakespeare.ShakespeareCorpus":
             return "a speaking role of a play of Shakespeare's"
         case "in_memory.InMemoryCorpus":
+            if data.get("user_column") is not None:
+                return f"an id in column {_column(data, 'user_column', '')} of a table that a program gave"
             return "an id that a program gave with the text"
     kept = {key: value for key, value in data.items() if key not in _LABELS}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=_plain).encode()).hexdigest()

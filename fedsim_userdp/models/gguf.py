@@ -26,8 +26,14 @@ def packaged_gguf(package: str) -> Path:
     """Returns the one GGUF file in an installed package's folder; the package itself is not imported.
 
     Raises:
-        ModelError: when the package is not installed or holds no such file.
+        ModelError: when the name is that of no package itself, whose parents would be imported to look for it; when it
+            is not installed or holds no such file.
     """
+    if not str(package).isidentifier():
+        raise ModelError(
+            f"model.package={package} must be the name of a package itself, without dots: to look into one would "
+            "import it, code that no statement would name; set model.path to the GGUF file"
+        )
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         name = package.replace("_", "-")

@@ -1,19 +1,24 @@
 """Further figures of a model on the evaluation users, besides perplexity; not private, and no part of any promise."""
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from fedsim_userdp.errors import PluginError
-from fedsim_userdp.plugins import calling, class_name
+from fedsim_userdp.plugins import calling, class_name, is_own
 from fedsim_userdp.training.batches import IGNORED, MicroBatch, Unit, micro_batches
 from fedsim_userdp.training.losses import token_losses
 
 _MAX_TOKENS = 1024  # of a micro-batch, whose logits are held
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes
+_PIECES = 16  # of a tensor, summed up one by one
 
 
 class Metric(Protocol):
@@ -68,18 +73,24 @@ def scored(
     """Returns what each metric says of a model.
 
     Raises:
-        PluginError: a metric of the user's own raised, gave no number, or changed the model; the model is as before.
+        PluginError: a metric of the user's own raised, gave no number, or changed the model or the records; the adapter
+            is as before, and so are the records, of which each metric has copies.
     """
     found: dict[str, float] = {}
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters() if _is_of_adapter(name)}
+    frozen = _checksums(model)
     for name, metric in metrics.items():
+        own_users = [replace(user, records=[np.array(record) for record in user.records]) for user in users]
+        own_tokenizer = tokenizer if is_own(metric) else copy.deepcopy(tokenizer)
         try:
             with torch.inference_mode(), calling(f"metrics.{name}", metric, "score()"):
-                value = metric.score(model, users, tokenizer)
+                value = metric.score(model, own_users, own_tokenizer)
         finally:
             is_changed = _restore(model, before)
-        if is_changed:
+        if is_changed or _checksums(model) != frozen:
             raise PluginError(f"metrics.{name}={class_name(metric)}: score() changed the model, which it may only read")
+        if not all(map(_has_same_records, users, own_users)):
+            raise PluginError(f"metrics.{name}={class_name(metric)}: score() changed records, which it may only read")
         if isinstance(value, bool) or not isinstance(value, int | float | Tensor) or not _is_single(value):
             raise PluginError(
                 f"metrics.{name}={class_name(metric)}: score() must return a number, got {type(value).__name__}"
@@ -98,10 +109,29 @@ def _restore(model: nn.Module, before: Mapping[str, Tensor]) -> bool:
     """Puts an adapter's parameters and the model's mode back; returns whether the parameters had been changed."""
     model.eval()
     now = dict(model.named_parameters())
-    changed = [name for name, tensor in before.items() if not torch.equal(now[name], tensor)]
+    there = [name for name in before if name in now and now[name].shape == before[name].shape]
+    changed = [name for name in there if not torch.equal(now[name], before[name])]
     for name in changed:
         now[name].copy_(before[name])
-    return bool(changed)
+    return bool(changed) or len(there) < len(before)
+
+
+@torch.no_grad()
+def _checksums(model: nn.Module) -> dict[str, list[int]]:
+    """Sums over pieces of every frozen parameter and buffer, read as whole numbers: exact, and cheap beside a score."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    found = {}
+    for name, tensor in tensors:
+        if not _is_of_adapter(name):
+            words = tensor.detach().reshape(-1)
+            words = words.view(_WORDS[min(words.element_size(), 4)])
+            found[name] = torch.stack([piece.sum(dtype=torch.int64) for piece in words.tensor_split(_PIECES)]).tolist()
+    return found
+
+
+def _has_same_records(user: Unit, other: Unit) -> bool:
+    """Whether two units hold equal records."""
+    return len(user.records) == len(other.records) and all(map(np.array_equal, user.records, other.records))
 
 
 def _is_of_adapter(name: str) -> bool:

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from fedsim_userdp.errors import ModelError
 from fedsim_userdp.mechanisms.started import RUN_FILE
+from fedsim_userdp.models.gguf import packaged_gguf
 from fedsim_userdp.models.loading import TINY_MODEL, ModelSource
 from fedsim_userdp.report.files import write_text
 from fedsim_userdp.simulations.arguments import complete_arguments
@@ -76,6 +77,17 @@ def test_a_models_pickle_is_refused(tmp_path: Path, model: Path, has_index: bool
         (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"pytorch_model\.bin is of a format that is not read here"):
         ModelSource(path=str(model)).load()
+
+
+@pytest.mark.parametrize("package", ["mine.sub", ".mine", "mine.sub.deeper", ""])
+def test_a_package_with_a_model_is_not_imported_to_look_into_it(
+    tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine" / "sub").mkdir(parents=True)
+    (tmp_path / "mine" / "__init__.py").write_text(code(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match="must be the name of a package itself"):
+        packaged_gguf(package)
 
 
 def fedsim_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -1,7 +1,7 @@
 """A folder is one release of all that it holds, and what an object does is what its class says, from Python too."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from fedsim_userdp import InMemoryCorpus, ModelSource, NonPrivate, Study, UserWise, compare, run
+from fedsim_userdp import InMemoryCorpus, ModelSource, NonPrivate, Study, UserWise, ZeroShot, compare, run
 from fedsim_userdp.data.records import RandomRecords
 from fedsim_userdp.errors import CheckpointError, ConfigError
 from fedsim_userdp.federation.engines import InProcessEngine
-from fedsim_userdp.mechanisms.own_folder import run_below
+from fedsim_userdp.mechanisms.own_folder import own_folder, run_below
+from fedsim_userdp.mechanisms.sweep import sweep_above
 from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.report.privacy_files import SweepFile, read_privacy
 from fedsim_userdp.selection import PoissonSelector
@@ -42,6 +43,40 @@ def test_a_run_is_refused_in_a_folder_that_holds_one_further_down(
         run_command("run", [*settings, f"output_dir={tmp_path / 'x'}"])
     assert "holds a run further down" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["deep"]
+
+
+def test_of_two_runs_that_begin_at_once_one_in_the_others_folder_neither_overlooks_the_other(tmp_path: Path) -> None:
+    outer, inner = tmp_path / "x", tmp_path / "x" / "deep" / "sub"
+    inner.mkdir(parents=True)
+    for begun, other in ((outer, inner), (inner, outer)):
+        with own_folder(begun), pytest.raises(ConfigError, match="lie one in the other"):  # nothing is written yet
+            run(small_study(), UserWise(rounds=1), other)
+        inner.mkdir(parents=True, exist_ok=True)
+
+
+def test_a_sweep_is_refused_around_a_run_that_has_just_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x" / "sub").mkdir(parents=True)
+    settings = small_settings(write_jsonl(tmp_path / "corpus.jsonl"), tmp_path / "cache", rounds=1)
+    with own_folder(tmp_path / "x" / "sub"), pytest.raises(SystemExit):
+        run_command("run", ["--multirun", *settings, "seed=0,1", f"output_dir={tmp_path / 'x'}"])
+    assert "where a run has just begun, lie one in the other" in capsys.readouterr().err
+
+
+def test_a_run_lies_no_deeper_below_a_sweep_than_its_jobs_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").touch()
+    deep = tmp_path.joinpath(*"abcdefghijklmnopq")
+    with pytest.raises(ConfigError, match="lies more than 16 folders below the sweep"):
+        run(small_study(), UserWise(rounds=1), deep)
+    assert sweep_above(deep.parent) == tmp_path
+
+
+def test_a_run_far_below_is_found(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*"abcdefghijklmnopqrst")
+    deep.mkdir(parents=True)
+    (deep / "run.json").touch()
+    assert run_below(tmp_path) == deep
 
 
 def test_a_link_that_leads_back_up_ends_the_search_for_runs_below(tmp_path: Path) -> None:
@@ -75,6 +110,21 @@ def test_a_run_made_in_python_in_a_sweeps_folder_is_counted_there(tmp_path: Path
     assert [*before.jobs] == ["0", "1"]
     assert [*after.jobs] == ["0", "1", "2"]
     assert "`../PRIVACY.md`" in (tmp_path / "sweep" / "2" / "PRIVACY.md").read_text()
+
+
+def test_a_run_made_in_python_through_a_link_is_counted_or_refused_where_the_link_lies(tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl")
+    settings = [*small_settings(corpus, tmp_path / "cache", rounds=1), "seed=0,1", f"output_dir={tmp_path / 'sweep'}"]
+    assert run_command("run", ["--multirun", *settings]) == 0
+    for name, place in (("sweep", tmp_path / "sweep"), ("run", tmp_path / "sweep" / "0")):
+        (tmp_path / f"outside-{name}").mkdir()
+        (place / "linked").symlink_to(tmp_path / f"outside-{name}")
+    run(small_study(str(corpus), seed=2), UserWise(rounds=1), tmp_path / "sweep" / "linked")
+    after = read_privacy(tmp_path / "sweep")
+    assert isinstance(after, SweepFile)
+    assert [*after.jobs] == ["0", "1", "linked"]
+    with pytest.raises(ConfigError, match="which holds a run that would not count it"):
+        run(small_study(str(corpus), seed=3), UserWise(rounds=1), tmp_path / "sweep" / "0" / "linked")
 
 
 def everything(*given: object, **named: object) -> object:
@@ -115,6 +165,39 @@ class Renamed(NonPrivate):
     """Trains without noise, under the name of the untrained model."""
 
     name: str = "zero_shot"
+
+
+@dataclass(frozen=True)
+class Tuned(ZeroShot):
+    """May train: it is not the untrained model, whatever it says."""
+
+    def run(self, run: Any, progress: Any) -> Any:
+        outcome = super().run(run, progress)
+        return replace(outcome, statement=replace(outcome.statement, foreign=()))
+
+
+def test_a_class_of_ones_own_is_not_stated_as_the_untrained_model_and_cannot_hide_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="zero_shot is that of the untrained model"):
+        run(small_study(), Tuned(), tmp_path / "x")
+    result = run(small_study(), Tuned(name="tuned"), tmp_path / "x")
+    (stated,) = json.loads((result.folder / "privacy.json").read_text())["runs"]
+    assert result.rows[0].guarantee == "none: trained without privacy"
+    assert stated["foreign"] == [f"{Tuned.__module__}.Tuned"]
+    assert "Without noise: tuned, seed 0" in (result.folder / "PRIVACY.md").read_text()
+
+
+@dataclass(frozen=True)
+class Disguised(ZeroShot):
+    """Gives its outcome another name."""
+
+    def run(self, run: Any, progress: Any) -> Any:
+        outcome = super().run(run, progress)
+        return replace(outcome, statement=replace(outcome.statement, mechanism="zero_shot"))
+
+
+def test_an_outcome_has_the_name_of_its_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Disguised: run\(\) returned an outcome of zero_shot, seed 0, for other"):
+        run(small_study(), Disguised(name="other"), tmp_path / "x")
 
 
 def test_no_other_mechanism_is_called_as_the_untrained_model_or_as_a_folder_of_another_seed(tmp_path: Path) -> None:
@@ -170,6 +253,28 @@ def test_what_changed_in_a_mechanism_is_named_where_a_run_goes_on(tmp_path: Path
         run(small_study(), UserWise(rounds=1, clip_norm=0.7), tmp_path / "x", resume=True)
 
 
+def test_a_run_that_has_ended_is_not_stated_anew_under_changed_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl")
+    settings = [*small_settings(corpus, tmp_path / "cache", rounds=1), f"output_dir={tmp_path / 'x'}"]
+    assert run_command("run", settings) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir() if path.is_file()}
+    for change in ("mechanism.clip_norm=3", "tuned.searched=null", "evaluation.records_per_user=2"):
+        with pytest.raises(SystemExit):
+            run_command("run", [f"resume={tmp_path / 'x'}", change, "checkpoint.allow_changes=true"])
+        assert "user_wise, seed 0, has ended: nothing is left to go on with" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("mechanism", [UserWise(rounds=1), NonPrivate(rounds=1)])
+def test_in_python_neither(mechanism: Any, tmp_path: Path) -> None:
+    study = small_study(checkpoint={"allow_changes": True})
+    run(study, mechanism, tmp_path / "x")
+    with pytest.raises(ConfigError, match="has ended: nothing is left to go on with"):
+        run(study, replace(mechanism, learning_rate=0.5), tmp_path / "x", resume=True)
+
+
 def test_cards_name_what_was_used_and_not_what_is_default(tmp_path: Path) -> None:
     result = run(small_study(), UserWise(rounds=1), tmp_path / "x")
     card = (result.folder / "adapters" / "user_wise" / "README.md").read_text()
@@ -211,3 +316,58 @@ def test_an_object_that_is_changed_after_the_study_was_made_is_refused(
     with pytest.raises(ConfigError, match=f"{group}.{said} was .* when the study was made .* make the study anew"):
         run(study, UserWise(rounds=1), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("engine", InProcessEngine()),
+        ("selector", PoissonSelector(0.5)),
+        ("records", RandomRecords(fresh=False)),
+        ("optimizer_fn", partial(torch.optim.SGD)),
+        ("model", ModelSource(device="cpu")),
+        ("metrics", {"bits": BitsPerByte()}),
+        ("seed", 1),
+        ("noise_source", "os"),
+    ],
+)
+def test_what_is_put_in_anothers_place_after_the_study_was_made_is_refused(
+    field: str, value: Any, tmp_path: Path
+) -> None:
+    study = small_study()
+    with pytest.raises(ConfigError, match=r"study was changed after Study\.of"):
+        run(replace(study, **{field: value}), UserWise(rounds=1), tmp_path / "x")
+    object.__setattr__(study, field, value)
+    with pytest.raises(ConfigError, match=rf"study\.{field} was changed after Study.of"):
+        run(study, UserWise(rounds=1), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_metrics_are_those_that_the_study_was_made_with(tmp_path: Path) -> None:
+    given = BitsPerByte()
+    study = small_study(metrics={"bits": given})
+    study.metrics["more"] = BitsPerByte()  # type: ignore[index]
+    with pytest.raises(ConfigError, match=r"study\.metrics was changed"):
+        run(study, UserWise(rounds=1), tmp_path / "x")
+    study = small_study(metrics={"bits": given})
+    object.__setattr__(given, "score", everything)
+    with pytest.raises(ConfigError, match="score was replaced on the object"):
+        run(study, UserWise(rounds=1), tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "method"),
+    [
+        ("selection", PoissonSelector(0.5), "probability"),
+        ("records", RandomRecords(), "select"),
+        ("engine", InProcessEngine(), "run"),
+        ("model", ModelSource(device="cpu"), "load"),
+    ],
+)
+def test_a_method_set_on_an_object_after_the_study_was_made_is_refused(
+    group: str, value: object, method: str, tmp_path: Path
+) -> None:
+    study = small_study(**{group: value})
+    object.__setattr__(value, method, everything)
+    with pytest.raises(ConfigError, match="was replaced on the object"):
+        run(study, UserWise(rounds=1), tmp_path / "x")

@@ -414,6 +414,33 @@ def test_participations_are_capped_as_declared_and_the_cap_cannot_change(path: P
             ledger.record(11, acc.NoAmplification(2.0, max_participations=4))
 
 
+def test_the_cap_holds_for_each_run_of_a_ledger(path: Path) -> None:
+    one = acc.NoAmplification(2.0, max_participations=1)
+    for run, rounds in (("first", range(5)), ("second", range(5, 10))):
+        with opened(path, run=run) as ledger:
+            for number in rounds:
+                ledger.record(number, one)
+            spent = ledger.epsilon()
+    assert spent == acc.epsilon(acc.Composed((one, one)), DELTA)
+
+
+def test_a_schedule_that_marks_of_cohorts_chain_has_one_cap_over_all_runs(path: Path) -> None:
+    for run, rounds in (("first", range(2)), ("under changed settings", range(2, 6))):
+        with opened(path, run=run) as ledger:
+            for number in rounds:
+                ledger.record(number, acc.NoAmplification(4.0, max_participations=3), cohorts=f"mark {number}")
+                assert ledger.epsilon() == acc.epsilon(acc.NoAmplification(4.0, min(number + 1, 3)), DELTA)
+
+
+def test_a_line_that_may_stand_for_a_whole_run_counts_as_one(path: Path) -> None:
+    whole = acc.NoAmplification(4.0, max_participations=16)
+    releases: list[Release] = [whole, acc.AdaptiveClipping(whole, 60.0)]
+    for number, release in enumerate(releases):
+        with opened(path.with_name(f"{number}.jsonl")) as ledger:
+            ledger.record(1, release)
+            assert ledger.epsilon() == acc.epsilon(release, DELTA)
+
+
 @pytest.mark.parametrize(
     ("release", "whole", "method"),
     [

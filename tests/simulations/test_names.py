@@ -1,6 +1,7 @@
 """A setting that there is not is refused, whatever stands before it, with what may have been meant."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedsim_userdp.errors import ConfigError
-from fedsim_userdp.simulations import jobs, names
+from fedsim_userdp.simulations import hydras_own, names
 from fedsim_userdp.simulations.arguments import complete_arguments
 from fedsim_userdp.simulations.cli import run_command
 from tests.simulations.corpora import small_settings, write_jsonl
@@ -125,20 +126,54 @@ class HydraNode(dict[str, object]):
         HydraNode({"x": {"class": "logging.StreamHandler", "stream": "ext://mine.stream"}}),
         HydraNode({"x": {"class": "logging.StreamHandler", "formatter": "cfg://mine"}}),
         HydraNode({}, callbacks={"q": {}}),
+        HydraNode({}, job={"env_set": {"PYTHONPATH": "mine"}}),
         HydraNode({}, job_logging={"formatters": {"x": {"class": "mine.F"}}}),
         HydraNode({}, job_logging={"filters": {"x": {"()": "mine.F"}}}),
         HydraNode({}, hydra_logging={"handlers": {"x": {"class": "mine.H"}}}),
     ],
 )
 def test_code_below_hydras_own_settings_is_refused_wherever_they_come_from(
-    node: HydraNode, monkeypatch: pytest.MonkeyPatch
+    node: HydraNode,
 ) -> None:
-    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: node)
-    with pytest.raises(ConfigError, match="names code that no statement would"):
-        jobs._check_hydra()
+    with pytest.raises(ConfigError, match=r"names code that no statement would|changes which code"):
+        hydras_own.check_composed(node)
 
 
 def test_logging_by_the_standard_library_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "simple"}
-    monkeypatch.setattr(jobs.HydraConfig, "get", lambda: HydraNode({"console": handler}))
-    jobs._check_hydra()
+    hydras_own.check_composed(HydraNode({"console": handler}))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["hydra.searchpath=[pkg://stranger]"],
+        ["++hydra.searchpath=[file://stranger]"],
+        ["--config-path", "pkg://stranger"],
+        ["-cp=stranger"],
+        ["--config-name=stranger", "--config-dir=x"],
+        ["--experimental-rerun", "stranger.pickle"],
+        ["+hydra.job.env_set.PYTHONPATH=stranger"],
+        ["hydra.job={env_set:{LD_PRELOAD:x}}"],
+        ["hydra={job:{env_copy:[PYTHONPATH]}}"],
+        ["hydra.launcher._target_=stranger.L"],
+        ["hydra.sweeper={_target_:stranger.S}"],
+        ["+hydra/callbacks=stranger"],
+    ],
+    ids=str,
+)
+def test_settings_of_hydras_own_that_decide_what_code_runs_are_refused_before_anything_is_composed(
+    arguments: list[str],
+) -> None:
+    with pytest.raises(ConfigError, match=r"no statement would|which code the run's processes find"):
+        complete_arguments("run", arguments)
+    assert "stranger" not in sys.modules
+
+
+def test_a_sweep_takes_no_folder_of_settings_that_may_change_how_it_is_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run_command("run", ["--multirun", "output_dir=x", "--config-dir", "."])
+    assert "--config-dir is for one run" in capsys.readouterr().err

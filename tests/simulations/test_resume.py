@@ -129,10 +129,10 @@ def test_a_killed_run_goes_on_and_tells_what_differs_when_it_may_not(
 
 @pytest.mark.slow
 def test_changed_settings_can_be_allowed_and_are_said(tmp_path: Path, processes: Zygote, settings: list[str]) -> None:
-    assert go_on(processes, "run", tmp_path / "run", settings) == 0
-    changed = processes.run(
-        "run", f"resume={tmp_path / 'run'}", "mechanism.learning_rate=0.01", "checkpoint.allow_changes=true"
-    )
+    settings = [*settings, "tuned.rounds=3"]
+    assert go_on(processes, "run", tmp_path / "run", settings, write=52) == -signal.SIGKILL
+    arguments = [f"resume={tmp_path / 'run'}", "mechanism.learning_rate=0.01", "checkpoint.allow_changes=true"]
+    changed = processes.run("run", *arguments)
     assert changed.returncode == 0, changed.stderr
     assert "mechanism.learning_rate was 0.04 and is 0.01" in changed.stdout
 

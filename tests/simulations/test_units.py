@@ -57,6 +57,12 @@ def test_objects_made_in_python_have_the_words_of_their_settings() -> None:
         user_in_words(tree_of("data", InMemoryCorpus([("a", "b")], name="x")))
         == "an id that a program gave with the text"
     )
+    columns: dict[str, list[object]] = {"author": ["a"], "thread": ["t"], "text": ["b"]}
+    by = {one: tree_of("data", InMemoryCorpus.of_table(columns, user_column=one)) for one in ("author", "thread")}
+    assert [user_in_words(tree) for tree in by.values()] == [
+        "an id in column 'author' of a table that a program gave",
+        "an id in column 'thread' of a table that a program gave",
+    ]
     assert "test_units.Own, with settings" in user_in_words(tree_of("data", Own()))
 
 

@@ -288,3 +288,12 @@ def test_a_claim_for_fewer_rounds_than_the_ledger_holds_is_found_by_its_cost(run
     claim = replace(one.statement, release=release.first(1))
     write_privacy(run, [content.runs[0], replace(one, statement=claim), *content.runs[2:]])
     assert any("epsilon recomputed from it: it adds up to epsilon" in text for text in problems(run))
+
+
+@pytest.mark.parametrize("override", ["hydra.searchpath=[pkg://this]", "+hydra.callbacks.x._target_=a.B", "--info=all"])
+def test_what_is_no_setting_of_a_run_is_not_composed_again(
+    run: Path, override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsim_userdp.simulations.configured_runs.composed", lambda *_: pytest.fail("composed"))
+    change_json(run / "run.json", lambda content: content["overrides"].append(override))
+    assert "is no setting of a run" in str(configured(run).check.problem)

@@ -104,6 +104,36 @@ def test_a_metric_that_changes_the_model_is_refused_and_the_adapter_is_as_before
     assert not model.training
 
 
+class MeddlesWithBase:
+    """Changes one weight of the base model."""
+
+    def score(self, model: nn.Module, users: Sequence[Unit], tokenizer: PreTrainedTokenizerBase) -> float:
+        frozen = next(one for name, one in model.named_parameters() if "lora_" not in name and one.ndim == 2)
+        frozen.data[0, 0] += 1.0
+        return 1.0
+
+
+class MeddlesWithRecords:
+    """Changes whom the next metric is scored on, and the tokenizer."""
+
+    def score(self, model: nn.Module, users: Sequence[Unit], tokenizer: PreTrainedTokenizerBase) -> float:
+        assert all(record.base is None for user in users for record in user.records)  # a view would lead further
+        tokenizer.add_tokens(["house of the people"])
+        users[0].records[0][:] = 5
+        return 1.0
+
+
+@pytest.mark.parametrize(("kind", "what"), [(MeddlesWithBase, "the model"), (MeddlesWithRecords, "records")])
+def test_a_metric_that_changes_what_the_next_one_scores_is_refused(
+    kind: type, what: str, model: nn.Module, users: list[Unit], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    before, known = [record.copy() for user in users for record in user.records], len(tokenizer)
+    with pytest.raises(PluginError, match=rf"{kind.__name__}: score\(\) changed {what}, which it may only read"):
+        scored({"m": kind()}, model, users, tokenizer)
+    assert all(map(np.array_equal, before, [record for user in users for record in user.records]))
+    assert len(tokenizer) == known
+
+
 @pytest.mark.parametrize("answer", [None, "1", True, [1.0], {}, torch.zeros(2), "raises"])
 def test_what_is_no_number_is_refused_by_name(
     answer: object, model: nn.Module, users: list[Unit], tokenizer: PreTrainedTokenizerBase

@@ -137,10 +137,13 @@ class Ledger:
 
         Args:
             round: Number of the round, in [0, 1e9]; not below the last one unless repeated.
-            release: What the round releases: a description with `rounds` or `steps` of 1 (or as many as are meant);
-                of PoissonGroups the round itself. Its groups are the same users in all rounds of the run.
+            release: What the round releases: a description with `rounds` or `steps` of 1 (or as many as are meant); of
+                PoissonGroups the round itself, its groups being the same users in all rounds of the run. One without
+                amplification is one round, with the cap of the whole run, which is counted at once unless `cohorts`
+                shows which rounds a user was in.
             answers: Digest of whose updates are in the release; empty where that cannot vary.
-            cohorts: Digest of the users of every round so far; empty where these do not count.
+            cohorts: Digest of the users of every round so far, of one schedule over the whole ledger; empty where these
+                do not count, so that each run has a cap of its own.
 
         Raises:
             ValueError: The round is out of range, or the release has no epsilon together with the earlier ones.
@@ -183,7 +186,8 @@ class Ledger:
         """
         counts: entries.Counts = dict(self._counts)
         single: entries.Counts = {}
-        entries.count(single, Entry(0, release, self._run, self._noise_source))
+        cohorts = "" if self.last is None else self.last.cohorts
+        entries.count(single, Entry(0, release, self._run, self._noise_source, cohorts=cohorts))
         for kind, times in single.items():
             counts[kind] = counts.get(kind, 0) + times * num_releases
         try:

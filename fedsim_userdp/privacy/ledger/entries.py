@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -22,7 +21,7 @@ from fedsim_userdp.privacy.accounting.trajectories import highest_round
 from fedsim_userdp.privacy.validation import check_count
 
 Release = PoissonUsers | PoissonGroups | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
-Counts = dict[tuple[Release, str], int]  # of single releases, with the run whose groups they are of; else empty
+Counts = dict[tuple[Release, str | None], int]  # of single releases, and what they are accounted for with: `_kin`
 NoiseSource = Literal["seeded", "os"]
 
 _ROUNDING = 1e-15  # of a weight, upwards
@@ -43,7 +42,8 @@ class Entry:
         noise_source: "seeded" (the same round gives the same release again) or "os" (it gives a new one).
         answers: Digest, likewise, of whose updates are in the release; empty where that cannot vary.
         draw: Stands for the key that cohorts and noise follow from: equal in two ledgers only where that is one.
-        cohorts: Digest, under the folder's secret, of the users of every round so far; empty where these do not count.
+        cohorts: Digest, under the folder's secret, of the users of every round so far, of one schedule over the whole
+            ledger; empty where these do not count.
     """
 
     round: int
@@ -200,16 +200,16 @@ def digest_of(raw: bytes) -> str:
 def count(counts: Counts, entry: Entry) -> None:
     """Adds an entry to the counts of single releases."""
     for release, times in _singles(entry.release):
-        key = release, entry.run if isinstance(release, PoissonGroups) else ""
-        counts[key] = counts.get(key, 0) + times
+        kind = release, _kin(entry)
+        counts[kind] = counts.get(kind, 0) + times
 
 
 def total(counts: Counts, num_torn: int, num_repeated: int = 0) -> Composed | None:
     """Returns everything that was released, or None if there is nothing.
 
     A torn piece is counted as one more of *each* kind of release in the ledger, since it was one of them. Releases
-    without amplification are capped at the declared participations of a user, the costliest first; a round that was
-    released twice, or may have been, is a participation that nobody declared.
+    without amplification are capped at the declared participations of a user in each schedule, the costliest first; a
+    round that was released twice, or may have been, is a participation that nobody declared.
 
     The groups of PoissonGroups are the same users in all releases of a run, which are one part; a torn piece counts as
     one round with each group's largest probability and weight. Groups of different runs are different parts.
@@ -223,25 +223,20 @@ def total(counts: Counts, num_torn: int, num_repeated: int = 0) -> Composed | No
         ValueError: Releases of different neighbouring relations, of different caps on participations, or of one run
             and different numbers of groups.
     """
-    left = math.inf
-    of_groups: dict[str, dict[PoissonGroups, int]] = {}
-    others: dict[Release, int] = {}
-    for (release, run), times in counts.items():
-        if isinstance(release, PoissonGroups):
-            of_groups.setdefault(run, {})[release] = times
-        else:
-            others[release] = times
-    caps = {inner.max_participations for inner in map(_inner, others) if isinstance(inner, NoAmplification)}
-    if caps:
-        if len(caps) > 1:
-            raise ValueError(f"releases must declare one max_participations, got {sorted(caps)}")
-        left = min(caps) + num_torn + num_repeated
-    parts: list[Release] = [_joined(rounds, num_torn) for rounds in of_groups.values()]
-    for release in sorted(others, key=lambda kind: kind.noise_multiplier):
-        made = min(others[release] + num_torn, left)
-        if made > 0:
-            parts.append(release.first(int(made)))
-            left -= made
+    parts: list[Release] = []
+    times: dict[Release, int] = {}
+    for kin in dict.fromkeys(kin for _, kin in counts):
+        of_kin = {release: number for (release, one), number in counts.items() if one == kin}
+        if of_groups := {release: n for release, n in of_kin.items() if isinstance(release, PoissonGroups)}:
+            parts.append(_joined(of_groups, num_torn))
+        found: dict[Release, int] = {
+            release: n + num_torn for release, n in of_kin.items() if not isinstance(release, PoissonGroups)
+        }
+        if found and kin is not None:
+            found = _capped(found, num_torn + num_repeated, may_be_whole=bool(kin))
+        for release, number in found.items():
+            times[release] = times.get(release, 0) + number
+    parts += [release.first(times[release]) for release in sorted(times, key=lambda kind: kind.noise_multiplier)]
     return Composed(tuple(parts)) if parts else None
 
 
@@ -276,6 +271,46 @@ def _step(release: PoissonGroups, group: int, noise: float, times: int) -> tuple
     if release.noise_multiplier != noise:
         weight *= noise / release.noise_multiplier * (1.0 + _ROUNDING)
     return prob, weight, times
+
+
+def _kin(entry: Entry) -> str | None:
+    """Names the releases that are accounted for together: groups of one run, rounds of one schedule; else None."""
+    inner = _inner(entry.release)
+    if isinstance(inner, PoissonGroups):
+        return entry.run
+    return _schedule(entry) if isinstance(inner, NoAmplification) else None
+
+
+def _schedule(entry: Entry) -> str:
+    """Names the rounds among which a user's participations are capped: the run.
+
+    Empty for the whole ledger: marks of cohorts chain its rounds to one schedule, which was held to its cap.
+    """
+    return "" if entry.cohorts else entry.run
+
+
+def _capped(counts: dict[Release, int], num_undeclared: int, *, may_be_whole: bool) -> dict[Release, int]:
+    """How often a user is in each release of one schedule at most.
+
+    Args:
+        counts: Releases without amplification, and how often each was made.
+        num_undeclared: Participations beyond the cap that there may have been.
+        may_be_whole: Whether a line may stand for a whole run, so that the cap is counted at once.
+    """
+    caps = {inner.max_participations for inner in map(_inner, counts) if isinstance(inner, NoAmplification)}
+    if len(caps) > 1:
+        raise ValueError(f"releases must declare one max_participations, got {sorted(caps)}")
+    costliest_first = sorted(counts, key=lambda kind: kind.noise_multiplier)
+    left = min(caps) + num_undeclared
+    if may_be_whole:
+        lacking = max(left - sum(counts.values()), 0)
+        counts = {**counts, costliest_first[0]: counts[costliest_first[0]] + lacking}
+    found: dict[Release, int] = {}
+    for release in costliest_first:
+        if (number := min(counts[release], left)) > 0:
+            found[release] = number
+            left -= number
+    return found
 
 
 def _inner(release: Release) -> Release:
