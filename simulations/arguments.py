@@ -26,6 +26,7 @@ from omegaconf.errors import InterpolationResolutionError
 from fedsim_userdp import __version__
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms import settings_tree
+from fedsim_userdp.mechanisms.cache_folder import check_cache_folders
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import is_own_code, leaves
 from fedsim_userdp.mechanisms.started import FORMAT, RUN_FILE, check_continues, read_started, write_started
@@ -244,14 +245,27 @@ def check_subdir(subdir: str) -> None:
 def check_types(config: DictConfig, config_name: str) -> None:
     """Raises ConfigError when a setting of the running job is of another kind than its default."""
     _check_references(config)
-    chosen = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
     names.check_arguments(config)
     _check_output_dir(config)
+    check_kinds(config, config_name)
+
+
+def check_kinds(config: DictConfig, config_name: str, only: Sequence[str] = ()) -> None:
+    """Raises ConfigError when a setting is of another kind than its default.
+
+    Args:
+        config: a job's configuration.
+        config_name: the command's.
+        only: sections and settings that alone are looked at; empty for all.
+    """
+    chosen = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
     defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=chosen), resolve=True)
     settings = OmegaConf.to_container(config, resolve=True)
     annotated = annotations(config)
     for key, before in leaves(defaults):
         now = _at(settings, key)
+        if only and key.partition(".")[0] not in only:
+            continue
         if now is not _ABSENT and (now != before or type(now) is not type(before)):
             _check_kind(key, now, before, annotated.get(key, _ABSENT))
 
@@ -291,7 +305,7 @@ def _parent_of(config: DictConfig, key: str) -> object:
 
 
 def _check_output_dir(config: DictConfig) -> None:
-    """Raises ConfigError where the running job lies elsewhere than `output_dir` says, by settings of Hydra's own."""
+    """Raises ConfigError where the running job lies elsewhere than `output_dir` says, or what it keeps lies there."""
     hydra_settings = HydraConfig.get()
     is_sweep = hydra_settings.mode == RunMode.MULTIRUN
     if hydra_settings.mode is None or OmegaConf.is_missing(hydra_settings.runtime, "cwd"):
@@ -303,6 +317,8 @@ def _check_output_dir(config: DictConfig) -> None:
             f"output_dir={config.output_dir} and hydra.{'sweep' if is_sweep else 'run'}.dir={named} name two folders: "
             "leave the latter out"
         )
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    check_cache_folders(settings, Path(hydra_settings.runtime.output_dir), *([place] if is_sweep else []))
 
 
 def _quoted_if_needed(argument: str) -> str:

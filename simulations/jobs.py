@@ -21,9 +21,10 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.own_folder import MARKS, check_plain, mark_of_a_run, run_above
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import leaves
-from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
+from fedsim_userdp.mechanisms.started import RUN_FILE, read_started, settings_changed
 from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
+from fedsim_userdp.simulations.free_settings import FreeSettings
 from fedsim_userdp.simulations.job_folder import folder_of_job
 from fedsim_userdp.simulations.process import without_garbage_collection
 from fedsim_userdp.simulations.sentences import MENDABLE, sentence
@@ -204,12 +205,17 @@ def _has_ended(folder: Path) -> bool:
         return False
 
 
-def check_jobs(command: str, arguments: Sequence[str]) -> None:
-    """Raises ConfigError, before any job starts, where a job of a sweep would find another run in its folder.
+def check_jobs(command: str, arguments: Sequence[str]) -> Path:
+    """Returns the folder of a sweep, after checking, before any job starts, that each finds its own run in its folder.
+
+    Settings that may differ between a run and its continuation are checked too, as those of a run alone.
 
     Args:
         command: `run` or `compare`.
         arguments: the command line for Hydra.
+
+    Raises:
+        ConfigError, DataError, ValueError: no job can start.
     """
     given = [argument for argument in arguments if not argument.startswith("-")]
     parser = OverridesParser.create()
@@ -232,11 +238,13 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
         problems: list[str] = []
         folders: dict[Path, int] = {}
         settings: dict[tuple[str, ...], int] = {}
+        free = FreeSettings(command, given, sweep)
         for number, job in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
             swept = ", ".join(one for one in job if one not in single)
             try:
                 config = compose(command, overrides=[named, *job], return_hydra_config=True)
                 folder = _folder_of(config, number, sweep)
+                free.check(config)
                 problem = _problem(config, folder) if is_there else ""
                 if (other := settings.setdefault(tuple(job), number)) != number:
                     problem = f"jobs {other} and {number} ({swept}) are the same"
@@ -250,7 +258,13 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
             for folder in sorted(_started_in(sweep) - folders.keys())
         ]
     if problems:
-        raise ConfigError(f"{len(problems)} jobs cannot be run, and none was started: {'; '.join(problems)}")
+        raise ConfigError(f"{in_words(len(problems))} cannot be run, and none was started: {'; '.join(problems)}")
+    return sweep
+
+
+def in_words(number: int) -> str:
+    """Returns how many jobs, in words."""
+    return "1 job" if number == 1 else f"{number} jobs"
 
 
 def _check_one_folder(config: DictConfig) -> None:
@@ -287,8 +301,18 @@ def _states_a_sweep(folder: Path) -> bool:
 
 
 def _started_in(sweep: Path) -> set[Path]:
-    """The folders below a sweep's in which a job has started."""
-    return {Path(os.path.normpath(file.parent)) for file in sweep.rglob(RUN_FILE)} if sweep.is_dir() else set()
+    """The folders below a sweep's in which a job of it has started; other runs may have been put there since."""
+    found = {Path(os.path.normpath(file.parent)) for file in sweep.rglob(RUN_FILE)} if sweep.is_dir() else set()
+    return {folder for folder in found if not _has_folder_of_its_own(folder)}
+
+
+def _has_folder_of_its_own(folder: Path) -> bool:
+    """Whether a run was started in a folder that was named for it alone, not in one of its sweep's."""
+    try:
+        named = read_started(folder)["config"]["output_dir"]
+    except (ConfigError, KeyError, TypeError):
+        return False
+    return Path(str(named)).name == folder.name
 
 
 def _folder_of(config: DictConfig, number: int, sweep: Path) -> Path:

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from fedsim_userdp.cache import default_cache_dir, path_of
+from fedsim_userdp.cache import default_cache_dir, folder_of, path_of
 from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.causal import refuse_looking_ahead
@@ -91,7 +91,10 @@ class ModelSource:
             raise ModelError(f"model.path={self._origin} is one file of a model: give the folder that it is in")
         if file.is_file():
             return str(
-                converted(file, path_of(self.cache_dir, "model.cache_dir") if self.cache_dir else default_cache_dir())
+                converted(
+                    file,
+                    default_cache_dir() if self.cache_dir is None else folder_of(self.cache_dir, "model.cache_dir"),
+                )
             )
         return self._origin
 

@@ -266,6 +266,24 @@ def test_a_class_that_prints_to_a_reader_that_is_gone_ends_the_command_in_silenc
     assert not os.path.lexists("run")
 
 
+@pytest.mark.parametrize(("closed", "code"), [("sys.stdout", 0), ("sys.__stdout__", 2), ("sys.stderr", 0)])
+def test_a_class_that_closes_a_stream_of_the_command_is_no_traceback(
+    closed: str, code: int, settings: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GlobalHydra.instance().clear()
+    with os.fdopen(os.dup(1), "w", buffering=1) as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "__stdout__", stream)
+        arguments = named(settings, "selection", "Selector", chosen=f"{closed}.close() or np.arange(3)")
+        try:
+            with watched_streams():
+                ended = run_command("run", arguments)
+        except SystemExit as stop:
+            ended = stop.code
+    assert ended == code
+    assert capfd.readouterr().err == ("" if not code else "fedsim: standard output: was closed\n")
+
+
 @pytest.mark.parametrize("group", ["selection", "records", "data", "optimizer", "mechanism", "engine", "metrics.mine"])
 def test_what_a_class_raises_when_it_is_made_is_said_with_group_and_class(
     group: str, settings: list[str], capsys: pytest.CaptureFixture[str]
