@@ -33,6 +33,7 @@ from fedsim_userdp.mechanisms.started import FORMAT, RUN_FILE, check_continues, 
 from fedsim_userdp.simulations import names
 from fedsim_userdp.simulations.explanations import choices
 from fedsim_userdp.simulations.kinds import annotations, in_words, is_taken, word_of
+from fedsim_userdp.simulations.metric_arguments import leaves_out_metrics, with_metrics_changed
 
 GROUPS = frozenset(
     {"mechanism", "selection", "data", "records", "model", "engine", "optimizer", "experiment"}
@@ -92,7 +93,8 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     _check_one_place(quoted, folder)
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
     is_sweep = bool(_SWEEP & set(quoted))
-    stored = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
+    found_there = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
+    stored, quoted = with_metrics_changed([*found_there], quoted)
     if is_sweep:  # each of its jobs finds out by itself what is left to do
         quoted = [argument for argument in quoted if override_key(argument) != "resume"]
     kept = [override for override in stored if override_key(override) not in given]
@@ -140,6 +142,8 @@ def _check_known(argument: str, after: str) -> None:
             )
     elif "=" in argument or argument.startswith("~"):
         key = override_key(argument)
+        if leaves_out_metrics(argument):
+            return
         names.check_name(key, groups=GROUPS)
         if argument.startswith("~") and key.partition(".")[0] not in GROUPS:
             raise ConfigError(f"{argument}: {key} cannot be left out; set it by {key}=VALUE")

@@ -21,7 +21,7 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.own_folder import MARKS, check_plain, mark_of_a_run, run_above
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import leaves
-from fedsim_userdp.mechanisms.started import RUN_FILE, read_started, settings_changed
+from fedsim_userdp.mechanisms.started import OF_FIGURES, RUN_FILE, read_started, settings_changed
 from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
 from fedsim_userdp.simulations.free_settings import FreeSettings
@@ -330,5 +330,5 @@ def _problem(config: DictConfig, folder: Path) -> str:
     if not (folder / RUN_FILE).is_file():
         mark = mark_of_a_run(folder)
         return f"{folder} holds {mark} and no {RUN_FILE}" if mark else ""
-    changed = settings_changed(OmegaConf.to_container(config, resolve=True), folder)
+    changed = settings_changed(OmegaConf.to_container(config, resolve=True), folder, OF_FIGURES)
     return f"{folder} holds another run ({'; '.join(changed.values())})" if changed else ""

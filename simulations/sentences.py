@@ -117,6 +117,8 @@ def _said(error: BaseException) -> str:
     refused = re.match(r"Could not (?:override|append to config|delete from config).*?'?([\w./@-]+)'?[.:]", text)
     if refused:
         setting = str(refused.group(1))
+        if setting.partition(".")[0] == "metrics" and "delete" in text:
+            return "~metrics.NAME leaves out a metric, or a setting of one, that there is not"
         if (group := setting.partition(".")[0]) in choices() and setting in names.known():
             return f"{setting} is no setting of the {group} that was chosen: leave it out, or choose another {group}"
         return f"{setting} is no setting of this command" if setting in names.known() else names.unknown(setting)
