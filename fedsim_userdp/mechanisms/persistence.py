@@ -24,7 +24,7 @@ from fedsim_userdp.privacy.accounting.serialization import to_json
 from fedsim_userdp.privacy.ledger import Ledger, check_ledger
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy
-from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
+from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, tensors_to_write
 from fedsim_userdp.training.journal import Journal, JournalEnd
 
 JOURNAL = "rounds.jsonl"
@@ -133,6 +133,7 @@ class RunState:
         if round != self.history.num_rounds and round % self._every:
             return
         self.history.run.place.begin()
+        tensors = tensors_to_write(optimizer, self.history.run.study.optimizer_fn, round)
         self._journal.append(dataclasses.asdict(record) for record in self.history.rounds[self._num_saved :])
         self._num_saved = len(self.history.rounds)
         notes: dict[str, object] = {
@@ -143,7 +144,7 @@ class RunState:
             "cohorts": self._mark_of_cohorts(),
             "circumstances": self.history.circumstances.to_notes(),
         }
-        self._folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
+        self._folder.write(Checkpoint(round, dict(adapter), tensors, notes))
 
     def record(self, round: int, answers: str = "") -> None:
         """Writes the release of `round` to the ledger, to be called before it is made.

@@ -358,6 +358,43 @@ def test_what_is_no_class_is_refused_by_its_setting(
     refused_unwritten(capsys, given, said.format(module))
 
 
+ENGINES = """
+class Engine:
+    def __init__(self, num_nodes=None): pass
+class Half(Engine):
+    deals_by_size = run = 3
+    def num_nodes_for(self, num_users): return 1
+"""
+
+
+@pytest.mark.parametrize(("kind", "lacks"), [("Engine", "num_nodes_for"), ("Half", "deals_by_size")])
+def test_an_engine_that_is_none_is_refused_by_what_it_lacks(
+    kind: str, lacks: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + ENGINES)
+    said = f"engine={module}.{kind} has no {lacks}: see fedsim_userdp.federation.engines.Engine"
+    refused_unwritten(capsys, named(settings, "engine", kind), said)
+
+
+TRAPS = """
+class Meta(type):
+    def __getattr__(cls, name): raise RuntimeError("meta " + name)
+class Trap(Selector, metaclass=Meta): pass
+"""
+
+
+@pytest.mark.parametrize("group", ["selection", "records", "data", "optimizer", "mechanism", "engine", "metrics.mine"])
+def test_a_class_that_cannot_be_looked_at_is_refused_by_its_setting(
+    group: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + TRAPS)
+    added = "+" if group.startswith("metrics") else ""
+    given = [*settings[:-1], f"{added}{group}._target_={module}.Trap", "output_dir=run"]
+    refused_unwritten(capsys, given, f"{group}._target_={module}.Trap: looking at it raised RuntimeError: meta __")
+
+
 def test_an_optimizer_that_writes_what_is_not_finite_is_named(
     settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -532,6 +569,13 @@ class Makes(torch.optim.SGD):
         self.left -= 1
         for p in self.param_groups[0]["params"] if self.left < 0 else []: p.data = eval(self.made)
 
+class Does(torch.optim.SGD):
+    def __init__(self, params, lr, done, late): super().__init__(params, lr); self.done, self.left = done, late
+    def step(self, closure=None):
+        self.left -= 1
+        p = self.param_groups[0]["params"][0]
+        if self.left < 0: eval(self.done)
+
 class LoadsNothing(Remembering):
     def load_state_dict(self, state): pass
 """
@@ -604,6 +648,32 @@ def test_a_later_step_to_another_shape_is_named_by_class_and_round(
     code, said = fedsim_run(capsys, *named(settings, "optimizer", "Makes", made="p.data[:1]", late=1))
     assert (code, said.count("\n")) == (2, 1), said
     assert "in round 2, which was released" in said
+
+
+LATER = {
+    "self.param_groups[0]['params'].clear()": "step() changed the parameters in param_groups",
+    "self.param_groups.clear()": "step() changed the parameters in param_groups",
+    "setattr(self, 'param_groups', None)": "what step() left in param_groups raised TypeError",
+    "self.param_groups[0].update(momentum=1)": "step() changed group 0's momentum in param_groups",
+    "self.state[p].update(x=print)": "its state has 'x' of class builtin_function_or_method",
+    "self.state[p].update(x=torch.ones(2).to_sparse())": "writing its state to a checkpoint raised",
+    "self.state[p].update(x=torch.ones(2))": "the optimizer's state in the checkpoint does not fit at 0.x",
+    "self.state.update(x=3)": "its state holds 'x', which is no parameter's",
+    "exits()": "step() raised SystemExit: 0",
+}
+
+
+@pytest.mark.parametrize("done", LATER)
+def test_what_a_later_step_does_is_named_by_class_round_and_way_on(
+    done: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + OPTIMIZERS)
+    code, said = fedsim_run(capsys, *named(settings, "optimizer", "Does", done=done, late=2))
+    assert (code, said.count("\n")) == (2, 1), said
+    assert f"optimizer={module}.Does: {LATER[done]}" in said
+    assert "in round 3, which was released" in said
+    assert "mend it, and go on with resume=" in said
 
 
 @pytest.mark.parametrize("kind", ["Undeclared", "Declared"])
