@@ -366,6 +366,8 @@ def _started_with(folder: Path, command: str) -> list[str]:
     """The overrides that the run in a folder was started with."""
     if not (folder / RUN_FILE).is_file() and (folder / _SWEEP_FILE).is_file():
         raise ConfigError(f"resume={folder} holds a sweep, not one run: add --multirun to go on with its jobs")
+    if folder.name == RUN_FILE and folder.is_file():
+        raise ConfigError(f"resume={folder} is a file of a run: give the folder, resume={folder.parent}")
     content = read_started(folder)
     if content.get("command") != command:
         raise ConfigError(f"resume={folder} holds a run of `fedsim {content.get('command')}`: resume it with that")

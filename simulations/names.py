@@ -158,6 +158,10 @@ def made(setting: str, node: DictConfig) -> Any:
         with loading(setting, target):
             return instantiate(node)
     except InstantiationException as error:
+        if "blocklisted" in str(error) and error.__cause__ is None:
+            raise ConfigError(
+                f"{setting}._target_={target} runs code or commands, and is no class for this setting"
+            ) from error
         if is_own_code(target) or error.__cause__ is None or not str(error).startswith("Error in call"):
             raise
         reason = reason_of(error.__cause__)

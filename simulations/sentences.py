@@ -124,6 +124,8 @@ def _said(error: BaseException) -> str:
         return f"{setting} is no setting of this command" if setting in names.known() else names.unknown(setting)
     if found := re.match(r"Ambiguous value for argument '(([^=]*)=(.*?))'\s", text, re.S):
         return f"{found[1]} has several values: a list is {found[2]}=[{found[3]}], and --multirun runs each of them"
+    if found := re.match(r"Sweep parameters '(.*)' requires --multirun", text, re.S):
+        return f"{found[1]} has several values: --multirun runs each of them"
     if isinstance(error, InterpolationKeyError) and (found := re.match(r"Interpolation key '(.*)' not found", text)):
         key = re.search(r"full_key: (\S+)", text)
         return f"{key[1] if key else 'a setting'} refers to {found[1]}, which is no setting"

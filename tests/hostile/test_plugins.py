@@ -275,12 +275,9 @@ def test_a_class_that_closes_a_stream_of_the_command_is_no_traceback(
         patch.setattr(sys, "stdout", stream)
         patch.setattr(sys, "__stdout__", stream)
         arguments = named(settings, "selection", "Selector", chosen=f"{closed}.close() or np.arange(3)")
-        try:
-            with watched_streams():
-                ended = run_command("run", arguments)
-        except SystemExit as stop:
-            ended = stop.code
-    assert ended == code
+        with pytest.raises(SystemExit) as stop, watched_streams():
+            sys.exit(run_command("run", arguments))
+    assert stop.value.code == code
     assert capfd.readouterr().err == ("" if not code else "fedsim: standard output: was closed\n")
 
 
@@ -393,6 +390,73 @@ def test_a_class_that_cannot_be_looked_at_is_refused_by_its_setting(
     added = "+" if group.startswith("metrics") else ""
     given = [*settings[:-1], f"{added}{group}._target_={module}.Trap", "output_dir=run"]
     refused_unwritten(capsys, given, f"{group}._target_={module}.Trap: looking at it raised RuntimeError: meta __")
+
+
+TARGETS = {
+    "5": "5 must be the name of a class, such as package.module.CLASS",
+    "[a]": "must be the name of a class",
+    "..a.B": "..a.B must be the name of a class",
+    "nowhere.A": "nowhere.A: there is no module nowhere",
+    "fedsim_userdp.selection.PoisonSelector": "did you mean fedsim_userdp.selection.PoissonSelector?",
+    "broken.MADE": "broken.MADE is an object of Selector and no class: name its class",
+    "needs.A": "needs.A: importing it raised ModuleNotFoundError: No module named 'not_installed', at an import of its",
+    "beside.A": "beside.A: importing it raised ImportError: attempted relative import",
+    "nul.A": "nul.A: importing it raised SyntaxError: source code string cannot contain null bytes",
+    "os.system": "selection._target_=os.system runs code or commands, and is no class for this setting",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_that_is_none_is_said_by_what_is_wrong_with_it(
+    target: str, settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "broken": f"{PLUGINS}\nMADE = Selector()", "needs": "import not_installed", "beside": "from . import x",
+        "nul": "class A: pass\n\0",
+    }  # fmt: skip
+    for name, content in files.items():
+        Path(f"{name}.py").write_text(content)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.invalidate_caches()
+    monkeypatch.syspath_prepend(Path.cwd())
+    kept = [one for one in settings[:-1] if not one.startswith("selection.")]
+    given = [f"selection._target_={target}", "~selection.sampling_prob", "output_dir=run"]
+    refused_unwritten(capsys, [*kept, *given], TARGETS[target])
+
+
+SAID = {
+    "optimizer._target_=torch.optim.LBFGS": "LBFGS asks for the loss again within a step, which would be a release",
+    "optimizer._target_=torch.optim.SparseAdam": "SparseAdam takes sparse gradients, and a mean with noise is none",
+    "seed=glob(*)": "seed=glob(*) has several values: --multirun runs each of them",
+    "model.path=''": "model.path= names no model",
+}
+
+
+@pytest.mark.parametrize("given", SAID)
+def test_what_cannot_be_used_is_said_by_its_setting(
+    given: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused_unwritten(capsys, [*settings[:-1], given, "output_dir=run"], SAID[given])
+
+
+def test_a_file_of_a_run_is_not_gone_on_with_and_its_folder_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    code, said = fedsim_run(capsys, f"resume={tmp_path}/run.json")
+    assert (code, said) == (
+        2,
+        f"fedsim: resume={tmp_path}/run.json is a file of a run: give the folder, resume={tmp_path}\n",
+    )
+
+
+def test_of_several_exceptions_in_one_the_first_is_said(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = "(_ for _ in ()).throw(ExceptionGroup('all', [ExceptionGroup('some', [ValueError('first')])]))"
+    refused_unwritten(
+        capsys, named(settings, "selection", "Selector", chosen=chosen), "raised ValueError: first in round"
+    )
 
 
 def test_an_optimizer_that_writes_what_is_not_finite_is_named(

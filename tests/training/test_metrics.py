@@ -107,8 +107,8 @@ def test_a_metric_that_changes_the_model_is_refused_and_the_adapter_is_as_before
 class Sly:
     """Is of no class that can be asked for."""
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         raise RuntimeError("no such class")
 
 
@@ -119,7 +119,18 @@ class AnswersSlyly:
         return Sly()  # type: ignore[return-value]
 
 
-NO_NUMBERS = [None, "1", True, [1.0], {}, torch.zeros(2), "raises", 10**400, torch.tensor(1j), torch.ones(0)]
+NO_NUMBERS: list[object] = [
+    None,
+    "1",
+    True,
+    [1.0],
+    {},
+    torch.zeros(2),
+    "raises",
+    10**400,
+    torch.tensor(1j),
+    torch.ones(0),
+]
 
 
 @pytest.mark.parametrize("answer", NO_NUMBERS)
