@@ -190,6 +190,8 @@ def _check_value(argument: str) -> None:
 def _check_place(argument: str) -> None:
     """Raises ConfigError where Hydra's own settings name the folder, which `output_dir` does."""
     key, value = override_key(argument), argument.partition("=")[2]
+    if key == "hydra.output_subdir" and value.strip(" \"'") != "null":
+        raise ConfigError(f"{argument}: files of Hydra's own are no part of a run's folder: leave it out")
     if key in ("hydra.run.dir", "hydra.sweep.dir"):
         raise ConfigError(
             f"{argument}: a run and all jobs of a sweep lie in one folder, and output_dir names it: write "

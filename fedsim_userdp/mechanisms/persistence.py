@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedsim_userdp.errors import ConfigError, PrivacyFileError, ReleasedOtherwise
+from fedsim_userdp.errors import ConfigError, PluginError, PrivacyFileError, ReleasedOtherwise
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.history import History
 from fedsim_userdp.mechanisms.keys import FILE, mark_of_draw, remove_keys
@@ -79,7 +79,8 @@ class RunState:
         if self._start is None:
             self.history.begin()
             return
-        load_trainable_state(self.history.model, self._start.adapter)
+        with _as_before("lora"):
+            load_trainable_state(self.history.model, self._start.adapter)
         self.history.resume(self._journal.go_back(JournalEnd.from_json(self._start.notes.get("journal"))))
         self._num_saved = len(self.history.rounds)
         if self.history.rounds[-1].round != self._start.round:
@@ -113,7 +114,8 @@ class RunState:
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Puts the checkpoint's optimizer state in place; nothing from the beginning."""
         if self._start is not None:
-            load_optimizer_tensors(optimizer, self._start.optimizer, self.history.run.study.optimizer_fn)
+            with _as_before("optimizer"):
+                load_optimizer_tensors(optimizer, self._start.optimizer, self.history.run.study.optimizer_fn)
 
     def save_if_due(
         self,
@@ -180,6 +182,17 @@ class RunState:
         self.history.run.place.begin()
         if not self.history.run.keys.run.is_seeded:
             remove_keys(self._folder.path)
+
+
+@contextmanager
+def _as_before(section: str) -> Iterator[None]:
+    """Within the block, what of a checkpoint does not fit is said to follow from a section of settings."""
+    try:
+        yield
+    except PluginError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{section}: {error}: go back to the settings that the run was started with") from error
 
 
 def one_release(guarantee: Guarantee) -> Release:

@@ -427,6 +427,7 @@ def test_a_target_that_is_none_is_said_by_what_is_wrong_with_it(
 SAID = {
     "optimizer._target_=torch.optim.LBFGS": "LBFGS asks for the loss again within a step, which would be a release",
     "optimizer._target_=torch.optim.SparseAdam": "SparseAdam takes sparse gradients, and a mean with noise is none",
+    "hydra.output_subdir=abc": "hydra.output_subdir=abc: files of Hydra's own are no part of a run's folder",
     "seed=glob(*)": "seed=glob(*) has several values: --multirun runs each of them",
     "model.path=''": "model.path= names no model",
 }
@@ -437,6 +438,17 @@ def test_what_cannot_be_used_is_said_by_its_setting(
     given: str, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused_unwritten(capsys, [*settings[:-1], given, "output_dir=run"], SAID[given])
+
+
+@pytest.mark.parametrize(("changes", "said"), [("lora.rank=2", "lora: adapter does"), ("optimizer=sgd", "optimizer: ")])
+def test_a_checkpoint_that_does_not_fit_names_the_section_that_changed(
+    changes: str, said: str, settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_in_round(2, [*settings[:-1], "output_dir=run"], monkeypatch)
+    code, heard = fedsim_run(capsys, "resume=run", changes, "checkpoint.allow_changes=true")
+    assert code == 2
+    assert heard.splitlines()[-1].startswith(f"fedsim: {said}"), heard
+    assert heard.endswith(": go back to the settings that the run was started with\n")
 
 
 def test_a_file_of_a_run_is_not_gone_on_with_and_its_folder_is_named(
