@@ -63,7 +63,7 @@ def default_cache_dir() -> Path:
         ValueError: This user has no home folder, and no variable names another place.
     """
     if chosen := os.environ.get(VARIABLE):
-        return path_of(chosen, VARIABLE)
+        return folder_of(chosen, VARIABLE)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / _APP
     if sys.platform == "darwin":
@@ -85,6 +85,24 @@ def path_of(path: str, setting: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{setting}={path}: it is not known which folder ~ stands for: give the whole path") from error
+
+
+def folder_of(path: str, setting: str) -> Path:
+    """Returns the folder of caches that a setting names; it need not exist.
+
+    Args:
+        path: The setting's value.
+        setting: Its name, for the message.
+
+    Raises:
+        ValueError: It names none, or a file.
+    """
+    if not path.strip():
+        raise ValueError(f"{setting}= names no folder: name one, or leave {setting} out")
+    folder = path_of(path, setting)
+    if folder.is_file():
+        raise ValueError(f"{setting}={path} is a file: name a folder")
+    return folder
 
 
 def _home() -> Path:

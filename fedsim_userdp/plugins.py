@@ -89,6 +89,8 @@ def class_name(plugin: object) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Returns an exception's class and the first line of what it says."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     try:
         lines = str(error).strip().splitlines()
     except Exception:  # noqa: BLE001 - anybody's class can fail at this too

@@ -82,6 +82,12 @@ class Checkpointing:
     keep: int = 2
     allow_changes: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value} must be a whole number of at least 1")
+
 
 @dataclass(frozen=True)
 class Local:
@@ -216,6 +222,10 @@ class Settings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     local: Local = field(default_factory=Local)
     central: Central = field(default_factory=Central)
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and not (isinstance(self.threads, int) and 1 <= self.threads <= 1024):
+            raise ConfigError(f"threads={self.threads} must be a whole number from 1 to 1024, or null")
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Self:

@@ -25,12 +25,14 @@ from omegaconf.errors import InterpolationResolutionError
 from fedsim_userdp import __version__
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms import settings_tree
+from fedsim_userdp.mechanisms.cache_folder import check_cache_folders
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import is_own_code, leaves
 from fedsim_userdp.mechanisms.started import FORMAT, RUN_FILE, check_continues, read_started, write_started
 from fedsim_userdp.simulations import hydras_own, names
 from fedsim_userdp.simulations.explanations import choices
 from fedsim_userdp.simulations.kinds import annotations, in_words, is_taken, word_of
+from fedsim_userdp.simulations.metric_arguments import leaves_out_metrics, with_metrics_changed
 
 GROUPS = frozenset(
     {"mechanism", "selection", "data", "records", "model", "engine", "optimizer", "experiment"}
@@ -89,7 +91,8 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     _check_one_place(quoted, folder)
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
     is_sweep = bool(_SWEEP & set(quoted))
-    stored = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
+    found_there = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
+    stored, quoted = with_metrics_changed([*found_there], quoted)
     if is_sweep:  # each of its jobs finds out by itself what is left to do
         quoted = [argument for argument in quoted if override_key(argument) != "resume"]
     kept = [override for override in stored if override_key(override) not in given]
@@ -138,6 +141,8 @@ def _check_known(argument: str, after: str) -> None:
             )
     elif "=" in argument or argument.startswith("~"):
         key = override_key(argument)
+        if leaves_out_metrics(argument):
+            return
         names.check_name(key, groups=GROUPS)
         if argument.startswith("~") and key.partition(".")[0] not in GROUPS:
             raise ConfigError(f"{argument}: {key} cannot be left out; set it by {key}=VALUE")
@@ -184,6 +189,8 @@ def _check_value(argument: str) -> None:
 def _check_place(argument: str) -> None:
     """Raises ConfigError where Hydra's own settings name the folder, which `output_dir` does."""
     key, value = override_key(argument), argument.partition("=")[2]
+    if key == "hydra.output_subdir" and value.strip(" \"'") != "null":
+        raise ConfigError(f"{argument}: files of Hydra's own are no part of a run's folder: leave it out")
     if key in ("hydra.run.dir", "hydra.sweep.dir"):
         raise ConfigError(
             f"{argument}: a run and all jobs of a sweep lie in one folder, and output_dir names it: write "
@@ -243,14 +250,27 @@ def check_subdir(subdir: str) -> None:
 def check_types(config: DictConfig, config_name: str) -> None:
     """Raises ConfigError when a setting of the running job is of another kind than its default."""
     _check_references(config)
-    chosen = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
     names.check_arguments(config)
     _check_output_dir(config)
+    check_kinds(config, config_name)
+
+
+def check_kinds(config: DictConfig, config_name: str, only: Sequence[str] = ()) -> None:
+    """Raises ConfigError when a setting is of another kind than its default.
+
+    Args:
+        config: a job's configuration.
+        config_name: the command's.
+        only: sections and settings that alone are looked at; empty for all.
+    """
+    chosen = [override for override in HydraConfig.get().overrides.task if override_key(override) in GROUPS]
     defaults = OmegaConf.to_container(hydra.compose(config_name, overrides=chosen), resolve=True)
     settings = OmegaConf.to_container(config, resolve=True)
     annotated = annotations(config)
     for key, before in leaves(defaults):
         now = _at(settings, key)
+        if only and key.partition(".")[0] not in only:
+            continue
         if now is not _ABSENT and (now != before or type(now) is not type(before)):
             _check_kind(key, now, before, annotated.get(key, _ABSENT))
 
@@ -290,7 +310,7 @@ def _parent_of(config: DictConfig, key: str) -> object:
 
 
 def _check_output_dir(config: DictConfig) -> None:
-    """Raises ConfigError where the running job lies elsewhere than `output_dir` says, by settings of Hydra's own."""
+    """Raises ConfigError where the running job lies elsewhere than `output_dir` says, or what it keeps lies there."""
     hydra_settings = HydraConfig.get()
     is_sweep = hydra_settings.mode == RunMode.MULTIRUN
     if hydra_settings.mode is None or OmegaConf.is_missing(hydra_settings.runtime, "cwd"):
@@ -302,6 +322,8 @@ def _check_output_dir(config: DictConfig) -> None:
             f"output_dir={config.output_dir} and hydra.{'sweep' if is_sweep else 'run'}.dir={named} name two folders: "
             "leave the latter out"
         )
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    check_cache_folders(settings, Path(hydra_settings.runtime.output_dir), *([place] if is_sweep else []))
 
 
 def _quoted_if_needed(argument: str) -> str:
@@ -345,6 +367,8 @@ def _started_with(folder: Path, command: str) -> list[str]:
     """The overrides that the run in a folder was started with."""
     if not (folder / RUN_FILE).is_file() and (folder / _SWEEP_FILE).is_file():
         raise ConfigError(f"resume={folder} holds a sweep, not one run: add --multirun to go on with its jobs")
+    if folder.name == RUN_FILE and folder.is_file():
+        raise ConfigError(f"resume={folder} is a file of a run: give the folder, resume={folder.parent}")
     content = read_started(folder)
     if content.get("command") != command:
         raise ConfigError(f"resume={folder} holds a run of `fedsim {content.get('command')}`: resume it with that")

@@ -116,11 +116,12 @@ def _run(name: str, arguments: list[str]) -> int:
             return 0
         completed = arguments if name in PLAIN else complete_arguments(name, arguments)
         own_files.find_named_classes(completed)
-        with contextlib.nullcontext() if name in PLAIN else nothing_left(completed):
+        with contextlib.ExitStack() as kept:
+            kept.enter_context(contextlib.nullcontext() if name in PLAIN else nothing_left(completed))
             if name in SWEPT and {"-m", "--multirun"} & set(completed):
-                from fedsim_userdp.simulations import jobs
+                from fedsim_userdp.simulations import jobs, sweep_list
 
-                jobs.check_jobs(name, completed)
+                kept.enter_context(sweep_list.kept_where_jobs_begin(jobs.check_jobs(name, completed)))
                 failed = jobs.FAILED
                 failed.clear()
             sys.argv = [f"fedsim {name}", *completed]
@@ -128,7 +129,9 @@ def _run(name: str, arguments: list[str]) -> int:
                 importlib.import_module(COMMANDS[name][0]).main()
     except MENDABLE as error:
         if failed:
-            _stop(f"{len(failed)} jobs did not run to their end: {', '.join(failed)}")
+            _said_of_diverged(jobs.DIVERGED)
+            its = "its" if len(failed) == 1 else "their"
+            _stop(f"{jobs.in_words(len(failed))} did not run to {its} end: {', '.join(failed)}")
         _stop(folder_refused(error, completed) or sentence(error))
     module = sys.modules.get("fedsim_userdp.simulations.jobs")
     return 0 if module is None else _said_of_diverged(module.DIVERGED)

@@ -21,10 +21,11 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.own_folder import MARKS, busy_around, check_plain, mark_of_a_run, run_above
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import leaves
-from fedsim_userdp.mechanisms.started import RUN_FILE, settings_changed
+from fedsim_userdp.mechanisms.started import OF_FIGURES, RUN_FILE, read_started, settings_changed
 from fedsim_userdp.printable import printable
 from fedsim_userdp.simulations import hydras_own
 from fedsim_userdp.simulations.arguments import beginning, check_subdir, check_types, override_key
+from fedsim_userdp.simulations.free_settings import FreeSettings
 from fedsim_userdp.simulations.job_folder import folder_of_job
 from fedsim_userdp.simulations.own_files import FOLDERS
 from fedsim_userdp.simulations.process import without_garbage_collection
@@ -185,12 +186,17 @@ def _has_ended(folder: Path) -> bool:
         return False
 
 
-def check_jobs(command: str, arguments: Sequence[str]) -> None:
-    """Raises ConfigError, before any job starts, where a job of a sweep would find another run in its folder.
+def check_jobs(command: str, arguments: Sequence[str]) -> Path:
+    """Returns the folder of a sweep, after checking, before any job starts, that each finds its own run in its folder.
+
+    Settings that may differ between a run and its continuation are checked too, as those of a run alone.
 
     Args:
         command: `run` or `compare`.
         arguments: the command line for Hydra.
+
+    Raises:
+        ConfigError, DataError, ValueError: no job can start.
     """
     if any(argument.partition("=")[0] in FOLDERS for argument in arguments):
         raise ConfigError("--config-dir is for one run: what its files set of a sweep would not be looked at before it")
@@ -215,11 +221,13 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
         problems: list[str] = []
         folders: dict[Path, int] = {}
         settings: dict[tuple[str, ...], int] = {}
+        free = FreeSettings(command, given, sweep)
         for number, job in enumerate(BasicSweeper.split_arguments(overrides, None)[0]):
             swept = ", ".join(one for one in job if one not in single)
             try:
                 config = compose(command, overrides=[named, *job], return_hydra_config=True)
                 folder = _folder_of(config, number, sweep)
+                free.check(config)
                 problem = _problem(config, folder) if is_there else ""
                 if (other := settings.setdefault(tuple(job), number)) != number:
                     problem = f"jobs {other} and {number} ({swept}) are the same"
@@ -233,7 +241,13 @@ def check_jobs(command: str, arguments: Sequence[str]) -> None:
             for folder in sorted(_started_in(sweep) - folders.keys())
         ]
     if problems:
-        raise ConfigError(f"{len(problems)} jobs cannot be run, and none was started: {'; '.join(problems)}")
+        raise ConfigError(f"{in_words(len(problems))} cannot be run, and none was started: {'; '.join(problems)}")
+    return sweep
+
+
+def in_words(number: int) -> str:
+    """Returns how many jobs, in words."""
+    return "1 job" if number == 1 else f"{number} jobs"
 
 
 def _check_one_folder(config: DictConfig) -> None:
@@ -274,8 +288,18 @@ def _states_a_sweep(folder: Path) -> bool:
 
 
 def _started_in(sweep: Path) -> set[Path]:
-    """The folders below a sweep's in which a job has started."""
-    return {Path(os.path.normpath(file.parent)) for file in sweep.rglob(RUN_FILE)} if sweep.is_dir() else set()
+    """The folders below a sweep's in which a job of it has started; other runs may have been put there since."""
+    found = {Path(os.path.normpath(file.parent)) for file in sweep.rglob(RUN_FILE)} if sweep.is_dir() else set()
+    return {folder for folder in found if not _has_folder_of_its_own(folder)}
+
+
+def _has_folder_of_its_own(folder: Path) -> bool:
+    """Whether a run was started in a folder that was named for it alone, not in one of its sweep's."""
+    try:
+        named = read_started(folder)["config"]["output_dir"]
+    except (ConfigError, KeyError, TypeError):
+        return False
+    return Path(str(named)).name == folder.name
 
 
 def _folder_of(config: DictConfig, number: int, sweep: Path) -> Path:
@@ -293,5 +317,5 @@ def _problem(config: DictConfig, folder: Path) -> str:
     if not (folder / RUN_FILE).is_file():
         mark = mark_of_a_run(folder)
         return f"{folder} holds {mark} and no {RUN_FILE}" if mark else ""
-    changed = settings_changed(OmegaConf.to_container(config, resolve=True), folder)
+    changed = settings_changed(OmegaConf.to_container(config, resolve=True), folder, OF_FIGURES)
     return f"{folder} holds another run ({'; '.join(changed.values())})" if changed else ""

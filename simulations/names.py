@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import inspect
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from fedsim_userdp import conf
@@ -19,6 +18,7 @@ from fedsim_userdp.errors import ConfigError, PluginError
 from fedsim_userdp.mechanisms.settings_tree import is_own_code
 from fedsim_userdp.plugins import loading, reason_of
 from fedsim_userdp.simulations.explanations import choices
+from fedsim_userdp.simulations.targets import check_importable, parameters
 
 # What people write for a setting that has another name here.
 _ALSO_CALLED = {
@@ -38,7 +38,6 @@ _ALSO_CALLED = {
 }
 _MOST = 3  # suggestions
 _HYDRA = "hydra"
-_NOT_FOUND = (ImportError, AttributeError, TypeError, ValueError, HydraException)  # of a `_target_`
 
 
 def check_name(key: str, *, groups: frozenset[str]) -> None:
@@ -102,10 +101,10 @@ def check_arguments(config: DictConfig) -> None:
     for key, node in nodes:
         if not isinstance(node, DictConfig) or "_target_" not in node or OmegaConf.is_missing(node, "_target_"):
             continue
-        _check_importable(str(key), str(node["_target_"]))
+        check_importable(str(key), node["_target_"])
         if key == "mechanism":
             check_takes_name(node)
-        takes = _parameters(str(node["_target_"]))
+        takes = parameters(str(key), str(node["_target_"]))
         unused = ["path"] if key == "data" and _has_unused_path(node, takes) else []  # left by the default corpus
         unused += ["public"] if key == "selection" else []
         for name in [str(name) for name in node if not str(name).startswith("_")]:
@@ -123,7 +122,7 @@ def check_takes_name(mechanism: DictConfig) -> None:
         mechanism: its settings, a `_target_` among them.
     """
     target, name = str(mechanism["_target_"]), mechanism.get("name")
-    takes = _parameters(target)
+    takes = parameters("mechanism", target)
     if takes is not None and "name" not in takes:
         raise ConfigError(
             f"mechanism._target_={target} takes no name, by which tables, files and folders call it: write "
@@ -135,7 +134,7 @@ def check_takes_name(mechanism: DictConfig) -> None:
 
 def without_unused_path(data: DictConfig) -> DictConfig:
     """Returns the settings of a corpus without a `path` that is null where its class takes none."""
-    if not _has_unused_path(data, _parameters(str(data["_target_"]))):
+    if not _has_unused_path(data, parameters("data", str(data["_target_"]))):
         return data
     kept = copy.deepcopy(data)
     with flag_override(kept, ["struct", "readonly"], False):
@@ -168,39 +167,20 @@ def made(setting: str, node: DictConfig) -> Any:
         with loading(setting, target):
             return instantiate(node)
     except InstantiationException as error:
+        if "blocklisted" in str(error) and error.__cause__ is None:
+            raise ConfigError(
+                f"{setting}._target_={target} runs code or commands, and is no class for this setting"
+            ) from error
         if is_own_code(target) or error.__cause__ is None or not str(error).startswith("Error in call"):
             raise
         reason = reason_of(error.__cause__)
         raise PluginError(f"{setting}._target_={target}: making it raised {reason}") from error
-
-
-def _check_importable(setting: str, target: str) -> None:
-    """Raises ConfigError where a `_target_` is a module or fails when imported; PluginError where it would exit."""
-    try:
-        with loading(setting, target):
-            found = get_object(target)
-    except PluginError:
+    except (ConfigError, PluginError, HydraException):
         raise
-    except _NOT_FOUND as error:
-        cause = error.__cause__
-        if cause is None or isinstance(cause, ImportError | AttributeError):
-            return  # whoever instantiates it says what is wrong
-        where = f" in {cause.filename}, line {cause.lineno}" if isinstance(cause, SyntaxError) else ""
-        reason = f"{type(cause).__name__}: {cause.msg}" if isinstance(cause, SyntaxError) else reason_of(cause)
-        raise ConfigError(f"{setting}._target_={target}: importing it raised {reason}{where}") from error
-    if inspect.ismodule(found):
-        raise ConfigError(f"{setting}._target_={target} is a module: name a class in it, as {target}.CLASS")
-
-
-def _parameters(target: str) -> list[str] | None:
-    """The names that a `_target_` takes; None where it takes any, or that is not known."""
-    try:
-        parameters = inspect.signature(get_object(target)).parameters.values()
-    except _NOT_FOUND:
-        return None  # whoever instantiates it says what is wrong
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
-        return None
-    return [one.name for one in parameters if one.kind is not inspect.Parameter.VAR_POSITIONAL and one.name != "self"]
+    except Exception as error:  # what a class raises that Hydra only looks at
+        if is_own_code(target):
+            raise
+        raise PluginError(f"{setting}._target_={target}: looking at it raised {reason_of(error)}") from error
 
 
 @cache

@@ -117,11 +117,15 @@ def _said(error: BaseException) -> str:
     refused = re.match(r"Could not (?:override|append to config|delete from config).*?'?([\w./@-]+)'?[.:]", text)
     if refused:
         setting = str(refused.group(1))
+        if setting.partition(".")[0] == "metrics" and "delete" in text:
+            return "~metrics.NAME leaves out a metric, or a setting of one, that there is not"
         if (group := setting.partition(".")[0]) in choices() and setting in names.known():
             return f"{setting} is no setting of the {group} that was chosen: leave it out, or choose another {group}"
         return f"{setting} is no setting of this command" if setting in names.known() else names.unknown(setting)
     if found := re.match(r"Ambiguous value for argument '(([^=]*)=(.*?))'\s", text, re.S):
         return f"{found[1]} has several values: a list is {found[2]}=[{found[3]}], and --multirun runs each of them"
+    if found := re.match(r"Sweep parameters '(.*)' requires --multirun", text, re.S):
+        return f"{found[1]} has several values: --multirun runs each of them"
     if isinstance(error, InterpolationKeyError) and (found := re.match(r"Interpolation key '(.*)' not found", text)):
         key = re.search(r"full_key: (\S+)", text)
         return f"{key[1] if key else 'a setting'} refers to {found[1]}, which is no setting"

@@ -6,6 +6,7 @@ sentence, and the exit code is 2.
 """
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -51,11 +52,20 @@ class _Watched:
         with self._named():
             self._stream.flush()
 
+    def close(self) -> None:
+        """Writes what is buffered: the command closes its streams, and no class of the user's own."""
+        self.flush()
+
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
         """Turns a closed pipe into the end of the program, and names the stream in any other error."""
         try:
             yield
+        except ValueError as error:
+            if not self._stream.closed:
+                raise
+            self._stream = open(os.devnull, "w")  # noqa: SIM115
+            raise OSError(errno.EBADF, "was closed", self._name) from error
         except OSError as error:
             self._give_up()
             if isinstance(error, BrokenPipeError):

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fedsim_userdp.cache import default_cache_dir, path_of
+from fedsim_userdp.cache import default_cache_dir, folder_of
 from fedsim_userdp.data.corpus import Corpus, DropCounts
 from fedsim_userdp.data.ingestion import corpus_fingerprint
 from fedsim_userdp.data.perplexity import CachedScores, PerplexityRecords
@@ -18,6 +18,7 @@ from fedsim_userdp.data.records import RandomChunks, RandomRecords, RecordSelect
 from fedsim_userdp.data.split import UserSplit, split_users
 from fedsim_userdp.data.store import TokenStore, open_store
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.federation.engines import Engine
 from fedsim_userdp.mechanisms.circumstances import (
     Circumstances,
     foreign_classes,
@@ -60,10 +61,11 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
     for group in ("corpus", "model", "records", "engine"):
         refuse_replaced_method("data" if group == "corpus" else group, getattr(parts, group))
     if settings.threads is not None:
-        torch.set_num_threads(_threads(settings.threads))
+        torch.set_num_threads(settings.threads)
     model, selector = parts.model, parts.selection
     store = tokenised(parts.corpus, model, settings.tokens, settings.cache_dir)
     _check_selector(selector)
+    check_engine(parts.engine)
     if _asks_for_owners(tree["data"]) and not store.declares_owners:
         _log.warning("the records name no owner besides their user: the promise is to these users only")
     keep_places = store.declares_owners or not is_add_or_remove(selector, store.num_users, rounds)
@@ -164,7 +166,7 @@ def tokenised(corpus: Corpus, model: ModelSource, settings: TokenSettings, cache
             f"model.path={model.location}: its tokenizer has {len(tokenizer)} tokens and the model knows {known}: "
             "resize the model's embeddings, or give the tokenizer that belongs to it"
         )
-    return open_store(corpus, tokenizer, settings, None if cache_dir is None else Path(cache_dir).expanduser())
+    return open_store(corpus, tokenizer, settings, _path(cache_dir))
 
 
 def _split(settings: Split, store: TokenStore, *, keep_places: bool) -> UserSplit:
@@ -182,14 +184,7 @@ def _split(settings: Split, store: TokenStore, *, keep_places: bool) -> UserSpli
 
 def _path(value: str | None) -> Path | None:
     """A path, a tilde at its beginning expanded, or None."""
-    return None if value is None else path_of(value, "cache_dir")
-
-
-def _threads(value: int) -> int:
-    """The CPU threads, within what a machine can start."""
-    if not isinstance(value, int) or not 1 <= value <= 1024:
-        raise ConfigError(f"threads={value} must be a whole number from 1 to 1024, or null")
-    return value
+    return None if value is None else folder_of(value, "cache_dir")
 
 
 def _seed(value: int, key: str = "seed") -> int:
@@ -234,6 +229,19 @@ def _check_selector(selector: ClientSelector) -> None:
         raise ConfigError(
             f"selection={target_of(type(selector))} has no `probabilities`, nor `select`, `expected_cohort_size` and "
             "`release`: see fedsim_userdp.selection"
+        )
+
+
+_OF_ENGINE = ("num_nodes_for", "deals_by_size", "run")
+
+
+def check_engine(engine: Engine) -> None:
+    """Raises ConfigError unless an engine has what one has."""
+    with calling("engine", engine, "what an engine has"):
+        lacking = [name for name in _OF_ENGINE if not callable(getattr(engine, name, None))]
+    if lacking:
+        raise ConfigError(
+            f"engine={class_name(type(engine))} has no {lacking[0]}: see fedsim_userdp.federation.engines.Engine"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedsim_userdp.errors import ConfigError, PrivacyFileError, ReleasedOtherwise
+from fedsim_userdp.errors import ConfigError, PluginError, PrivacyFileError, ReleasedOtherwise
 from fedsim_userdp.mechanisms.guarantee import Guarantee
 from fedsim_userdp.mechanisms.history import History
 from fedsim_userdp.mechanisms.keys import FILE, mark_of_draw, remove_keys
@@ -25,7 +25,7 @@ from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.ledger import Ledger, check_ledger, entries
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy
-from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, optimizer_tensors
+from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, tensors_to_write
 from fedsim_userdp.training.journal import Journal, JournalEnd
 
 JOURNAL = "rounds.jsonl"
@@ -82,7 +82,8 @@ class RunState:
         if self._start is None:
             self.history.begin()
             return
-        load_trainable_state(self.history.model, self._start.adapter)
+        with _as_before("lora"):
+            load_trainable_state(self.history.model, self._start.adapter)
         self.history.resume(self._journal.go_back(JournalEnd.from_json(self._start.notes.get("journal"))))
         self._num_saved = len(self.history.rounds)
         if self.history.rounds[-1].round != self._start.round:
@@ -117,7 +118,8 @@ class RunState:
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Puts the checkpoint's optimizer state in place; nothing from the beginning."""
         if self._start is not None:
-            load_optimizer_tensors(optimizer, self._start.optimizer, self.history.run.study.optimizer_fn)
+            with _as_before("optimizer"):
+                load_optimizer_tensors(optimizer, self._start.optimizer, self.history.run.study.optimizer_fn)
 
     def save_if_due(
         self,
@@ -137,6 +139,7 @@ class RunState:
         if round != self.history.num_rounds and round % self._every:
             return
         self.history.run.place.begin()
+        tensors = tensors_to_write(optimizer, self.history.run.study.optimizer_fn, round)
         self._journal.append(dataclasses.asdict(record) for record in self.history.rounds[self._num_saved :])
         self._num_saved = len(self.history.rounds)
         notes: dict[str, object] = {
@@ -148,7 +151,7 @@ class RunState:
             "norms": {} if self._cohorts is None else {str(key): norm for key, norm in self._cohorts.norms.items()},
             "circumstances": self.history.circumstances.to_notes(),
         }
-        self._folder.write(Checkpoint(round, dict(adapter), optimizer_tensors(optimizer), notes))
+        self._folder.write(Checkpoint(round, dict(adapter), tensors, notes))
 
     def record(self, round: int, answers: str = "") -> None:
         """Writes the release of `round` to the ledger, to be called before it is made.
@@ -185,6 +188,17 @@ class RunState:
         self.history.run.place.begin()
         if not self.history.run.keys.run.is_seeded:
             remove_keys(self._folder.path)
+
+
+@contextmanager
+def _as_before(section: str) -> Iterator[None]:
+    """Within the block, what of a checkpoint does not fit is said to follow from a section of settings."""
+    try:
+        yield
+    except PluginError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{section}: {error}: go back to the settings that the run was started with") from error
 
 
 def _norms_in(notes: object) -> dict[int, float]:

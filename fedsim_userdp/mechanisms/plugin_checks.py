@@ -19,6 +19,11 @@ from fedsim_userdp.selection import Choosing, ClientSelector, expected_cohort_si
 from fedsim_userdp.training.checkpoints import check_comes_back
 from fedsim_userdp.training.schedule import new_optimizer, refuse_other_kind
 
+# Optimizers of torch that a noisy mean is no gradient for.
+_OF_OTHER_GRADIENTS: dict[object, str] = {
+    torch.optim.LBFGS: "asks for the loss again within a step, which would be a release each time",
+    torch.optim.SparseAdam: "takes sparse gradients, and a mean with noise is none",
+}
 _USERS = 4  # whose choice of records is tried out
 
 
@@ -127,6 +132,8 @@ def _check_records(run: Run, records_per_user: int) -> None:
 def _check_optimizer(optimizer_fn: Callable[..., torch.optim.Optimizer]) -> None:
     """Tries out a step, and whether a checkpoint gives back what the optimizer keeps."""
     kind = getattr(optimizer_fn, "func", optimizer_fn)
+    if kind in _OF_OTHER_GRADIENTS:
+        raise ConfigError(f"optimizer={class_name(kind)} {_OF_OTHER_GRADIENTS[kind]}: choose another")
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones(2, 2)
     optimizer = new_optimizer(optimizer_fn, {"adapter": parameter}.values(), 1e-3)

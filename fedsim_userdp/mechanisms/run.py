@@ -9,6 +9,7 @@ from typing import Any
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.federation.messages import RunDescription
 from fedsim_userdp.federation.worker import Worker, WorkerRecipe
+from fedsim_userdp.mechanisms.cache_folder import check_cache_folders
 from fedsim_userdp.mechanisms.circumstances import named_foreign
 from fedsim_userdp.mechanisms.construction import at_least_one
 from fedsim_userdp.mechanisms.identity import NEVER_CHANGED, identity_of, keys_of_run, origin_of, settings_digest
@@ -85,6 +86,7 @@ class Run:
             ConfigError, CheckpointError: one sentence on what is wrong.
         """
         name, tree = str(mechanism["name"]), {**study.tree, "mechanism": mechanism}
+        check_cache_folders(tree, place.folder, *([] if place.sweep is None else [place.sweep]))
         study = replace(study, circumstances=study.circumstances.naming(named_foreign({"mechanism": mechanism})))
         settings = settings_digest(tree)
         fingerprint = study.fingerprint(settings)

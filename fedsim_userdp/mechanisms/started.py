@@ -20,6 +20,7 @@ _FIXED = frozenset(
         *("mechanism.name", "mechanism._target_", "mechanism.records_per_user"),
     }
 )
+OF_FIGURES = frozenset({"metrics"})  # which decide nothing that is released, and may differ
 _LIST = "compare.mechanisms"
 RUN_FILE = "run.json"
 FORMAT = 1
@@ -64,7 +65,8 @@ def check_continues(
         ConfigError: some may not differ, or the folder holds no run.
     """
     said = settings_changed(settings, folder, but_for)
-    refused = [key for key in said if not may_change or _is_part_of(key, _FIXED)]
+    decisive = [key for key in said if not _is_part_of(key, OF_FIGURES)]
+    refused = [key for key in decisive if not may_change or _is_part_of(key, _FIXED)]
     if refused:
         fixed = [key for key in refused if _is_part_of(key, _FIXED)]
         fix = "checkpoint.allow_changes=true allows it"

@@ -163,10 +163,30 @@ _REASONS = (
 
 def _shards(location: str, index: Path) -> list[str]:
     """Names of the files that an index divides the weights among."""
+    return sorted(set(_weight_map(location, index).values()))
+
+
+def indexed_places(location: str, files: Mapping[str, Path]) -> dict[str, str]:
+    """Returns the file that each tensor is in according to the index of a model; empty where there is no need of one.
+
+    Raises:
+        ModelError: the index cannot be read.
+    """
+    return _weight_map(location, files[_INDEX]) if _INDEX in files and _WEIGHTS not in files else {}
+
+
+def _weight_map(location: str, index: Path) -> dict[str, str]:
+    """What an index says: names of tensors to names of files."""
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model.path={location}: {_INDEX} cannot be read ({error})") from error
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ModelError(
+            f"model.path={location}: {_INDEX} has no weight_map of tensors to files: fetch or save the model again"
+        )
+    return found
 
 
 def _piece_digest(file: Path, start: int) -> str:

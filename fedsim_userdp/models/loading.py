@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from fedsim_userdp.cache import default_cache_dir, path_of
+from fedsim_userdp.cache import default_cache_dir, folder_of, path_of
 from fedsim_userdp.errors import ModelError
 from fedsim_userdp.models.activations import checkpoint_activations
 from fedsim_userdp.models.causal import refuse_looking_ahead
@@ -29,6 +30,7 @@ from fedsim_userdp.models.precision import autocast_forward
 from fedsim_userdp.models.whole import (
     MOST_LAYERS,
     described_layers,
+    refuse_broken_config,
     refuse_incomplete,
     refuse_no_numbers,
     refuse_pointers,
@@ -86,12 +88,17 @@ class ModelSource:
         Raises:
             ModelError: when `path` looks like a folder or file but is none, or a GGUF file cannot be converted.
         """
+        if self.path is not None and not self.path.strip():
+            raise ModelError("model.path= names no model: give a model folder, a GGUF file or a Hub name")
         file = Path(self._origin)
         if file.suffix == ".safetensors":
             raise ModelError(f"model.path={self._origin} is one file of a model: give the folder that it is in")
         if file.is_file():
             return str(
-                converted(file, path_of(self.cache_dir, "model.cache_dir") if self.cache_dir else default_cache_dir())
+                converted(
+                    file,
+                    default_cache_dir() if self.cache_dir is None else folder_of(self.cache_dir, "model.cache_dir"),
+                )
             )
         return self._origin
 
@@ -153,6 +160,7 @@ class ModelSource:
         """
         folder = Path(self.location)
         if folder.is_dir():
+            refuse_broken_config(self.location, folder / "config.json")
             refuse_pointers(self.location, {file.name: file for file in folder.glob("*.json")})
             refuse_no_numbers(self.location, folder / "config.json")
         else:
@@ -221,8 +229,11 @@ class ModelSource:
         shapes = tensor_shapes(self.location, files)
         refuse_too_many_layers(self.location, files, len(shapes))
         try:
-            if AutoConfig.from_pretrained(self.location, trust_remote_code=False).is_encoder_decoder:
+            config = AutoConfig.from_pretrained(self.location, trust_remote_code=False)
+            if config.is_encoder_decoder:
                 raise ModelError("it is an encoder-decoder, which reads its input as a whole: give a causal one")
+            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+                raise ModelError(f"{config.model_type} is not causal: give a causal language model")
             with within_sizes_of(shapes), quiet_libraries():  # what is not whole is refused by name below
                 # No code and no pickle of the model's own: a prompt would ask whether to run the former.
                 model, found = AutoModelForCausalLM.from_pretrained(

@@ -20,6 +20,7 @@ from torch.nn.modules.module import (
 )
 
 from fedsim_userdp.errors import ModelError
+from fedsim_userdp.models.digest import indexed_places
 
 # Settings that a model's code turns into so many layers, each with tensors of its own.
 _LAYERS = (
@@ -62,6 +63,31 @@ def refuse_pointers(location: str, files: Mapping[str, Path]) -> None:
             )
 
 
+def refuse_broken_config(location: str, config: Path) -> None:
+    """Raises ModelError where a `config.json` is no JSON object, or has a kind or dtype that is none."""
+    try:
+        content = json.loads(config.read_bytes())
+    except OSError:
+        return  # whoever needs it says so
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"model.path={location}: config.json is no JSON ({error}): fetch or save it again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"model.path={location}: config.json holds no settings by name: fetch or save it again")
+    kind = content.get("model_type", "")
+    if not isinstance(kind, str):
+        raise ModelError(
+            f"model.path={location}: config.json says model_type={json.dumps(kind)[:80]}, which must be a text"
+        )
+    for key in ("dtype", "torch_dtype"):
+        dtype = content.get(key)
+        if not isinstance(dtype, str) or dtype == "auto":
+            continue
+        if not isinstance(getattr(torch, dtype.removeprefix("torch."), None), torch.dtype):
+            raise ModelError(
+                f"model.path={location}: config.json says {key}={json.dumps(dtype)[:80]}, which is no dtype of torch"
+            )
+
+
 def refuse_too_many_layers(location: str, files: Mapping[str, Path], most: int) -> None:
     """Raises ModelError where a `config.json` describes more layers than `most`, the tensors that there are."""
     found = described_layers(files["config.json"])
@@ -92,6 +118,12 @@ def refuse_no_numbers(location: str, config: Path) -> None:
 
 
 _WEIGHTS = (".weight", ".bias")  # how names of weights end
+_KINDS = ("F64", "F32", "F16", "BF16")  # of numbers that weights may be
+
+
+def _is_weight(name: str, kind: str) -> bool:
+    """Whether a tensor is a weight: by its name, or by its kind, which no mask or list of places has."""
+    return name.endswith(_WEIGHTS) or kind[0] in "CF"
 
 
 def described_layers(config: Path) -> dict[str, float]:
@@ -111,6 +143,7 @@ def tensor_shapes(location: str, files: Mapping[str, Path]) -> dict[str, tuple[i
             wrapped around the model.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    places: dict[str, str] = {}
     for name, path in files.items():
         if not name.endswith(".safetensors"):
             continue
@@ -118,21 +151,49 @@ def tensor_shapes(location: str, files: Mapping[str, Path]) -> dict[str, tuple[i
             with safe_open(path, "pt") as file:
                 slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
                 shapes |= {key: tuple(one.get_shape()) for key, one in slices.items()}
-                whole = [key for key, one in slices.items() if key.endswith(_WEIGHTS) and one.get_dtype()[:1] in "IU"]
+                places |= dict.fromkeys(slices, name)
+                kinds = {key: str(one.get_dtype()) for key, one in slices.items()}
         except (SafetensorError, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise ModelError(
                 f"model.path={location}: {name} is no whole safetensors file ({reason}): fetch or save it again"
             ) from error
-        if whole:
+        strange = [key for key, kind in kinds.items() if kind not in _KINDS and _is_weight(key, kind)]
+        if strange:
+            kind = kinds[strange[0]]
+            held = "whole numbers" if kind[0] in "IU" else kind
             raise ModelError(
-                f"model.path={location}: {name} holds weights as whole numbers, such as {whole[0]}: give a model whose "
+                f"model.path={location}: {name} holds weights as {held}, such as {strange[0]}: give a model whose "
                 "weights are float32, float16 or bfloat16"
             )
+    _refuse_other_places(location, indexed_places(location, files), places)
     for prefix, advice in _PREFIXES.items():
         if shapes and sum(key.startswith(prefix) for key in shapes) * 2 > len(shapes):
             raise ModelError(f"model.path={location}: its tensors' names begin with {prefix!r}, {advice}")
     return shapes
+
+
+def _refuse_other_places(location: str, said: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raises ModelError where an index says of a tensor that it is in a file in which it is not, or leaves one out."""
+    problem = next(
+        (
+            f"says that {name} is in {file}, which does not hold it"
+            for name, file in said.items()
+            if found.get(name) != file
+        ),
+        "",
+    )
+    if said and not problem:
+        problem = next(
+            (
+                f"does not name {name}, which {file} holds"
+                for name, file in found.items()
+                if name not in said and file in said.values()
+            ),
+            "",
+        )
+    if problem:
+        raise ModelError(f"model.path={location}: its index {problem}: fetch or save the model again")
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedsim_userdp.errors import CheckpointError
+from fedsim_userdp.errors import CheckpointError, PluginError
 from fedsim_userdp.naming import naming
 from fedsim_userdp.plain_files import make_folder, move, read_file, remove, sync, write_file
-from fedsim_userdp.plugins import calling
-from fedsim_userdp.training.schedule import OptimizerFn, new_optimizer
+from fedsim_userdp.plugins import calling, class_name
+from fedsim_userdp.training.schedule import OptimizerFn, new_optimizer, options_of
 
 __all__ = [
     "Checkpoint",
@@ -31,6 +31,7 @@ __all__ = [
     "check_comes_back",
     "load_optimizer_tensors",
     "optimizer_tensors",
+    "tensors_to_write",
 ]
 
 FORMAT = 2
@@ -232,15 +233,36 @@ def check_comes_back(optimizer: torch.optim.Optimizer, optimizer_fn: OptimizerFn
     with calling("optimizer", optimizer, "writing its state to a checkpoint"):
         content = save(_named(Checkpoint(1, {}, written, {})))
     fresh = new_optimizer(optimizer_fn, _copies(optimizer), optimizer.param_groups[0]["lr"])
-    options = _options(fresh)
+    options = options_of(fresh)
     load_optimizer_tensors(fresh, _under("optimizer/", load(content)), optimizer_fn)
-    if changed := [name for name, value in _options(optimizer).items() if options.get(name) != value]:
+    if changed := [name for name, value in options_of(optimizer).items() if options.get(name) != value]:
         raise CheckpointError(
             f"step() changed {changed[0]} in param_groups, which no checkpoint holds: keep it in state"
         )
     again = optimizer_tensors(fresh)
     if lost := [name for name in written if name not in again or _bytes(again[name]) != _bytes(written[name])]:
         raise CheckpointError(f"its state does not come back out of a checkpoint at {_key(lost[0])}")
+
+
+def tensors_to_write(optimizer: torch.optim.Optimizer, optimizer_fn: OptimizerFn, round: int) -> dict[str, Tensor]:
+    """Returns `optimizer_tensors` for the checkpoint of a round; of a class of the user's own once they come back.
+
+    Args:
+        optimizer: after the step of the round.
+        optimizer_fn: what makes such an optimizer.
+        round: the round.
+
+    Raises:
+        PluginError: says what of its state no checkpoint gives back.
+    """
+    try:
+        if not type(optimizer).__module__.startswith("torch.optim."):
+            with torch.random.fork_rng(devices=[]):
+                check_comes_back(optimizer, optimizer_fn)
+        return optimizer_tensors(optimizer)
+    except (CheckpointError, PluginError) as error:
+        about = "" if isinstance(error, PluginError) else f"optimizer={class_name(optimizer)}: "
+        raise PluginError(f"{about}{error} (in round {round}, which was released)") from error
 
 
 def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, object]:
@@ -290,17 +312,6 @@ def _put_back(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str,
     for number, parameter in enumerate(_parameters_of(optimizer)):
         values = optimizer.state.get(parameter, {})
         values.update({key: value for key, value in state.get(number, {}).items() if key in values})
-
-
-def _options(optimizer: torch.optim.Optimizer) -> dict[str, str]:
-    """What the groups of an optimizer hold besides parameters and the learning rate, in words."""
-    groups = enumerate(optimizer.param_groups)
-    return {
-        f"group {number}'s {key}": repr(value)
-        for number, group in groups
-        for key, value in group.items()
-        if key not in ("params", "lr")
-    }
 
 
 def _key(name: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from fedsim_userdp.errors import PluginError
-from fedsim_userdp.plugins import calling, class_name, is_own
+from fedsim_userdp.plugins import calling, class_name, is_own, reason_of
 from fedsim_userdp.training.batches import IGNORED, MicroBatch, Unit, micro_batches
 from fedsim_userdp.training.losses import token_losses
 
@@ -91,17 +91,20 @@ def scored(
             raise PluginError(f"metrics.{name}={class_name(metric)}: score() changed the model, which it may only read")
         if not all(map(_has_same_records, users, own_users)):
             raise PluginError(f"metrics.{name}={class_name(metric)}: score() changed records, which it may only read")
-        if isinstance(value, bool) or not isinstance(value, int | float | Tensor) or not _is_single(value):
-            raise PluginError(
-                f"metrics.{name}={class_name(metric)}: score() must return a number, got {type(value).__name__}"
-            )
-        found[name] = float(value)
+        with calling(f"metrics.{name}", metric, "the answer of score()"):
+            found[name] = _as_number(name, metric, value)
     return found
 
 
-def _is_single(value: float | Tensor) -> bool:
-    """Whether a value is one number."""
-    return not isinstance(value, Tensor) or value.numel() == 1
+def _as_number(name: str, metric: Metric, value: object) -> float:
+    """What a metric answered, as one number of double precision; PluginError where it is none."""
+    about = f"metrics.{name}={class_name(metric)}: score() must return a number"
+    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+        raise PluginError(f"{about}, got {type(value).__name__}")
+    try:
+        return float(value)
+    except Exception as error:  # of a list, of complex or of far too large numbers
+        raise PluginError(f"{about} of double precision, got {type(value).__name__} ({reason_of(error)})") from error
 
 
 @torch.no_grad()
@@ -109,11 +112,11 @@ def _restore(model: nn.Module, before: Mapping[str, Tensor]) -> bool:
     """Puts an adapter's parameters and the model's mode back; returns whether the parameters had been changed."""
     model.eval()
     now = dict(model.named_parameters())
-    there = [name for name in before if name in now and now[name].shape == before[name].shape]
-    changed = [name for name in there if not torch.equal(now[name], before[name])]
+    changed = [name for name, tensor in before.items() if name not in now or not torch.equal(now[name], tensor)]
     for name in changed:
-        now[name].copy_(before[name])
-    return bool(changed) or len(there) < len(before)
+        if name in now:
+            now[name].data = before[name].clone()
+    return bool(changed)
 
 
 @torch.no_grad()

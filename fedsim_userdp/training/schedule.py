@@ -63,10 +63,33 @@ def take_step(optimizer: torch.optim.Optimizer, round: int) -> None:
     Raises:
         PluginError: when the optimizer raises, or makes a parameter another shape or dtype.
     """
-    before = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
-    with calling("optimizer", optimizer, "step()", f"in round {round}, which was released"):
+    when = f"in round {round}, which was released"
+    had = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    before, options = [parameter.detach() for parameter in had], options_of(optimizer)
+    with calling("optimizer", optimizer, "step()", when):
         optimizer.step()
-    refuse_other_kind(optimizer, before, f" in round {round}, which was released")
+    with calling("optimizer", optimizer, "what step() left in param_groups", when):
+        has = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        changed = [name for name, value in options_of(optimizer).items() if options.get(name) != value]
+    if len(has) != len(had) or any(one is not other for one, other in zip(has, had, strict=True)):
+        changed = ["the parameters"]
+    if changed:
+        raise PluginError(
+            f"optimizer={class_name(optimizer)}: step() changed {changed[0]} in param_groups, which no checkpoint "
+            f"holds, {when}: keep it in state"
+        )
+    refuse_other_kind(optimizer, before, f" {when}")
+
+
+def options_of(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Returns what the groups of an optimizer hold besides parameters and the learning rate, in words."""
+    groups = enumerate(optimizer.param_groups)
+    return {
+        f"group {number}'s {key}": repr(value)
+        for number, group in groups
+        for key, value in group.items()
+        if key not in ("params", "lr")
+    }
 
 
 def refuse_other_kind(optimizer: torch.optim.Optimizer, before: Sequence[Tensor], when: str = "") -> None:

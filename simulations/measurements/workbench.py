@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from peft import PeftModel
 from torch import Tensor
 
-from fedsim_userdp.cache import default_cache_dir, path_of
+from fedsim_userdp.cache import default_cache_dir, folder_of
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.user_wise import UserWise
@@ -80,7 +80,7 @@ class Workbench:
     @property
     def cache_dir(self) -> Path:
         """Where synthetic users are kept between runs."""
-        return default_cache_dir() if self.config.cache_dir is None else path_of(self.config.cache_dir, "cache_dir")
+        return default_cache_dir() if self.config.cache_dir is None else folder_of(self.config.cache_dir, "cache_dir")
 
     def fresh_model(self) -> PeftModel:
         """Returns the run's base model with the run's adapter, newly loaded."""

@@ -266,6 +266,21 @@ def test_a_class_that_prints_to_a_reader_that_is_gone_ends_the_command_in_silenc
     assert not os.path.lexists("run")
 
 
+@pytest.mark.parametrize(("closed", "code"), [("sys.stdout", 0), ("sys.__stdout__", 2), ("sys.stderr", 0)])
+def test_a_class_that_closes_a_stream_of_the_command_is_no_traceback(
+    closed: str, code: int, settings: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GlobalHydra.instance().clear()
+    with os.fdopen(os.dup(1), "w", buffering=1) as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "__stdout__", stream)
+        arguments = named(settings, "selection", "Selector", chosen=f"{closed}.close() or np.arange(3)")
+        with pytest.raises(SystemExit) as stop, watched_streams():
+            sys.exit(run_command("run", arguments))
+    assert stop.value.code == code
+    assert capfd.readouterr().err == ("" if not code else "fedsim: standard output: was closed\n")
+
+
 @pytest.mark.parametrize("group", ["selection", "records", "data", "optimizer", "mechanism", "engine", "metrics.mine"])
 def test_what_a_class_raises_when_it_is_made_is_said_with_group_and_class(
     group: str, settings: list[str], capsys: pytest.CaptureFixture[str]
@@ -338,6 +353,122 @@ def test_what_is_no_class_is_refused_by_its_setting(
     Path(f"{module}.py").write_text(content)
     given = [*settings[:-1], f"selection._target_={target.format(module)}", "output_dir=run"]
     refused_unwritten(capsys, given, said.format(module))
+
+
+ENGINES = """
+class Engine:
+    def __init__(self, num_nodes=None): pass
+class Half(Engine):
+    deals_by_size = run = 3
+    def num_nodes_for(self, num_users): return 1
+"""
+
+
+@pytest.mark.parametrize(("kind", "lacks"), [("Engine", "num_nodes_for"), ("Half", "deals_by_size")])
+def test_an_engine_that_is_none_is_refused_by_what_it_lacks(
+    kind: str, lacks: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + ENGINES)
+    said = f"engine={module}.{kind} has no {lacks}: see fedsim_userdp.federation.engines.Engine"
+    refused_unwritten(capsys, named(settings, "engine", kind), said)
+
+
+TRAPS = """
+class Meta(type):
+    def __getattr__(cls, name): raise RuntimeError("meta " + name)
+class Trap(Selector, metaclass=Meta): pass
+"""
+
+
+@pytest.mark.parametrize("group", ["selection", "records", "data", "optimizer", "mechanism", "engine", "metrics.mine"])
+def test_a_class_that_cannot_be_looked_at_is_refused_by_its_setting(
+    group: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + TRAPS)
+    added = "+" if group.startswith("metrics") else ""
+    given = [*settings[:-1], f"{added}{group}._target_={module}.Trap", "output_dir=run"]
+    refused_unwritten(capsys, given, f"{group}._target_={module}.Trap: looking at it raised RuntimeError: meta __")
+
+
+TARGETS = {
+    "5": "5 must be the name of a class, such as package.module.CLASS",
+    "[a]": "must be the name of a class",
+    "..a.B": "..a.B must be the name of a class",
+    "nowhere.A": "nowhere.A: there is no module nowhere",
+    "fedsim_userdp.selection.PoisonSelector": "did you mean fedsim_userdp.selection.PoissonSelector?",
+    "broken.MADE": "broken.MADE is an object of Selector and no class: name its class",
+    "needs.A": "needs.A: importing it raised ModuleNotFoundError: No module named 'not_installed', at an import of its",
+    "beside.A": "beside.A: importing it raised ImportError: attempted relative import",
+    "nul.A": "nul.A: importing it raised SyntaxError: source code string cannot contain null bytes",
+    "os.system": "selection._target_=os.system runs code or commands, and is no class for this setting",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_that_is_none_is_said_by_what_is_wrong_with_it(
+    target: str, settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "broken": f"{PLUGINS}\nMADE = Selector()", "needs": "import not_installed", "beside": "from . import x",
+        "nul": "class A: pass\n\0",
+    }  # fmt: skip
+    for name, content in files.items():
+        Path(f"{name}.py").write_text(content)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.invalidate_caches()
+    monkeypatch.syspath_prepend(Path.cwd())
+    kept = [one for one in settings[:-1] if not one.startswith("selection.")]
+    given = [f"selection._target_={target}", "~selection.sampling_prob", "output_dir=run"]
+    refused_unwritten(capsys, [*kept, *given], TARGETS[target])
+
+
+SAID = {
+    "optimizer._target_=torch.optim.LBFGS": "LBFGS asks for the loss again within a step, which would be a release",
+    "optimizer._target_=torch.optim.SparseAdam": "SparseAdam takes sparse gradients, and a mean with noise is none",
+    "hydra.output_subdir=abc": "hydra.output_subdir=abc: files of Hydra's own are no part of a run's folder",
+    "seed=glob(*)": "seed=glob(*) has several values: --multirun runs each of them",
+    "model.path=''": "model.path= names no model",
+}
+
+
+@pytest.mark.parametrize("given", SAID)
+def test_what_cannot_be_used_is_said_by_its_setting(
+    given: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused_unwritten(capsys, [*settings[:-1], given, "output_dir=run"], SAID[given])
+
+
+@pytest.mark.parametrize(("changes", "said"), [("lora.rank=2", "lora: adapter does"), ("optimizer=sgd", "optimizer: ")])
+def test_a_checkpoint_that_does_not_fit_names_the_section_that_changed(
+    changes: str, said: str, settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_in_round(2, [*settings[:-1], "output_dir=run"], monkeypatch)
+    code, heard = fedsim_run(capsys, "resume=run", changes, "checkpoint.allow_changes=true")
+    assert code == 2
+    assert heard.splitlines()[-1].startswith(f"fedsim: {said}"), heard
+    assert heard.endswith(": go back to the settings that the run was started with\n")
+
+
+def test_a_file_of_a_run_is_not_gone_on_with_and_its_folder_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    code, said = fedsim_run(capsys, f"resume={tmp_path}/run.json")
+    assert (code, said) == (
+        2,
+        f"fedsim: resume={tmp_path}/run.json is a file of a run: give the folder, resume={tmp_path}\n",
+    )
+
+
+def test_of_several_exceptions_in_one_the_first_is_said(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = "(_ for _ in ()).throw(ExceptionGroup('all', [ExceptionGroup('some', [ValueError('first')])]))"
+    refused_unwritten(
+        capsys, named(settings, "selection", "Selector", chosen=chosen), "raised ValueError: first in round"
+    )
 
 
 def test_an_optimizer_that_writes_what_is_not_finite_is_named(
@@ -514,6 +645,13 @@ class Makes(torch.optim.SGD):
         self.left -= 1
         for p in self.param_groups[0]["params"] if self.left < 0 else []: p.data = eval(self.made)
 
+class Does(torch.optim.SGD):
+    def __init__(self, params, lr, done, late): super().__init__(params, lr); self.done, self.left = done, late
+    def step(self, closure=None):
+        self.left -= 1
+        p = self.param_groups[0]["params"][0]
+        if self.left < 0: eval(self.done)
+
 class LoadsNothing(Remembering):
     def load_state_dict(self, state): pass
 """
@@ -586,6 +724,32 @@ def test_a_later_step_to_another_shape_is_named_by_class_and_round(
     code, said = fedsim_run(capsys, *named(settings, "optimizer", "Makes", made="p.data[:1]", late=1))
     assert (code, said.count("\n")) == (2, 1), said
     assert "in round 2, which was released" in said
+
+
+LATER = {
+    "self.param_groups[0]['params'].clear()": "step() changed the parameters in param_groups",
+    "self.param_groups.clear()": "step() changed the parameters in param_groups",
+    "setattr(self, 'param_groups', None)": "what step() left in param_groups raised TypeError",
+    "self.param_groups[0].update(momentum=1)": "step() changed group 0's momentum in param_groups",
+    "self.state[p].update(x=print)": "its state has 'x' of class builtin_function_or_method",
+    "self.state[p].update(x=torch.ones(2).to_sparse())": "writing its state to a checkpoint raised",
+    "self.state[p].update(x=torch.ones(2))": "the optimizer's state in the checkpoint does not fit at 0.x",
+    "self.state.update(x=3)": "its state holds 'x', which is no parameter's",
+    "exits()": "step() raised SystemExit: 0",
+}
+
+
+@pytest.mark.parametrize("done", LATER)
+def test_what_a_later_step_does_is_named_by_class_round_and_way_on(
+    done: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = settings[-1].partition("=")[2]
+    Path(f"{module}.py").write_text(PLUGINS + OPTIMIZERS)
+    code, said = fedsim_run(capsys, *named(settings, "optimizer", "Does", done=done, late=2))
+    assert (code, said.count("\n")) == (2, 1), said
+    assert f"optimizer={module}.Does: {LATER[done]}" in said
+    assert "in round 3, which was released" in said
+    assert "mend it, and go on with resume=" in said
 
 
 @pytest.mark.parametrize("kind", ["Undeclared", "Declared"])

@@ -73,6 +73,85 @@ def test_weights_that_are_whole_numbers_are_refused(folder: Path) -> None:
         ModelSource(path=str(folder), device="cpu").load()
 
 
+@pytest.mark.parametrize("name", [NORM, "mine"])
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.complex64, "C64"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_weights_of_other_kinds_of_numbers_are_refused(folder: Path, dtype: torch.dtype, kind: str, name: str) -> None:
+    change_tensors(folder, lambda tensors: tensors.update({name: tensors[NORM].to(dtype)}))
+    with pytest.raises(ModelError, match=rf"holds weights as {kind}, such as {name}: give a model whose"):
+        ModelSource(path=str(folder), device="cpu").load()
+
+
+def in_two_files(folder: Path) -> dict[str, str]:
+    """Divides a model's weights between two files; returns what an index says of them."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(tensors)}
+    for file in sorted(set(places.values())):
+        held = {name: tensor for name, tensor in tensors.items() if places[name] == file}
+        save_file(held, folder / file, metadata={"format": "pt"})
+    return places
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({NORM: "OTHER"}, rf"its index says that {NORM} is in model-\d.safetensors, which does not hold it"),
+        ({"mine": "model-0.safetensors"}, "its index says that mine is in model-0.safetensors, which does not"),
+        ({NORM: None}, rf"its index does not name {NORM}, which model-\d.safetensors holds"),
+        ({NORM: 3}, "has no weight_map of tensors to files"),
+    ],
+)
+def test_an_index_that_contradicts_its_files_is_refused_by_tensor(
+    folder: Path, changes: dict[str, object], said: str
+) -> None:
+    places: dict[str, object] = {**in_two_files(folder)}
+    other = {"model-0.safetensors": "model-1.safetensors"}.get(str(places[NORM]), "model-0.safetensors")
+    changed = places | {name: other if file == "OTHER" else file for name, file in changes.items()}
+    kept = {name: file for name, file in changed.items() if file is not None}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": kept}))
+    if not said:
+        assert ModelSource(path=str(folder), device="cpu").load()
+        return
+    with pytest.raises(ModelError, match=said):
+        ModelSource(path=str(folder), device="cpu").load()
+
+
+@pytest.mark.parametrize("index", ["{}", "[1]", '{"weight_map": 3}'])
+def test_an_index_without_a_map_is_refused(folder: Path, index: str) -> None:
+    in_two_files(folder)
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match=r"model.safetensors.index.json has no weight_map of tensors to files"):
+        ModelSource(path=str(folder), device="cpu").weights_digest()
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{,", "config.json is no JSON"),
+        ("[1]", "config.json holds no settings by name"),
+        ('{"model_type": ["gpt2"]}', r'config.json says model_type=\["gpt2"\], which must be a text'),
+        ('{"model_type": "gpt2", "dtype": "float3"}', 'config.json says dtype="float3", which is no dtype of torch'),
+    ],
+)
+def test_a_broken_config_is_named_with_its_field(folder: Path, config: str, said: str) -> None:
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ModelError, match=said):
+        ModelSource(path=str(folder), device="cpu").load_tokenizer()
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "modernbert", "fnet"])
+def test_a_model_that_is_no_causal_one_is_said_to_be_none(folder: Path, kind: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ModelError, match=f"{kind} is not causal: give a causal language model"):
+        ModelSource(path=str(folder), device="cpu").load()
+
+
+def test_a_model_without_a_name_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"model.path= names no model"):
+        ModelSource(path="").load_tokenizer()
+
+
 def test_a_library_says_nothing_beside_the_refusal(folder: Path) -> None:
     said: list[str] = []
     handler = logging.Handler()

@@ -134,13 +134,67 @@ def test_a_metric_that_changes_what_the_next_one_scores_is_refused(
     assert len(tokenizer) == known
 
 
-@pytest.mark.parametrize("answer", [None, "1", True, [1.0], {}, torch.zeros(2), "raises"])
+class Sly:
+    """Is of no class that can be asked for."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise RuntimeError("no such class")
+
+
+class AnswersSlyly:
+    """Gives an object of such a class."""
+
+    def score(self, model: nn.Module, users: Sequence[Unit], tokenizer: PreTrainedTokenizerBase) -> float:
+        return Sly()  # type: ignore[return-value]
+
+
+NO_NUMBERS: list[object] = [
+    None,
+    "1",
+    True,
+    [1.0],
+    {},
+    torch.zeros(2),
+    "raises",
+    10**400,
+    torch.tensor(1j),
+    torch.ones(0),
+]
+
+
+@pytest.mark.parametrize("answer", NO_NUMBERS)
 def test_what_is_no_number_is_refused_by_name(
     answer: object, model: nn.Module, users: list[Unit], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     said = r"score\(\) raised RuntimeError: no such figure" if answer == "raises" else r"score\(\) must return a number"
     with pytest.raises(PluginError, match=rf"metrics.m=.*Answers: {said}"):
         scored({"m": Answers(answer)}, model, users, tokenizer)
+
+
+def test_an_answer_that_cannot_be_looked_at_is_refused_by_name(
+    model: nn.Module, users: list[Unit], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(PluginError, match=r"metrics.m=.*AnswersSlyly: the answer of score\(\) raised RuntimeError"):
+        scored({"m": AnswersSlyly()}, model, users, tokenizer)
+
+
+class LaterTooLarge:
+    """Gives a number when it is tried out, and none after training."""
+
+    left = 1
+
+    def score(self, model: nn.Module, users: Sequence[Unit], tokenizer: PreTrainedTokenizerBase) -> float:
+        type(self).left -= 1
+        return 1.0 if self.left == 0 else 10**400
+
+
+def test_a_number_beyond_double_precision_after_training_is_an_empty_cell(
+    tmp_path: Path,
+) -> None:
+    result = run(small_study(metrics={"own": LaterTooLarge()}), UserWise(rounds=1), tmp_path / "run")
+    assert result.rows[0].metrics == {"own": None}
+    assert json.loads((tmp_path / "run" / "results.json").read_text())[0]["metrics"] == {"own": None}
 
 
 def small_study(**given: object) -> Study:
