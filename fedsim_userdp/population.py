@@ -42,6 +42,19 @@ class Population:
             raise ConfigError(f"there is no column {name!r} of public facts: name its file by selection.public")
         raise ConfigError(f"there is no column {name!r} of public facts; they have {', '.join(self.columns)}")
 
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """Returns a public fact that is a number for every user, shape [num_users].
+
+        Raises:
+            ConfigError: there is no such column, or it holds something else.
+        """
+        values = self.column(name)
+        if values.dtype.kind not in "fiu" or values.ndim != 1:
+            raise ConfigError(
+                f"the column {name!r} of public facts must hold a number for every user, not text or lists"
+            )
+        return values.astype(np.float64)
+
 
 @dataclass(frozen=True)
 class Past:

@@ -35,7 +35,7 @@ class AvailabilitySelector:
 
     def probabilities(self, round: int, population: Population, past: Past) -> np.ndarray:
         """Returns `sampling_prob` for those who are available, 0 for the others."""
-        since = ((round - 1) % self.hours_per_day - population.column(self.begin)) % self.hours_per_day
+        since = ((round - 1) % self.hours_per_day - population.numbers(self.begin)) % self.hours_per_day
         return np.where(since < self._hours(population), self.sampling_prob, 0.0)
 
     def denominator(self, round: int, population: Population) -> float:
@@ -44,5 +44,5 @@ class AvailabilitySelector:
 
     def _hours(self, population: Population) -> np.ndarray:
         """The hours of a day in which each user is available."""
-        length = (population.column(self.end) - population.column(self.begin)) % self.hours_per_day
+        length = (population.numbers(self.end) - population.numbers(self.begin)) % self.hours_per_day
         return np.where(length == 0, self.hours_per_day, length)

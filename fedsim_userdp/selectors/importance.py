@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.population import Past, Population
 
 
@@ -33,7 +34,9 @@ class ImportanceSelector:
 
     def probabilities(self, round: int, population: Population, past: Past) -> np.ndarray:
         """Returns the mean probability times the user's number over the mean one, at least `least_share` of it."""
-        numbers = population.column(self.column)
+        numbers = population.numbers(self.column)
+        if (numbers < 0).any():
+            raise ConfigError(f"the column {self.column!r} of public facts must hold numbers of at least 0")
         share = np.maximum(numbers / max(float(numbers.mean()), 1e-12), self.least_share)
         return np.minimum(share / share.mean() * self._mean(population), 1.0)
 

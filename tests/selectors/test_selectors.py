@@ -100,3 +100,15 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
         StratifiedSelector("country", 3).probabilities(1, USERS, Past())
     with pytest.raises(ValueError, match=r"no column 'region' .* name its file by selection\.public"):
         StratifiedSelector("region", 3).probabilities(1, Population.numbered(3), Past())
+
+
+@pytest.mark.parametrize("selector", [AvailabilitySelector(0.5, begin="region"), ImportanceSelector("region", 8)])
+def test_a_column_of_text_is_no_number(selector: Stating) -> None:
+    with pytest.raises(ValueError, match="column 'region' of public facts must hold a number for every user"):
+        selector.probabilities(1, USERS, Past())
+
+
+def test_numbers_below_zero_are_no_importance() -> None:
+    users = Population(USERS.id_hashes, {"records": np.array([-1.0] * 40)})
+    with pytest.raises(ValueError, match=r"column 'records' .* at least 0"):
+        ImportanceSelector("records", 8).probabilities(1, users, Past())
