@@ -215,6 +215,11 @@ class Cohorts:
         return None if bool((weights == 1.0).all()) else [float(weights[user]) for user in users]
 
     @property
+    def is_planned(self) -> bool:
+        """Whether `history` is the same in every round: what the whole run is drawn by."""
+        return self._plan is not None
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """Who is in each group that was accounted for, as noun phrases; empty where everybody is alike."""
         return () if self._plan is None else self._plan.in_words(self._population)
@@ -284,10 +289,12 @@ class Cohorts:
 
     @property
     def history(self) -> str:
-        """Digest of the users of every round so far, where these count; else empty.
+        """Digest of the users of every round so far, where these count, or of what a whole run is drawn by; else empty.
 
         It is not to be published: it confirms a guess of the cohorts.
         """
+        if self._plan is not None:
+            return self._plan.digest(self._population)
         return self._history.hexdigest() if self.counts_earlier else ""
 
     def catch_up(self, round: int) -> None:

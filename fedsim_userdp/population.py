@@ -22,6 +22,11 @@ class Population:
     id_hashes: NDArray[np.uint64]
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Keeps copies that nobody can write to: coins are drawn by these numbers."""
+        object.__setattr__(self, "id_hashes", _read_only(self.id_hashes))
+        object.__setattr__(self, "columns", {name: _read_only(values) for name, values in self.columns.items()})
+
     @classmethod
     def numbered(cls, num_users: int) -> "Population":
         """Returns a population whose users have their numbers as ids."""
@@ -68,3 +73,10 @@ class Past:
 
     rounds: int = 0
     norms: Mapping[int, float] = field(default_factory=dict)
+
+
+def _read_only(values: NDArray[Any]) -> NDArray[Any]:
+    """A copy of an array that cannot be written to, nor be made writable."""
+    kept = np.array(values)
+    kept.setflags(write=False)
+    return kept.view()

@@ -3,6 +3,7 @@
 Users with the same probabilities and weights in every round are a group.  The promise is that of the costliest group.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -111,6 +112,14 @@ class SamplingPlan:
             follows_past(selector),
             follows_population(selector),
         )
+
+    def digest(self, population: Population) -> str:
+        """Returns a digest of who is drawn how in which round, and of the denominators."""
+        found = hashlib.sha256()
+        parts = (population.id_hashes, self.group_of, self.probabilities, self.weights, self.denominators)
+        for part in parts:
+            found.update(np.ascontiguousarray(part).tobytes())
+        return found.hexdigest()
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -229,11 +238,11 @@ def _at(values: Floats, places: NDArray[np.int64]) -> Floats:
 
 
 def _people(users: NDArray[np.int64], columns: Mapping[str, NDArray[Any]]) -> str:
-    """How many users there are, and what is public that they have in common and others do not."""
+    """How many users there are, and what is public that they have in common and nobody else has."""
     shared = [
         f"{name} {values[users[0]]}"
         for name, values in columns.items()
-        if (values[users] == values[users[0]]).all() and not (values == values[users[0]]).all()
+        if (values[users] == values[users[0]]).all() and (values == values[users[0]]).sum() == len(users)
     ]
     what = f" of {', '.join(shared[:_MOST_FACTS])}" if shared else ""
     return f"{len(users)} user{'s' if len(users) > 1 else ''}{what}"

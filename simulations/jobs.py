@@ -170,11 +170,13 @@ def check_used(runs: Iterable[tuple[DictConfig, Mapping[str, Any]]]) -> None:
             return
         mechanism = OmegaConf.to_container(config.mechanism, resolve=False)
         used.update(key for name, _ in leaves(mechanism) if (key := f"mechanism.{name}") not in own)
+        used.update(key for name in config.selection if (key := f"selection.{name}") not in own)
         used.update(re.findall(r"\$\{(tuned\.[\w.]+)\}", str(mechanism)))
     for key in [override_key(one) for one in settings.overrides.task if not one.startswith("~")]:
-        is_of_one = key.startswith("mechanism.") or re.match(r"tuned\.(?!searched)\w+\.", key)
+        is_of_one = key.startswith(("mechanism.", "selection.")) or re.match(r"tuned\.(?!searched)\w+\.", key)
         if is_of_one and not any(f"{one}.".startswith(f"{key}.") for one in used):
-            raise ConfigError(f"{key} has no effect here: no mechanism that is trained takes it from there")
+            whose = "selection that is compared" if key.startswith("selection.") else "mechanism that is trained"
+            raise ConfigError(f"{key} has no effect here: no {whose} takes it from there")
 
 
 def _has_ended(folder: Path) -> bool:

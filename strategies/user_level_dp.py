@@ -179,7 +179,7 @@ class UserLevelDP(RetryingStrategy):
     def _adapt_clip_norm(self, round: int, collected: RoundReplies) -> None:
         """Sets the next round's clip norm by a noisy count of unclipped users, where it adapts itself."""
         adaptation = self.settings.adaptation
-        if adaptation is None:
+        if adaptation is None or not self.cohorts.expected_size(round):  # where nobody can take part, nothing is told
             return
         clipped, count_stddev = collected.update.clipped, adaptation.count_stddev
         share = unclipped_share(clipped, self.cohorts.expected_size(round), count_stddev, self.noise, round)

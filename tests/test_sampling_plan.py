@@ -221,3 +221,27 @@ def test_the_gini_coefficient_says_how_evenly_users_took_part(rounds: list[int],
     found = dataclasses.replace(cohorts_of(Says(by_region)).participation(1), rounds=np.array(rounds))
     assert found.gini == pytest.approx(gini)
     assert found.coverage == coverage
+
+
+def test_what_selectors_are_given_of_the_population_cannot_be_written_to() -> None:
+    """Coins are drawn by these hashes: users whom a selector gave one hash would share one coin."""
+
+    class InPlace:
+        def probabilities(self, round: int, population: Population, past: Past) -> float:
+            block = population.id_hashes
+            block %= np.uint64(1)
+            return 0.5
+
+    with pytest.raises(PluginError, match="read-only"):
+        declared_release(InPlace(), 1.0, USERS, 2)
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        USERS.id_hashes.setflags(write=True)
+    with pytest.raises(ValueError, match="read-only"):
+        USERS.column("region")[0] = "b"
+
+
+def test_a_plans_digest_tells_who_is_in_which_group() -> None:
+    plan = SamplingPlan.of(Says(by_region), USERS, 2)
+    swapped = SamplingPlan.of(Says(lambda r, n: by_region(r, n)[::-1]), USERS, 2)
+    assert plan.release(1.0) == swapped.release(1.0)
+    assert plan.digest(USERS) == SamplingPlan.of(Says(by_region), USERS, 2).digest(USERS) != swapped.digest(USERS)

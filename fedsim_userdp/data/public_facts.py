@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from fedsim_userdp.data.writer import hash_id
 from fedsim_userdp.errors import DataError
 
 USER_COLUMN = "user_id"
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.))(\.\d*)?([eE][+-]?\d+)?")
 _READERS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": read_csv, ".tsv": read_csv}
 
 
@@ -129,10 +132,10 @@ def _rows_of_file(path: Path) -> Iterable[tuple[str, Row]]:
 def _column(name: str, values: list[object], source: str) -> NDArray[Any]:
     """A column as numbers where all are, else as text; lists of numbers of one length are rows of an array."""
     if all(isinstance(value, list | tuple) for value in values):
-        try:
-            return np.array(values, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{source}: column {name!r} holds lists that are not numbers of one length") from error
+        with suppress(TypeError, ValueError):
+            if np.isfinite(found := np.array(values, dtype=np.float64)).all():
+                return found
+        raise DataError(f"{source}: column {name!r} holds lists that are not finite numbers of one length")
     numbers = [_number(value) for value in values]
     if all(number is not None for number in numbers):
         return np.array(numbers, dtype=np.float64)
@@ -142,6 +145,8 @@ def _column(name: str, values: list[object], source: str) -> NDArray[Any]:
 def _number(value: object) -> float | None:
     """A finite number, or a text of one; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | np.number):
+        return None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):  # 007 and 1_0 are codes
         return None
     try:
         found = float(value)

@@ -20,9 +20,9 @@ def sampling_prob(study: Study, rounds: int) -> float:
         return min(expected_share(study.selector, study.population, rounds), 1.0)
 
 
-def expected_batch_size(study: Study, training: Training) -> float:
+def expected_batch_size(study: Study, training: Training, prob: float) -> float:
     """Returns the denominator of a centralized step: q N k.  All of it is public; the number of records is not."""
-    return sampling_prob(study, training.rounds) * study.num_users * training.records_per_user
+    return prob * study.num_users * training.records_per_user
 
 
 def train_centrally(history: History, step: RecordStep, pool: Pool, prob: float) -> None:

@@ -101,7 +101,7 @@ class RunState:
             cohorts.norms.update(_norms_in(self._start.notes.get("norms")))
             self._check_cohorts(self._start.round, self._start.notes.get("cohorts"))
         last = None if self._ledger is None else self._ledger.last
-        if last is not None and last.round < self.first:
+        if last is not None and (last.round < self.first or cohorts.is_planned):
             self._check_cohorts(last.round, last.cohorts or None)
 
     def _check_cohorts(self, round: int, mark: object) -> None:

@@ -44,16 +44,16 @@ class NonPrivate(Training):
 
     def run(self, run: Run, progress: RunProgress) -> Outcome:
         """Trains without clip and noise."""
-        pool = run.pool(self.records_per_user)
+        pool, prob = run.pool(self.records_per_user), sampling_prob(run.study, self.rounds)
         model = run.study.fresh_model()
         step = PlainStep(
             model,
             run.study.optimizer_fn,
             self.schedule(),
-            expected_batch_size=expected_batch_size(run.study, self),
+            expected_batch_size=expected_batch_size(run.study, self, prob),
             max_tokens=run.study.local.max_tokens,
             key=run.keys.run.of_nodes(),
         )
         history = History(self.name, "records", self.rounds, run, NO_GUARANTEE, model, progress)
-        train_centrally(history, step, pool, sampling_prob(run.study, self.rounds))
+        train_centrally(history, step, pool, prob)
         return history.outcome(result_row(self.name, "none", history, UNNOISED, self))

@@ -54,20 +54,27 @@ class RecordLevelDP(Training):
 
     def try_out(self, run: Run) -> None:
         """Raises ModelError where the study's engine cannot train this model."""
-        self._step(run, run.study.fresh_model(), self.guarantee(run.study)).close()
+        guarantee = self.guarantee(run.study)
+        self._step(run, run.study.fresh_model(), guarantee, self._prob(run.study, guarantee)).close()
 
     def run(self, run: Run, progress: RunProgress) -> Outcome:
         """Trains with that noise."""
         guarantee = self.guarantee(run.study)
         pool = run.pool(self.records_per_user)
         model = run.study.fresh_model()
-        step = self._step(run, model, guarantee)
+        prob = self._prob(run.study, guarantee)
+        step = self._step(run, model, guarantee, prob)
         history = History(self.name, "records", self.rounds, run, guarantee, model, progress)
-        train_centrally(history, step, pool, sampling_prob(run.study, self.rounds))
+        train_centrally(history, step, pool, prob)
         step.close()
         return history.outcome(result_row(self.name, "record", history, guarantee.in_words(), self, self.clip_norm))
 
-    def _step(self, run: Run, model: PeftModel, guarantee: Guarantee) -> "OpacusStep | StackedStep":
+    def _prob(self, study: Study, guarantee: Guarantee) -> float:
+        """The sampling probability: the one that was accounted for, whatever a selector would say by now."""
+        release = guarantee.release
+        return release.sampling_prob if isinstance(release, acc.RecordLevel) else sampling_prob(study, self.rounds)
+
+    def _step(self, run: Run, model: PeftModel, guarantee: Guarantee, prob: float) -> "OpacusStep | StackedStep":
         """The step of the configured engine."""
         from fedsim_userdp.training.opacus_step import OpacusStep  # here: the other mechanisms need not wait for Opacus
 
@@ -81,7 +88,7 @@ class RecordLevelDP(Training):
             self.schedule(),
             clip_norm=self.clip_norm,
             noise_multiplier=guarantee.noise_multiplier,
-            expected_batch_size=expected_batch_size(run.study, self),
+            expected_batch_size=expected_batch_size(run.study, self, prob),
             noise=run.noise,
             max_tokens=run.study.local.max_tokens,
             key=run.keys.run.of_nodes(),

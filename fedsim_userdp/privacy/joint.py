@@ -184,7 +184,8 @@ class JointStatement:
         parts = [part for run in self.claims for part in _parts(run.statement.release)]
         if not any(_is_replacing(part) for part in parts):
             return _EMPTIED
-        return _RECORDS_REPLACED if any(isinstance(part, NoAmplification) for part in parts) else _REPLACED
+        has_places = any(isinstance(one, NoAmplification) or one.adjacency is Adjacency.ZERO_OUT_USER for one in parts)
+        return _RECORDS_REPLACED if has_places else _REPLACED
 
     def sentences(self) -> list[str]:
         """Returns the joint statement in plain words."""

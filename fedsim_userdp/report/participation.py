@@ -39,14 +39,14 @@ def write_participation(folder: Path, runs: Sequence[RunParticipation]) -> None:
     """
     drawn = [(run, run.found) for run in runs if run.found is not None]
     names = list(dict.fromkeys(name for _, found in drawn for name in found.facts))
-    columns = ("mechanism", "seed", "user", "rounds", *names)
+    columns = ("mechanism", "seed", "user", "rounds", *(f"public.{name}" for name in names))
     rows = (
         {
             "mechanism": run.mechanism,
             "seed": run.seed,
             "user": user,
             "rounds": int(rounds),
-            **{name: _cell(values[user]) for name, values in found.facts.items()},
+            **{f"public.{name}": _cell(values[user]) for name, values in found.facts.items()},
         }
         for run, found in drawn
         for user, rounds in enumerate(found.rounds[:_MOST_USERS])

@@ -26,7 +26,7 @@ def statement_table(statement: PrivacyStatement) -> str:
 def statement_text(statement: PrivacyStatement) -> str:
     """Returns a statement as Markdown without a heading: the table, sentences, and what is assumed as a list."""
     parts = [statement_table(statement), " ".join([statement.claim, *statement.remarks, statement.noise])]
-    if len(statement.groups) > 1:
+    if len(statement.groups) > 1 and statement.epsilon_by_group:
         parts.append(_groups_table(statement))
     if statement.assumptions:
         parts.append(f"Taken as public: {'; '.join(statement.public)}.")

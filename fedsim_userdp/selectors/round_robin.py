@@ -11,8 +11,9 @@ from fedsim_userdp.population import Past, Population
 class RoundRobinSelector:
     """Takes one of `num_blocks` blocks of users in each round, in turn; within it, each user with `sampling_prob`.
 
-    The hash of a user's id says the block, so that one user more or less moves nobody else, and the promise is for
-    adding or removing a user.  With `sampling_prob` 1 nothing is amplified: a user is in every `num_blocks`-th round.
+    The hash of a user's id says the block, so that one user more or less moves nobody else.  The promise is for emptying
+    a user's records: which blocks have anybody in them decides what the costliest one costs.  With `sampling_prob` 1
+    nothing is amplified: a user is in every `num_blocks`-th round.
 
     Attributes:
         num_blocks: rounds from one turn of a block to the next, at least 1.
@@ -21,8 +22,6 @@ class RoundRobinSelector:
 
     num_blocks: int
     sampling_prob: float = 1.0
-
-    follows_population = False  # a user's probability does not depend on who else there is
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1:

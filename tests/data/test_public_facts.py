@@ -77,3 +77,11 @@ def test_the_digest_is_of_what_is_said_of_these_users_and_of_nothing_else() -> N
     other = PublicFacts.of({"user_id": ["a", "b"], "n": [1, 3]})
     users = hashes("a", "b")
     assert one.digest(users) == more.digest(users) != other.digest(users)
+
+
+def test_codes_that_only_look_like_numbers_stay_text_and_lists_with_gaps_are_refused(tmp_path: Path) -> None:
+    found = PublicFacts.of({"user_id": ["a", "b"], "code": ["007", "12"], "n": ["1_0", "2"], "x": ["-1.5e3", ".5"]})
+    facts = found.of_users(hashes("a"))
+    assert [facts[name].tolist() for name in ("code", "n", "x")] == [["007"], ["1_0"], [-1500.0]]
+    with pytest.raises(DataError, match="lists that are not finite numbers of one length"):
+        PublicFacts.of({"user_id": ["a"], "e": [[1.0, float("nan")]]})

@@ -11,9 +11,12 @@ import pytest
 
 from fedsim_userdp import ModelSource, RecordLevelDP, Study, UserWise, UserWiseAdaptive, acc, compare, run
 from fedsim_userdp.errors import CheckpointError, ConfigError, DataError
+from fedsim_userdp.participation import declared_release
 from fedsim_userdp.population import Past, Population
+from fedsim_userdp.privacy.joint import JointStatement, StatedRun
+from fedsim_userdp.privacy.statement import PrivacyStatement
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy
-from fedsim_userdp.selectors import GrowingSelector, ImportanceSelector, StratifiedSelector
+from fedsim_userdp.selectors import AvailabilitySelector, GrowingSelector, ImportanceSelector, StratifiedSelector
 from fedsim_userdp.simulations.cli import run_command
 from fedsim_userdp.strategies.user_level_dp import UserLevelDP
 from tests.simulations.small_runs import Killed
@@ -79,7 +82,7 @@ def test_a_run_states_epsilon_by_public_group_and_who_took_part(tmp_path: Path, 
     with (tmp_path / "run" / "not_private" / "participation.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 11
-    assert {row["region"] for row in rows} == {"n", "s"}
+    assert {row["public.region"] for row in rows} == {"n", "s"}
     summary = json.loads((tmp_path / "run" / "not_private" / "participation.json").read_text())["runs"][0]
     assert sum(int(row["rounds"]) for row in rows) == sum(summary["drawn_cohorts"])
     assert summary["planned_cohorts"] == pytest.approx([4, 4, 4])
@@ -154,6 +157,110 @@ def test_a_selector_that_follows_the_past_is_told_the_same_after_a_kill(
     run(study_of(Calms()), UserWise(rounds=3), tmp_path / "broken", resume=True)
     assert dict(SEEN)[3] == told[3]
     assert weights_in(tmp_path / "broken") == weights_in(tmp_path / "whole")
+
+
+HALVES: list[int] = []
+
+
+class Swapping:
+    """One half of the users in the first two rounds, the other in the last: which half, it is told from outside."""
+
+    def probabilities(self, round: int, population: Population, past: Past) -> np.ndarray:
+        half = np.arange(len(population)) % 2 == HALVES[-1]
+        return np.where(half, 1.0 if round < 3 else 0.0, 0.0 if round < 3 else 1.0)
+
+
+@pytest.mark.parametrize("source", ["seeded", "os"])
+def test_a_resume_with_others_in_the_groups_is_refused(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else users would be in three rounds who were accounted for in two."""
+    HALVES.append(0)
+    killed_in(3, monkeypatch, study_of(Swapping(), noise=source), tmp_path / "run")
+    HALVES.append(1)
+    with pytest.raises(CheckpointError, match="the selection draws other users"):
+        run(study_of(Swapping(), noise=source), UserWise(rounds=3), tmp_path / "run", resume=True)
+    HALVES.append(0)
+    run(study_of(Swapping(), noise=source), UserWise(rounds=3), tmp_path / "run", resume=True)
+
+
+def test_a_round_that_was_released_is_not_released_again_with_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HALVES.append(0)
+    inner = UserLevelDP._adapt_clip_norm
+
+    def dies(self: UserLevelDP, round: int, collected: Any) -> None:
+        if round == 1:
+            raise Killed
+        inner(self, round, collected)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UserLevelDP, "_adapt_clip_norm", dies)
+        with pytest.raises(Killed):
+            run(study_of(Swapping()), UserWise(rounds=3), tmp_path / "run")
+    HALVES.append(1)
+    with pytest.raises(CheckpointError, match="the selection draws other users"):
+        run(study_of(Swapping()), UserWise(rounds=3), tmp_path / "run", resume=True)
+
+
+ASKED: list[int] = []
+
+
+class Wavering:
+    """States other probabilities whenever the three rounds of a run are asked for."""
+
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
+        ASKED.append(round)
+        return 0.1 + 0.2 * (len(ASKED) // 3 % 4)
+
+
+def test_records_are_sampled_with_the_probability_that_was_accounted_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    from fedsim_userdp.mechanisms import centralized
+
+    class Watched(centralized.CentralSettings):
+        def __post_init__(self) -> None:
+            seen.append(self.sampling_prob)
+
+    monkeypatch.setattr(centralized, "CentralSettings", Watched)
+    run(study_of(Wavering()), RecordLevelDP(rounds=3), tmp_path / "run")
+    release = stated(tmp_path / "run").runs[0].statement.release
+    assert isinstance(release, acc.RecordLevel)
+    assert seen == [release.sampling_prob]
+
+
+def test_adaptive_clipping_passes_over_rounds_in_which_nobody_can_take_part(tmp_path: Path) -> None:
+    hours = {**FACTS, "available_from": [0] * 14, "available_to": [2] * 14}
+    run(study_of(AvailabilitySelector(0.5), public=hours), UserWiseAdaptive(rounds=4), tmp_path / "run")
+    assert stated(tmp_path / "run").runs[0].statement.rounds == 4
+
+
+def test_public_columns_of_any_name_stand_beside_who_took_part(tmp_path: Path) -> None:
+    odd = {"user_id": FACTS["user_id"], "user": ["x"] * 14, "rounds": [99] * 14}
+    run(study_of(GrowingSelector(0.3, 0.5, 2), public=odd), UserWise(rounds=2), tmp_path / "run")
+    with (tmp_path / "run" / "not_private" / "participation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["user"] for row in rows] == [str(number) for number in range(11)]
+    assert {row["public.rounds"] for row in rows} == {"99"}
+
+
+def test_a_joint_statement_with_places_is_for_records_that_are_replaced_in_place(tmp_path: Path) -> None:
+    release = declared_release(StratifiedSelector("region", 2), 2.0, facts_population(), 2)
+    whole = acc.FixedSize(2.0, 14, 5, 2)
+    runs = [
+        StatedRun(PrivacyStatement("user", one, name, num_users=14, rounds=2, delta=1e-3, clip_norm=1.0), 0)
+        for name, one in (("stratified", release), ("fixed", whole))
+    ]
+    assert "records" in str(JointStatement(tuple(runs)).adjacency)
+    assert JointStatement(tuple(runs)).adjacency != whole.adjacency.value
+
+
+def facts_population() -> Population:
+    """The fourteen users with their regions."""
+    return Population(np.arange(14, dtype=np.uint64), {"region": np.array(FACTS["region"])})
 
 
 def test_other_public_facts_cannot_go_on_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

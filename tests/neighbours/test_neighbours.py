@@ -55,8 +55,14 @@ SELECTIONS = {
     "availability": ["selection=availability", "selection.sampling_prob=0.7", "selection.hours_per_day=3"],
     "importance": ["selection=importance", "selection.cohort_size=5"],
 }  # fmt: skip
-SAMPLED = ("poisson", "seldom", "growing", "round_robin")  # for adding or removing a user
-EMPTIED = ("cyclic", "stratified", "availability", "importance")  # whose neighbours empty a user's records
+SAMPLED = ("poisson", "seldom", "growing")  # for adding or removing a user
+EMPTIED = ("cyclic", "round_robin", "stratified", "availability", "importance")  # for emptying somebody's records
+    "cyclic",
+    "round_robin",
+    "stratified",
+    "availability",
+    "importance",
+)  # whose neighbours empty a user's records
 OPTIONS: dict[str, list[list[str]]] = {
     "records": [[f"records={name}"] for name in choices("records")],
     "nodes": [["engine.num_nodes=1"], ["engine.num_nodes=3"], ["engine.num_nodes=null"]],

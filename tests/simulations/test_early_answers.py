@@ -63,6 +63,7 @@ def test_a_comparison_names_each_run_once(mechanisms: list[str], seeds: list[int
         (["tuned.record_level.clip_norm=0.1"], "tuned.record_level.clip_norm"),
         (["mechanism.clip_norm=0.2", "tuned.user_wise.clip_norm=0.1"], "tuned.user_wise.clip_norm"),
         (["compare.mechanisms=[zero_shot]", "mechanism.clip_norm=0.2"], "mechanism.clip_norm"),
+        (["compare.selections=[growing]", "selection.sampling_prob=0.2"], "selection.sampling_prob"),
         (
             ["compare.mechanisms=[zero_shot,{mechanism: user_wise, clip_norm: 0.1}]", "mechanism.clip_norm=0.2"],
             "mechanism.clip_norm",
@@ -76,7 +77,7 @@ def test_a_setting_that_changes_no_mechanism_of_a_comparison_is_refused(
     with pytest.raises(SystemExit) as stop:
         run_command("compare", ["compare.mechanisms=[user_wise]", *settings, f"output_dir={tmp_path / 'run'}"])
     assert stop.value.code == 2
-    assert f"{key} has no effect here: no mechanism that is trained takes it" in capsys.readouterr().err
+    assert f"{key} has no effect here: no " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
