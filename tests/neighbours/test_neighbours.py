@@ -56,13 +56,7 @@ SELECTIONS = {
     "importance": ["selection=importance", "selection.cohort_size=5"],
 }  # fmt: skip
 SAMPLED = ("poisson", "seldom", "growing")  # for adding or removing a user
-EMPTIED = ("cyclic", "round_robin", "stratified", "availability", "importance")  # for emptying somebody's records
-    "cyclic",
-    "round_robin",
-    "stratified",
-    "availability",
-    "importance",
-)  # whose neighbours empty a user's records
+EMPTIED = ("cyclic", "round_robin", "stratified", "availability", "importance")
 OPTIONS: dict[str, list[list[str]]] = {
     "records": [[f"records={name}"] for name in choices("records")],
     "nodes": [["engine.num_nodes=1"], ["engine.num_nodes=3"], ["engine.num_nodes=null"]],
