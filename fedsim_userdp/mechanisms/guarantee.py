@@ -14,6 +14,7 @@ Level = Literal["user", "record", "nobody"]
 UNTRAINED, UNNOISED = "no training data used", "none: trained without privacy"  # a result's guarantee in words
 _COMPUTED_ROUNDS = 40  # each takes 10 to 100 ms
 _COMPUTED_ROUNDS_OF_GROUPS = 10  # each takes up to half a second
+_FEW_GROUPS = 64  # of more, each takes up to 10 s: only the whole run's epsilon is shown
 _LITTLE_NOISE = 0.1  # below it, some accountants have no answer for some numbers of rounds
 _COUNT_SHARE = 0.05  # of the expected cohort: what the source takes as the count's standard deviation
 
@@ -106,7 +107,9 @@ class Guarantee:
         """User-level epsilon after each of the rounds; None where there is no such promise."""
         if self.release is None or self.level != "user":
             return None
-        parts = _COMPUTED_ROUNDS_OF_GROUPS if isinstance(self.declared, acc.PoissonGroups) else _COMPUTED_ROUNDS
+        parts = _COMPUTED_ROUNDS
+        if isinstance(self.declared, acc.PoissonGroups):
+            parts = _COMPUTED_ROUNDS_OF_GROUPS if len(self.declared.groups) <= _FEW_GROUPS else 1
         computed = sorted({-(-rounds * part // parts) for part in range(1, parts + 1)})
         epsilons = acc.epsilon_per_round(self.release, self.delta, computed, self.method)
         return SpentByRound(tuple(computed), tuple(epsilons))
