@@ -11,9 +11,9 @@ from fedsim_userdp.population import Past, Population
 class RoundRobinSelector:
     """Takes one of `num_blocks` blocks of users in each round, in turn; within it, each user with `sampling_prob`.
 
-    The hash of a user's id says the block, so that one user more or less moves nobody else.  The promise is for emptying
-    a user's records: which blocks have anybody in them decides what the costliest one costs.  With `sampling_prob` 1
-    nothing is amplified: a user is in every `num_blocks`-th round.
+    The hash of a user's id says the block, so that one user more or less moves nobody else.  The promise is for a user
+    whose records are emptied: which blocks have anybody in them decides what the costliest one costs.  With
+    `sampling_prob` 1 nothing is amplified: a user is in every `num_blocks`-th round.
 
     Attributes:
         num_blocks: rounds from one turn of a block to the next, at least 1.
