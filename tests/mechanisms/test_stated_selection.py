@@ -254,8 +254,8 @@ def test_a_joint_statement_with_places_is_for_records_that_are_replaced_in_place
         StatedRun(PrivacyStatement("user", one, name, num_users=14, rounds=2, delta=1e-3, clip_norm=1.0), 0)
         for name, one in (("stratified", release), ("fixed", whole))
     ]
-    assert "place" in str(JointStatement(tuple(runs)).adjacency)
-    assert "place" not in str(JointStatement(tuple(runs[1:])).adjacency)
+    assert "their place" in str(JointStatement(tuple(runs)).adjacency)
+    assert "their place" not in str(JointStatement(tuple(runs[1:])).adjacency)
 
 
 def facts_population() -> Population:
