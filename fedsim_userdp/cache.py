@@ -36,7 +36,11 @@ def remembered(question: tuple[str | float, ...], compute: Callable[[], float], 
     if not worth or not _IS_USED.get():
         return compute()
     key = json.dumps([ALGORITHM_VERSION, *_versions(), *question])
-    path = default_cache_dir() / "accounting" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    try:
+        folder = default_cache_dir()
+    except ValueError:  # which a command refuses that keeps more there
+        return compute()
+    path = folder / "accounting" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     answer = read_answer(path, key)
     if answer is None:
         answer = compute()

@@ -127,8 +127,9 @@ def _run(
 
 
 def _is_changed(config: DictConfig, folder: Path) -> bool:
-    """Whether a run is gone on with under other settings than it was started with."""
-    return config.resume is not None and bool(settings_changed(OmegaConf.to_container(config, resolve=True), folder))
+    """Whether a run is gone on with under other settings than it was started with, metrics left aside."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    return config.resume is not None and bool(settings_changed(settings, folder, OF_FIGURES))
 
 
 def _with_own_optimizer(config: DictConfig) -> str:
@@ -275,7 +276,7 @@ def _check_own_folder(sweep: Path) -> None:
         raise ConfigError(
             f"{sweep} lies in {above}, which is of a run or sweep that would not count it: choose another folder"
         )
-    if not (sweep / _SWEEP_FILE).is_file() and (busy := busy_around(sweep)) is not None:
+    if not os.path.isfile(sweep / _SWEEP_FILE) and (busy := busy_around(sweep)) is not None:
         raise ConfigError(
             f"{sweep} and {busy}, where a run has just begun, lie one in the other: choose another folder"
         )

@@ -1,5 +1,6 @@
 """Hydra's list of a sweep's jobs (`multirun.yaml`), which it is gone on with: what nothing ran with is not kept."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +21,16 @@ def kept_where_jobs_begin(sweep: Path) -> Iterator[None]:
         sweep: the folder of the sweep.
     """
     file = sweep / FILE
-    before, begun = file.read_text(encoding="utf-8") if file.is_file() else None, _begun(sweep)
+    # `isfile` is false where the folder cannot be made, which is then said by who makes it.
+    before, begun = file.read_text(encoding="utf-8") if os.path.isfile(file) else None, _begun(sweep)
     try:
         yield
     finally:
         now = _begun(sweep)
-        if now == begun and before is not None and file.is_file():
+        if now == begun and before is not None and os.path.isfile(file):
             write_text(file, before)
-        elif before is None and not now:
-            file.unlink(missing_ok=True)
+        elif before is None and not now and os.path.lexists(file):
+            file.unlink()
 
 
 def _begun(sweep: Path) -> dict[Path, tuple[int, int]]:

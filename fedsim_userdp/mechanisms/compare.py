@@ -27,7 +27,14 @@ from fedsim_userdp.mechanisms.plugin_checks import check_plugins, try_out_clippi
 from fedsim_userdp.mechanisms.record_level import RecordLevelDP
 from fedsim_userdp.mechanisms.result import Result
 from fedsim_userdp.mechanisms.run import Place, Run
-from fedsim_userdp.mechanisms.started import FORMAT, check_continues, check_same_runs, read_started, write_started
+from fedsim_userdp.mechanisms.started import (
+    FORMAT,
+    check_continues,
+    check_same_runs,
+    is_of_figures,
+    read_started,
+    write_started,
+)
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.mechanisms.sweep import jobs_of, sweep_above
 from fedsim_userdp.mechanisms.unchanged import check_unchanged
@@ -221,7 +228,7 @@ def _place(study: Study, folder: Path, *, is_resumed: bool) -> Place:
 def _started_with(
     content: Mapping[str, Any], mechanisms: Sequence[Written], study: Study, place: Place
 ) -> tuple[Mapping[str, Any], bool]:
-    """What a folder that is gone on with was started with, or what is given now where that may differ; whether it does.
+    """What a folder was started with, or what is given now where that may differ; whether more than metrics do.
 
     The command writes mechanisms down in several ways: what of them counts is in the checkpoints. Where these may be of
     other settings, what is written down is compared as it stands. One that has no checkpoint yet may begin with others.
@@ -232,7 +239,8 @@ def _started_with(
     of_mechanisms = frozenset() if place.allow_changes else frozenset({"compare", "mechanism", "tuned"})
     changed = check_continues(content["config"], place.folder, place.allow_changes, of_mechanisms)
     is_same = mechanisms_started(before) == [dict(one.tree) for one in mechanisms]
-    return before if is_same and not changed else content, bool(changed)
+    is_changed = not all(is_of_figures(key) for key in changed)
+    return before if is_same and not changed else content, is_changed
 
 
 def _mechanisms_changed(folder: Path, mechanisms: Sequence[Written]) -> str:

@@ -35,7 +35,7 @@ class Place:
         keep: how many of the latest checkpoints stay, at least 1.
         is_resumed: whether to go on from the latest checkpoint.
         allow_changes: whether to go on from a checkpoint of other settings, data or code.
-        is_changed: whether settings are others than those that the folder was started with.
+        is_changed: whether settings other than metrics differ from those that the folder was started with.
         sweep: the folder of the sweep whose job the run is; None outside of one.
         begin: called before anything is written to the folder, once nothing is refused any more.
     """

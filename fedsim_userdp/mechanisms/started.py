@@ -65,7 +65,7 @@ def check_continues(
         ConfigError: some may not differ, or the folder holds no run.
     """
     said = settings_changed(settings, folder, but_for)
-    decisive = [key for key in said if not _is_part_of(key, OF_FIGURES)]
+    decisive = [key for key in said if not is_of_figures(key)]
     refused = [key for key in decisive if not may_change or _is_part_of(key, _FIXED)]
     if refused:
         fixed = [key for key in refused if _is_part_of(key, _FIXED)]
@@ -78,6 +78,11 @@ def check_continues(
     for sentence in said.values():
         _log.warning("%s: %s", folder, sentence)
     return list(said)
+
+
+def is_of_figures(key: str) -> bool:
+    """Returns whether a setting decides figures only, and nothing that is released."""
+    return _is_part_of(key, OF_FIGURES)
 
 
 def check_same_runs(names: Sequence[str], seed: int, started: Mapping[str, Any], folder: Path) -> None:

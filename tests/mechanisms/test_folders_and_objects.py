@@ -275,6 +275,13 @@ def test_in_python_neither(mechanism: Any, tmp_path: Path) -> None:
         run(study, replace(mechanism, learning_rate=0.5), tmp_path / "x", resume=True)
 
 
+def test_other_metrics_alone_are_no_change_of_a_run_that_has_ended(tmp_path: Path) -> None:
+    run(small_study(), UserWise(rounds=1), tmp_path / "x")
+    study = small_study(metrics={"bits": BitsPerByte()})
+    (outcome,) = run(study, UserWise(rounds=1), tmp_path / "x", resume=True).outcomes
+    assert outcome.row.metrics.keys() == {"bits"}
+
+
 def test_cards_name_what_was_used_and_not_what_is_default(tmp_path: Path) -> None:
     result = run(small_study(), UserWise(rounds=1), tmp_path / "x")
     card = (result.folder / "adapters" / "user_wise" / "README.md").read_text()

@@ -24,11 +24,11 @@ def write_corpus(path: Path, num_users: int = 30) -> Path:
 
 
 def small_overrides(folder: Path) -> list[str]:
-    """The settings of a small benchmark in `folder`, which gets the corpus and the cache."""
+    """The settings of a small benchmark in `folder`, which gets the corpus; the cache lies beside it."""
     return [
         "data=jsonl",
         f"data.path={write_corpus(folder / 'users.jsonl')}",
-        f"cache_dir={folder / 'cache'}",
+        f"cache_dir={folder.with_name(f'{folder.name}-cache')}",
         "tokens.min_words=0",
         "split.heldout_users=5",
         "evaluation.records_per_user=1",

@@ -43,7 +43,8 @@ def settings(tmp_path: Path) -> list[str]:
     write_messages(tmp_path / "mail.jsonl")
     return [
         "data=jsonl", f"data.path={tmp_path / 'mail.jsonl'}", "data.owners_column=to",
-        f"cache_dir={tmp_path / 'cache'}", "tokens.min_words=0", "tokens.window=128", "split.heldout_users=4",
+        f"cache_dir={tmp_path.with_name(f'{tmp_path.name}-cache')}",
+        "tokens.min_words=0", "tokens.window=128", "split.heldout_users=4",
         f"tuned.records_per_user={K}", "tuned.rounds=2", "selection.sampling_prob=0.5",
         f"output_dir={tmp_path / 'run'}",
     ]  # fmt: skip
