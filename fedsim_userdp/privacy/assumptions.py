@@ -62,7 +62,7 @@ def assumptions_of(
         *_cap(release, ownership, records_per_user),
         *_OF_EVERY_CLAIM,
         *([_GROUPS] if has_groups(release) else []),
-        _secrecy(selector) if claims_amplification(release) else "the schedule is public, whatever the data",
+        _secrecy(selector, release) if claims_amplification(release) else "the schedule is public, whatever the data",
         _KEY[noise_source],
         floating_point(precision),
         *(f"{name}, which is not part of this package, does what it declares, by its code alone" for name in foreign),
@@ -105,10 +105,19 @@ def _single_runs(release: Description | None) -> list[Description | None]:
     return [single_run(part) for part in parts]
 
 
-def _secrecy(selector: str) -> str:
+def draws_by_itself(release: Description | None) -> bool:
+    """Returns whether a selector of one's own, where there is one, draws what is released; else this package does."""
+    return not any(isinstance(run, PoissonGroups | RecordLevel) for run in _single_runs(release))
+
+
+def _secrecy(selector: str, release: Description) -> str:
     """What must not be known of the cohorts."""
     kept = "the cohorts are kept secret"
-    return f"{kept}, and {selector} draws them from the generator that it is given alone" if selector else kept
+    if not selector:
+        return kept
+    if draws_by_itself(release):
+        return f"{kept}, and {selector} draws them from the generator that it is given alone"
+    return f"{kept}, and what {selector} states follows from public facts and from what was released alone"
 
 
 def _cap(release: Description, ownership: Ownership, records_per_user: int | None) -> Iterator[str]:

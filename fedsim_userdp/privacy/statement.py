@@ -22,7 +22,13 @@ from fedsim_userdp.privacy.accounting.descriptions import (
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.accounting.trajectories import Trajectory
-from fedsim_userdp.privacy.assumptions import assumptions_of, claims_amplification, has_groups, single_run
+from fedsim_userdp.privacy.assumptions import (
+    assumptions_of,
+    claims_amplification,
+    draws_by_itself,
+    has_groups,
+    single_run,
+)
 from fedsim_userdp.privacy.delta import large_delta_in_words
 from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.privacy.ledger.entries import NoiseSource
@@ -270,7 +276,7 @@ class PrivacyStatement:
         """Where noise and cohorts came from, and who must not know, as sentences."""
         if self.accountant is None:
             return "There was no noise that a claim could rest on."
-        if self.noise_source == "os" and self.selector:
+        if self.noise_source == "os" and self.selector and draws_by_itself(self.release):
             return self._noise_beside_own_selector(self.selector)
         if self.noise_source == "os":
             return (

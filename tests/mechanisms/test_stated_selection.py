@@ -348,3 +348,14 @@ def test_the_command_compares_selections_and_its_folder_can_be_verified(tmp_path
     assert promised["user_wise_poisson"].epsilon_by_group == ()
     assert len(promised["user_wise_stratified"].epsilon_by_group) == 2
     assert processes.run("verify", str(tmp_path / "run")).returncode == 0
+
+
+def test_a_class_that_states_probabilities_is_assumed_to_follow_what_is_public_and_draws_nothing(
+    tmp_path: Path,
+) -> None:
+    run(study_of(Doubled(1.0), noise="os"), UserWise(rounds=1), tmp_path / "run")
+    (one,) = stated(tmp_path / "run").runs
+    name = f"{__name__}.Doubled"
+    said = f"the cohorts are kept secret, and what {name} states follows from public facts and from what was released"
+    assert any(each.startswith(said) for each in one.statement.assumptions)
+    assert "the cohorts from a secret key" in one.statement.noise

@@ -9,7 +9,7 @@ The public face of the accounting. It needs numpy and scipy; dp_accounting is im
 | description | methods, the default first | guarantee |
 |---|---|---|
 | PoissonUsers | pld, rdp | user level, add or remove |
-| PoissonGroups | pld, rdp | user level, add or remove: that of the costliest group |
+| PoissonGroups | pld, rdp | user level, add or remove, or zero out: that of the costliest group |
 | RecordLevel | group, tight | user level, add or remove |
 | RecordLevel | record | record level only: none for users |
 | FixedSize | rdp | user level, replace one |
