@@ -128,8 +128,9 @@ class Cohorts:
     """Draws a run's cohorts and holds the selector to what it declared.
 
     Guarantee: every cohort is a set of users of the population; no user is in more of them than declared; cohorts of a
-    declared size have it; a stated probability is at most the declared one.  A class that chooses by itself may declare
-    a sampling probability q: then the size of each cohort, their sum over the run, and the rounds of each user are held
+    declared size have it.  What is stated of the whole run is evaluated at once, is what was accounted for, and is kept
+    to, whatever the class would say later.  A class that chooses by itself may declare a sampling
+    probability q: then the size of each cohort, their sum over the run, and the rounds of each user are held
     against Binomial laws.  `Wager` bets that users are not drawn independently of each other and of earlier rounds,
     here and in cohorts of a declared size.  A class that draws as it declares is stopped with a probability of at most
     1e-9.  A resumed run draws the earlier rounds too where the count, or a memory of the selector's own, needs them: it

@@ -35,11 +35,12 @@ class RunParticipation:
 def write_participation(folder: Path, runs: Sequence[RunParticipation]) -> None:
     """Writes `not_private/participation.csv`, a row for each user and run, and `participation.json`, a summary each.
 
-    Users are named by their number among the training users; public facts stand beside.
+    Users are named by their number among the training users; public facts stand beside.  Each row has the mark that it
+    is not private.  Of a run the first 1,000,000 users have rows; the summary is of all.
     """
     drawn = [(run, run.found) for run in runs if run.found is not None]
     names = list(dict.fromkeys(name for _, found in drawn for name in found.facts))
-    columns = ("mechanism", "seed", "user", "rounds", *(f"public.{name}" for name in names))
+    columns = ("mechanism", "seed", "user", "rounds", *(f"public.{name}" for name in names), "not_private")
     rows = (
         {
             "mechanism": run.mechanism,
@@ -47,6 +48,7 @@ def write_participation(folder: Path, runs: Sequence[RunParticipation]) -> None:
             "user": user,
             "rounds": int(rounds),
             **{f"public.{name}": _cell(values[user]) for name, values in found.facts.items()},
+            "not_private": NOTE,
         }
         for run, found in drawn
         for user, rounds in enumerate(found.rounds[:_MOST_USERS])

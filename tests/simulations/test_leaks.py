@@ -101,7 +101,7 @@ def test_of_single_users_only_their_rounds_are_written_by_number_and_not_as_priv
     tables = [file for file in folder.rglob("*.csv") if "checkpoints" not in str(file)]
     assert {file.name for file in tables} == {"results.csv", "rounds.csv", "participation.csv"}
     of_users = [file for file in tables if any("user" in each for each in columns(file) if not is_of_everybody(each))]
-    assert [columns(file) for file in of_users] == [["mechanism", "seed", "user", "rounds"]]
+    assert [columns(file) for file in of_users] == [["mechanism", "seed", "user", "rounds", "not_private"]]
     names = ("rounds.csv", "data.json", "participation.csv", "participation.json")
     diagnostics = [file for file in folder.rglob("*") if file.is_file() and file.name in names]
     assert [file.parent.name for file in diagnostics] == ["not_private"] * len(diagnostics)
