@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim_userdp.plugins import calling
-from fedsim_userdp.population import Past, Population
+from fedsim_userdp.population import Past, Population, Reported
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.sampling_plan import Round, SamplingPlan, follows_past, round_of, total
@@ -24,6 +24,7 @@ from fedsim_userdp.selection import (
     foreign_name,
     is_plain_poisson,
 )
+from fedsim_userdp.signals import LOSS, check_followed
 from fedsim_userdp.wagers import Wager
 
 # Probability, over a whole run, that a selector which draws as it declares is stopped all the same.
@@ -53,7 +54,9 @@ def declared_release(
             )
         if is_plain_poisson(selector):
             return acc.PoissonUsers(noise_multiplier, selector.sampling_prob, rounds)
+        check_followed(selector, follows_past=follows_past(selector))
         return SamplingPlan.of(selector, population, rounds).release(noise_multiplier)
+    check_followed(selector, follows_past=False)
     with calling("selection", selector, "release()"):
         release = selector.release(noise_multiplier, num_users, rounds)
     if not isinstance(release, acc.PoissonUsers | acc.FixedSize | acc.NoAmplification):
@@ -158,6 +161,7 @@ class Cohorts:
         self._states = isinstance(selector, Stating)  # which cannot change later: then nothing would be tested
         self._has_memory = not self._states and is_foreign
         self.norms: dict[int, float] = {}  # of what each round released, where the selector follows it
+        self.signals: dict[int, Reported] = {}  # likewise
         self._plan = self._plan_of(declared)
         self._current: tuple[int, Round] | None = None
         self._sizes: dict[int, int] = {}  # of the cohorts that are in the counts
@@ -230,14 +234,17 @@ class Cohorts:
         """Whether the selector follows what was released."""
         return isinstance(self._selector, Stating) and follows_past(self._selector)
 
-    def note_released(self, round: int, norm: float) -> None:
+    def note_released(self, round: int, norm: float, signal: Reported | None = None) -> None:
         """Keeps what a round released, for selectors that follow it.
 
         Args:
             round: the round.
             norm: L2 norm of the mean update that was released, noise included.
+            signal: what was released of the signal that is paid for, noise included; None without one.
         """
         self.norms[round] = norm
+        if signal is not None:
+            self.signals[round] = signal
 
     def _plan_of(self, declared: UserLevel | None) -> SamplingPlan | None:
         """What is stated of the whole run, where that was accounted for; None for Poisson sampling as such.
@@ -272,12 +279,17 @@ class Cohorts:
         planned = None if self._plan is None else self._plan.round(round)
         if planned is not None and self._plan is not None and not self._plan.follows_past:
             return planned
-        norms = {earlier: norm for earlier, norm in self.norms.items() if earlier < round}
-        now = round_of(selector, self._population, round, Past(round - 1, norms))
+        now = round_of(selector, self._population, round, self._past(round))
         most = planned.probabilities if planned is not None else self._most()
         if (now.probabilities > most).any():
             raise ValueError(f"{self._name} states a higher probability in round {round} than it declared before")
         return now if planned is None else replace(now, weights=planned.weights)
+
+    def _past(self, round: int) -> Past:
+        """What was released before a round."""
+        norms = {earlier: norm for earlier, norm in self.norms.items() if earlier < round}
+        signals = {earlier: one for earlier, one in self.signals.items() if earlier < round}
+        return Past(round - 1, norms, {LOSS: signals} if signals else {})
 
     def _most(self) -> float:
         """The highest probability that Poisson sampling declared."""

@@ -62,6 +62,24 @@ class Population:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """A signal of one round, as it was released.
+
+    Attributes:
+        sums: of the users' clipped numbers in each public group, noise included, shape [groups].
+        counts: of the users in each, noise included, shape [groups]; may be below 0.
+    """
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Keeps copies that nobody can write to."""
+        object.__setattr__(self, "sums", _read_only(self.sums))
+        object.__setattr__(self, "counts", _read_only(self.counts))
+
+
+@dataclass(frozen=True)
 class Past:
     """What was released before a round: public, so that a selector may follow it.
 
@@ -69,10 +87,30 @@ class Past:
         rounds: number of rounds before.
         norms: L2 norm of the mean update that each round released, noise included, by round; a round whose result was
             lost has none.
+        signals: what each round told of a signal that the selector pays for, by its name and by round, likewise.
     """
 
     rounds: int = 0
     norms: Mapping[int, float] = field(default_factory=dict)
+    signals: Mapping[str, Mapping[int, Reported]] = field(default_factory=dict)
+
+    def means(self, name: str, half_life: float = 10.0) -> NDArray[np.float64]:
+        """Returns the mean of a signal in each public group, shape [groups]; not a number where nobody told any.
+
+        Rounds count less the longer ago they are.  Where noise leaves a group less than one user, nothing is known.
+
+        Args:
+            name: of the signal, such as "loss".
+            half_life: rounds after which one counts half, above 0.
+        """
+        told = self.signals.get(name, {})
+        if not told:
+            return np.array([np.nan])
+        ages = np.array([self.rounds - round for round in told], dtype=np.float64)
+        shares = 0.5 ** (ages / half_life)
+        sums = shares @ np.stack([one.sums for one in told.values()])
+        counts = shares @ np.stack([one.counts for one in told.values()])
+        return np.where(counts >= 1.0, sums / np.maximum(counts, 1.0), np.nan)
 
 
 def _read_only(values: NDArray[Any]) -> NDArray[Any]:

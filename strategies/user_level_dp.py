@@ -20,11 +20,12 @@ from fedsim_userdp.federation.messages import RunDescription, to_arrays
 from fedsim_userdp.federation.replies import RoundReplies
 from fedsim_userdp.federation.rounds import RetryingStrategy
 from fedsim_userdp.participation import Cohorts, UserLevel
-from fedsim_userdp.population import Population
+from fedsim_userdp.population import Population, Reported
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation, next_clip_norm, unclipped_share
 from fedsim_userdp.privacy.noise import NoiseSource, add_noise, noise_stddev
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector
+from fedsim_userdp.signals import PaidSignal
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
 
 
@@ -43,6 +44,7 @@ class UserLevelSettings:
         has_node_per_user: whether there are as many nodes as users, however many users there are; see `Hosts`.
         declared: what the selector declared; None where the run makes no claim.
         adaptation: how the clip norm follows the users' norms; None where it stays.
+        signal: what users send besides, and with what noise it is released; None for nothing.
         run: what nodes are told of the run.
     """
 
@@ -55,6 +57,7 @@ class UserLevelSettings:
     has_node_per_user: bool = False
     declared: UserLevel | None = None
     adaptation: ClipAdaptation | None = None
+    signal: PaidSignal | None = None
     run: RunDescription = field(default_factory=RunDescription)
 
 
@@ -80,6 +83,7 @@ class UserLevelDP(RetryingStrategy):
     denominator is public: the expected cohort size, or what the selector states.  All after the noise is
     post-processing.  Where the clip norm adapts itself, the round also releases a count of unclipped users, with noise
     of its own (`acc.AdaptiveClipping` is what both cost), and the next round's bound follows from what was released.
+    Where a signal is paid for, its sums and counts by public group are released as well (`acc.PaidSignals`).
     Failed users count as zero and change neither noise, nor denominator, nor accounting.
     Assumes: nodes clip (`fedsim_userdp.training.cohort`); the sum of a node's users is checked against its bound.  A
     node that fails does so whatever its users' data are (docs/decisions/0007).
@@ -129,7 +133,9 @@ class UserLevelDP(RetryingStrategy):
         """
         cohort = self.cohorts.draw(server_round)
         weights = self.cohorts.weights(cohort, server_round)
-        return self._exchange.begin(server_round, cohort, self.clip_norm, arrays, self.optimizer.state, grid, weights)
+        query = self.settings.signal.query(cohort) if self.settings.signal else None
+        state = self.optimizer.state
+        return self._exchange.begin(server_round, cohort, self.clip_norm, arrays, state, grid, weights, query)
 
     def configure_retry(self, server_round: int, replies: Iterable[Message], grid: Grid) -> Sequence[Message]:
         """Returns messages for the users whose node failed, to nodes that did not fail if there are any."""
@@ -154,7 +160,7 @@ class UserLevelDP(RetryingStrategy):
         denominator = self.cohorts.denominator(server_round)
         mean_update = {name: tensor / denominator for name, tensor in noisy_sum.items()}
         if self.cohorts.follows_past:
-            self.cohorts.note_released(server_round, _norm(mean_update))
+            self.cohorts.note_released(server_round, _norm(mean_update), self._signal_of(server_round, collected))
         state = self.optimizer.step(mean_update, server_round)
         self._adapt_clip_norm(server_round, collected)
         self._after_round(server_round, collected, ServerState(state, self.clip_norm))
@@ -175,6 +181,11 @@ class UserLevelDP(RetryingStrategy):
     def noise_stddev(self, clip_norm: float) -> float:
         """Returns the standard deviation of the noise on the sum of updates that were clipped to `clip_norm`."""
         return noise_stddev(self.settings.noise_multiplier, clip_norm)
+
+    def _signal_of(self, round: int, collected: RoundReplies) -> Reported | None:
+        """What a round tells of the signal that is paid for, noise included; None without one."""
+        paid = self.settings.signal
+        return None if paid is None else paid.release(collected.update.signals, self.noise, round)
 
     def _adapt_clip_norm(self, round: int, collected: RoundReplies) -> None:
         """Sets the next round's clip norm by a noisy count of unclipped users, where it adapts itself."""

@@ -10,6 +10,7 @@ from fedsim_userdp.errors import RoundError
 from fedsim_userdp.federation.hosting import Hosts, SizesFn, deal_by_size, wait_for_nodes
 from fedsim_userdp.federation.messages import RunDescription, write_request
 from fedsim_userdp.federation.replies import RoundAnswers, RoundReplies
+from fedsim_userdp.signals import Query
 
 
 class Exchange:
@@ -41,6 +42,7 @@ class Exchange:
         state: Mapping[str, Tensor],
         grid: Grid,
         weights: Sequence[float] | None = None,
+        query: Query | None = None,
     ) -> list[Message]:
         """Returns one message to each node that a user of the cohort lives on or is dealt to, naming those users.
 
@@ -52,10 +54,11 @@ class Exchange:
             state: the adapter, for names and shapes.
             grid: the nodes.
             weights: what each user's clipped update is multiplied by, public; None for 1.
+            query: what the users send besides; None for nothing.
         """
         self._nodes = self._nodes or wait_for_nodes(grid, self._num_nodes)
         self._round, self._arrays, self._failed = round, arrays, set()
-        self._answers = RoundAnswers(cohort, state, clip_norm, self._run, weights)
+        self._answers = RoundAnswers(cohort, state, clip_norm, self._run, weights, query)
         return self._ask(self._nodes, grid)
 
     def ask_again(self, replies: Iterable[Message], grid: Grid) -> list[Message]:
@@ -108,5 +111,5 @@ class Exchange:
         """Asks a node for the sum of these users' clipped updates."""
         answers = self._answers
         weights = answers.weights_of(users)
-        request = write_request(self._arrays, self._round, users, answers.clip_norm, self._run, weights)
+        request = write_request(self._arrays, self._round, users, answers.clip_norm, self._run, weights, answers.query)
         return Message(request, node, MessageType.TRAIN, group_id=str(self._round))

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedsim_userdp.errors import NodeRefusal
 from fedsim_userdp.privacy.clipping import ClippedSum
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.signals import Query
 from fedsim_userdp.training.cohort import CohortUpdate
 
 # How long a message stays valid after nobody waits for its answer any more; clocks of several machines may differ.
@@ -61,6 +62,7 @@ class TrainRequest:
         clip_norm: bound on the L2 norm of each user's update, above 0; infinity for no clipping.
         run: what the run is.
         weights: what each user's clipped update is multiplied by, at least 0; empty for 1.
+        query: what the users send besides; None for nothing.
     """
 
     state: dict[str, Tensor]
@@ -69,6 +71,7 @@ class TrainRequest:
     clip_norm: float
     run: RunDescription = field(default_factory=RunDescription)
     weights: tuple[float, ...] = ()
+    query: Query | None = None
 
 
 def to_arrays(state: Mapping[str, Tensor]) -> ArrayRecord:
@@ -88,6 +91,7 @@ def write_request(
     clip_norm: float,
     run: RunDescription,
     weights: Sequence[float] = (),
+    query: Query | None = None,
 ) -> RecordDict:
     """Returns the message content of a `TrainRequest`; `arrays` is the encoded state, shared by a round's nodes."""
     config = ConfigRecord(
@@ -96,6 +100,9 @@ def write_request(
             "users": list(users),
             "weights": list(weights),
             "clip_norm": clip_norm,
+            "groups": [] if query is None else [query.group_of[user] for user in users],
+            "num_groups": 0 if query is None else query.num_groups,
+            "bound": 0.0 if query is None else query.bound,
             "fingerprint": json.dumps(dict(run.fingerprint)),
             "settings": run.settings,
             "key": b"" if run.key is None else run.key.secret,
@@ -128,13 +135,17 @@ def _read_request(content: RecordDict) -> TrainRequest:
         settings=str(config["settings"]),
         key=RunKey(secret, bool(config["is_seeded"])) if secret else None,
     )
+    num_groups, bound = int(config["num_groups"]), float(config["bound"])  # type: ignore[arg-type]
+    users = tuple(int(user) for user in config["users"])  # type: ignore[union-attr]
+    groups = [int(group) for group in config["groups"]]  # type: ignore[union-attr]
     return TrainRequest(
         state=from_arrays(content.array_records["arrays"]),
         round=int(config["round"]),  # type: ignore[arg-type]
-        users=tuple(int(user) for user in config["users"]),  # type: ignore[union-attr]
+        users=users,
         clip_norm=float(config["clip_norm"]),  # type: ignore[arg-type]
         run=run,
         weights=tuple(float(weight) for weight in config["weights"]),  # type: ignore[union-attr]
+        query=Query(bound, num_groups, dict(zip(users, groups, strict=True))) if num_groups else None,
     )
 
 
@@ -160,6 +171,7 @@ def write_reply(update: CohortUpdate, run: RunDescription | None = None) -> Reco
             "norm_sum": clipped.norm_sum,
             "loss_sum": update.loss_sum,
             "num_tokens": update.num_tokens,
+            "signals": update.signals.ravel().tolist(),
         }
     )
     mark = ConfigRecord(
@@ -191,6 +203,7 @@ def read_reply(content: RecordDict) -> CohortUpdate:
         ),
         loss_sum=float(metrics["loss_sum"]),  # type: ignore[arg-type]
         num_tokens=int(metrics["num_tokens"]),  # type: ignore[arg-type]
+        signals=np.array(metrics["signals"], dtype=np.float64).reshape(2, -1),
         failed=tuple(int(user) for user in content.config_records["run"]["failed"]),  # type: ignore[union-attr]
         reason=str(content.config_records["run"].get("reason", "")),
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim_userdp.errors import RoundError
 from fedsim_userdp.federation.messages import RunDescription, read_mark, read_refusal, read_reply
+from fedsim_userdp.signals import Query
 from fedsim_userdp.training.cohort import CohortUpdate, add, in_float32, zero_update
 
 # A sum of n updates of norm clip_norm, each rounded to float32, may pass n * clip_norm by this factor.
@@ -69,7 +70,7 @@ class RoundAnswers:
     Guarantee: each user counts at most once, whatever the nodes answer and however often they are asked: the users of
     an attempt are those still missing, each in one question; a question takes its first answer only; and an answer
     for n users of more than n * clip_norm in L2 norm (where they have weights, of more than their sum times clip_norm),
-    not finite, with counts that n users cannot have, or not of the
+    not finite, with counts or signals that n users cannot have, or not of the
     adapter's names, shapes and dtype is dropped whole.
 
     Args:
@@ -78,6 +79,7 @@ class RoundAnswers:
         clip_norm: the bound that the nodes are given.
         run: what the nodes are told of the run; their answers repeat its mark.
         weights: what each user's clipped update is multiplied by; None for 1.
+        query: what the users send besides; None for nothing.
     """
 
     def __init__(
@@ -87,8 +89,9 @@ class RoundAnswers:
         clip_norm: float,
         run: RunDescription | None = None,
         weights: Sequence[float] | None = None,
+        query: Query | None = None,
     ) -> None:
-        self.missing = list(cohort)
+        self.missing, self.query = list(cohort), query
         self.errors: list[str] = []
         self._cohort, self._num_retried = tuple(sorted(cohort)), 0
         self._state, self.clip_norm = state, clip_norm
@@ -172,10 +175,20 @@ class RoundAnswers:
             return "the answer's shapes are not the adapter's"
         if problem := _impossible_counts(update, users):
             return problem
+        if problem := self._signals_misfit(update, users, weights or None):
+            return problem
         norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in total.values()))
         if not norm <= bound * _SUM_TOLERANCE or not math.isfinite(norm):
             return f"the answer's norm {norm:.3g} passes its bound {bound:.3g}"
         return update
+
+    def _signals_misfit(
+        self, update: CohortUpdate, users: Sequence[int], weights: Sequence[float] | None
+    ) -> str | None:
+        """What of an answer's signals cannot be these users'."""
+        if self.query is not None:
+            return self.query.misfit(update.signals, users, weights)
+        return "the answer holds signals, and none was asked for" if update.signals.any() else None
 
     def _misfit(self, arrays: ArrayRecord) -> str | None:
         """What of an answer's arrays is not the adapter's, before anything is decoded."""

@@ -110,6 +110,7 @@ class Worker:
                 round=request.round,
                 key=self.users.key,
                 clipping=self.clipping,
+                query=request.query,
             )
         except torch.OutOfMemoryError:
             if len(users) == 1 or local.max_tokens == 1:  # micro-batches of one user each

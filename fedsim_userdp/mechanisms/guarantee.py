@@ -30,7 +30,7 @@ class Target:
 
 def declared_probability(release: acc.Description | None) -> float | None:
     """Returns the probability, in what a run releases, with which a unit takes part in a round; None without one."""
-    run = release.run if isinstance(release, acc.AdaptiveClipping) else release
+    run = _inner(release)
     return run.sampling_prob if isinstance(run, acc.PoissonUsers | acc.RecordLevel) else None
 
 
@@ -72,15 +72,21 @@ class Guarantee:
     @property
     def noise_multiplier(self) -> float:
         """Standard deviation of the noise on the sum, divided by the clip norm; 0 without noise."""
-        if isinstance(self.release, acc.AdaptiveClipping):
+        if isinstance(self.release, acc.AdaptiveClipping | acc.PaidSignals):
             return self.release.update_noise_multiplier
         return 0.0 if self.release is None else self.release.noise_multiplier
 
     @property
     def declared(self) -> UserLevel | None:
-        """What the selection of users declared, with the noise of update and count together; None where it did not."""
-        run = self.release.run if isinstance(self.release, acc.AdaptiveClipping) else self.release
+        """What the selection of users declared, with the noise of all of a round together; None where it did not."""
+        run = _inner(self.release)
         return run if isinstance(run, UserLevel) else None
+
+    @property
+    def signal_noise_multiplier(self) -> float:
+        """Standard deviation of the noise on a signal's sums and counts, divided by their sensitivities; 0 without."""
+        inner = self.release.run if isinstance(self.release, acc.AdaptiveClipping) else self.release
+        return inner.signal_noise_multiplier if isinstance(inner, acc.PaidSignals) else 0.0
 
     @property
     def max_participations(self) -> int | None:
@@ -123,6 +129,11 @@ class Guarantee:
             return f"for one record only (neighbours: {neighbours}); NO user-level guarantee"
         neighbours = BLANK_RECORDS if self.ownership == "declared" else self.release.adjacency.value
         return f"user level (neighbours: {neighbours}), accountant {self.method or 'default'}"
+
+
+def _inner(release: acc.Description | None) -> acc.Description | None:
+    """The run that signals and adaptive clipping are around; others as they are."""
+    return acc.inner_run(release) if isinstance(release, acc.AdaptiveClipping | acc.PaidSignals) else release
 
 
 def level_of(accountant: str) -> Literal["user", "record"]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,20 +20,17 @@ from fedsim_userdp.models.adapters import load_trainable_state
 from fedsim_userdp.naming import naming
 from fedsim_userdp.participation import Cohorts
 from fedsim_userdp.plain_files import make_folder
+from fedsim_userdp.population import Reported
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting.serialization import to_json
 from fedsim_userdp.privacy.joint import StatedRun
 from fedsim_userdp.privacy.ledger import Ledger, check_ledger, entries
-from fedsim_userdp.privacy.ledger.entries import NoiseSource
+from fedsim_userdp.privacy.ledger.entries import NoiseSource, Release
 from fedsim_userdp.report.privacy_files import PrivacyFile, read_privacy
 from fedsim_userdp.training.checkpoints import Checkpoint, CheckpointError, load_optimizer_tensors, tensors_to_write
 from fedsim_userdp.training.journal import Journal, JournalEnd
 
 JOURNAL = "rounds.jsonl"
-
-Release = (
-    acc.PoissonUsers | acc.PoissonGroups | acc.RecordLevel | acc.FixedSize | acc.NoAmplification | acc.AdaptiveClipping
-)
 
 
 class RunState:
@@ -99,6 +97,7 @@ class RunState:
         self._cohorts = cohorts
         if self._start is not None:
             cohorts.norms.update(_norms_in(self._start.notes.get("norms")))
+            cohorts.signals.update(_signals_in(self._start.notes.get("signals")))
             self._check_cohorts(self._start.round, self._start.notes.get("cohorts"))
         last = None if self._ledger is None else self._ledger.last
         if last is not None and (last.round < self.first or cohorts.is_planned):
@@ -149,6 +148,7 @@ class RunState:
             "clip_norm": clip_norm,
             "cohorts": self._mark_of_cohorts(),
             "norms": {} if self._cohorts is None else {str(key): norm for key, norm in self._cohorts.norms.items()},
+            "signals": {} if self._cohorts is None else _noted(self._cohorts.signals),
             "circumstances": self.history.circumstances.to_notes(),
         }
         self._folder.write(Checkpoint(round, dict(adapter), tensors, notes))
@@ -205,6 +205,17 @@ def _norms_in(notes: object) -> dict[int, float]:
     """The norms of what each round released, by round, as a checkpoint noted them."""
     found = notes if isinstance(notes, dict) else {}
     return {int(key): float(norm) for key, norm in found.items()}
+
+
+def _noted(signals: Mapping[int, Reported]) -> dict[str, object]:
+    """What each round told of a signal, by round, for a checkpoint."""
+    return {str(key): [one.sums.tolist(), one.counts.tolist()] for key, one in signals.items()}
+
+
+def _signals_in(notes: object) -> dict[int, Reported]:
+    """What each round told of a signal, by round, as a checkpoint noted it."""
+    found = notes if isinstance(notes, dict) else {}
+    return {int(key): Reported(np.array(sums), np.array(counts)) for key, (sums, counts) in found.items()}
 
 
 def one_release(guarantee: Guarantee, round: int) -> Release:

@@ -5,7 +5,7 @@ An object in them is a mapping of `_target_`, where its class is, and of its set
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache, partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from fedsim_userdp import conf
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.signals import Signal
 
 Tree = Mapping[str, Any]  # values: None, bool, int, float, str, lists and mappings of these
 
@@ -122,6 +123,8 @@ def _settings_of(setting: str, value: object) -> Mapping[str, object]:
 
 def _is_plain(value: object) -> bool:
     """Whether YAML and JSON can hold a value."""
+    if isinstance(value, Signal):
+        return True
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
     if isinstance(value, list | tuple | set | frozenset):
@@ -133,6 +136,8 @@ def _plain(value: Any) -> Any:
     """The same of mappings, lists, numbers and texts only, numbers being Python's own."""
     if _is_number_of_numpy(value):
         return value.item()
+    if isinstance(value, Signal):
+        return asdict(value)
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -23,6 +23,7 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
+from fedsim_userdp.signals import PaidSignal, check_told_of_groups, signal_of
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
 from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
 
@@ -89,7 +90,13 @@ class UserWise(Training):
                 f"selection={type(study.selector).__name__} declares another claim for {self.rounds} rounds than for "
                 "one: users without records have no place, which its claim needs"
             )
-        return calibrated(declared, study.target, None, "user")
+        signal = signal_of(study.selector)
+        if signal is None:
+            return calibrated(declared, study.target, None, "user")
+        promise = calibrated(acc.PaidSignals(declared, signal.share), study.target, None, "user")
+        signal.group_of(study.population)  # which refuses a column that is not there
+        check_told_of_groups(signal, promise.signal_noise_multiplier, type(study.selector).__name__)
+        return promise
 
     def _settings(self, run: Run, guarantee: Guarantee, state: RunState, worker: Worker) -> UserLevelSettings:
         """The numbers of the server's strategy, for the rounds that are left."""
@@ -102,8 +109,17 @@ class UserWise(Training):
             sizes_fn=worker.sizes if run.study.engine.deals_by_size(run.study.num_users) else None,
             has_node_per_user=has_node_per_user(run.study.engine, run.study.num_users),
             declared=guarantee.declared,
+            signal=_paid(run.study, guarantee),
             run=run.description,
         )
+
+
+def _paid(study: Study, guarantee: Guarantee) -> PaidSignal | None:
+    """The signal that users send besides; None without one."""
+    signal = signal_of(study.selector)
+    if signal is None:
+        return None
+    return PaidSignal(signal, signal.group_of(study.population), guarantee.signal_noise_multiplier)
 
 
 def _note_round(

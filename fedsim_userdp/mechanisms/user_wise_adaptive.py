@@ -9,7 +9,7 @@ from fedsim_userdp.mechanisms.persistence import RunState
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.mechanisms.study import Study
 from fedsim_userdp.mechanisms.user_wise import UserWise
-from fedsim_userdp.participation import expected_share
+from fedsim_userdp.participation import UserLevel, expected_share
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.adaptive_clipping import ClipAdaptation
 from fedsim_userdp.strategies.user_level_dp import UserLevelSettings
@@ -44,14 +44,14 @@ class UserWiseAdaptive(UserWise):
         """Returns the promise of update and count together, which cost what the update alone would."""
         promise = super().guarantee(study)
         release = promise.release
-        if not isinstance(release, acc.PoissonUsers | acc.PoissonGroups | acc.FixedSize | acc.NoAmplification):
+        if not isinstance(release, UserLevel | acc.PaidSignals):
             return promise  # without noise: then the count has none either
-        if isinstance(release, acc.PoissonGroups) and not release.is_unweighted:
+        if isinstance(promise.declared, acc.PoissonGroups) and not promise.declared.is_unweighted:
             raise ConfigError(
                 f"mechanism={self.name} counts users, and selection={type(study.selector).__name__} gives them "
                 "weights, which a count has none of: use mechanism=user_wise"
             )
-        needed = release.noise_multiplier
+        needed = promise.noise_multiplier  # of update and count together
         expected_cohort = expected_share(study.selector, study.population, self.rounds) * study.num_users
         default = default_count_stddev(expected_cohort, needed)
         count_stddev = default if self.count_stddev is None else self.count_stddev

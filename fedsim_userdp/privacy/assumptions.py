@@ -8,6 +8,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Description,
     HyperparameterSearch,
     NoAmplification,
+    PaidSignals,
     PoissonGroups,
     RecordLevel,
 )
@@ -81,8 +82,8 @@ def has_groups(release: Description | None) -> bool:
 
 
 def single_run(release: Description | None) -> Description | None:
-    """Returns the single run inside of a private search or adaptive clipping; anything else as it is."""
-    while isinstance(release, HyperparameterSearch | AdaptiveClipping):
+    """Returns the single run inside of a private search, adaptive clipping or signals; anything else as it is."""
+    while isinstance(release, HyperparameterSearch | AdaptiveClipping | PaidSignals):
         release = release.run
     return release
 

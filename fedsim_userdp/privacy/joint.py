@@ -37,7 +37,6 @@ from collections.abc import Callable, Sequence
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting import accountants
 from fedsim_userdp.privacy.accounting.descriptions import (
-    AdaptiveClipping,
     Adjacency,
     Composed,
     Description,
@@ -46,6 +45,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     PoissonGroups,
     PoissonUsers,
     Run,
+    inner_run,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json
 from fedsim_userdp.privacy.figures import rounded_up
@@ -410,7 +410,7 @@ def _parts(release: Description | None) -> list[Run | HyperparameterSearch]:
         return []
     if isinstance(release, Composed):
         return [part for each in release.parts for part in _parts(each)]
-    return [release.run if isinstance(release, AdaptiveClipping) else release]
+    return [release if isinstance(release, HyperparameterSearch) else inner_run(release)]
 
 
 def _is_replacing(part: Run | HyperparameterSearch) -> bool:

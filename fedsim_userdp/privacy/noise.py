@@ -14,8 +14,8 @@ from fedsim_userdp.privacy.streams import RunKey
 
 LEAST, MOST = 1e-30, 1e30  # of a clip norm with noise: beyond, float32 holds no update, or not their sum
 
-# What is released with noise of its own: the sum of updates, and the count of unclipped ones (adaptive clipping).
-NoiseStream = Literal["noise", "count"]
+# What is released with noise of its own: the sum of updates, the count of unclipped ones (adaptive clipping), signals.
+NoiseStream = Literal["noise", "count", "signals"]
 
 
 class NoiseSource(Protocol):

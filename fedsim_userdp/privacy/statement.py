@@ -16,9 +16,11 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PaidSignals,
     PoissonGroups,
     PoissonUsers,
     RecordLevel,
+    inner_run,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.accounting.trajectories import Trajectory
@@ -247,9 +249,11 @@ class PrivacyStatement:
 
     @property
     def update_noise_multiplier(self) -> float | None:
-        """Noise multiplier of the update itself: larger under adaptive clipping, which spends some on counts."""
+        """Noise multiplier of the update itself: larger where some is spent on counts or signals."""
         inner = self.release.run if isinstance(self.release, HyperparameterSearch) else self.release
-        return inner.update_noise_multiplier if isinstance(inner, AdaptiveClipping) else self.noise_multiplier
+        if isinstance(inner, AdaptiveClipping | PaidSignals):
+            return inner.update_noise_multiplier
+        return self.noise_multiplier
 
     @property
     def claim(self) -> str:
@@ -294,7 +298,7 @@ class PrivacyStatement:
         """What else a reader must know of this run, as sentences; often nothing."""
         if self.accountant is None or self.delta is None:
             return ()
-        return (*self._adapted_clip_norm(), *self._lost(), *self._unmet(), *self._large_delta())
+        return (*self._paid_signals(), *self._adapted_clip_norm(), *self._lost(), *self._unmet(), *self._large_delta())
 
     def to_json(self) -> dict[str, Json]:
         """Returns the statement as a JSON object: attributes and what follows from them; null for no number."""
@@ -351,7 +355,8 @@ class PrivacyStatement:
     @functools.cached_property
     def epsilon_by_group(self) -> tuple[float, ...]:
         """Epsilon of each group's users; empty without groups, in a private search, or without an answer for one."""
-        run = self.release.run if isinstance(self.release, AdaptiveClipping) else self.release
+        release = self.release
+        run = inner_run(release) if isinstance(release, AdaptiveClipping | PaidSignals) else release
         if self.level != "user" or self.delta is None or not isinstance(run, PoissonGroups):
             return ()
         with contextlib.suppress(acc.AccountingError):
@@ -397,15 +402,29 @@ class PrivacyStatement:
             "thing: it may be many records, and it changes which are chosen)"
         )
 
+    def _paid_signals(self) -> list[str]:
+        """What a round releases besides its update, where users send a signal."""
+        inner = self.release.run if isinstance(self.release, HyperparameterSearch) else self.release
+        signals = inner.run if isinstance(inner, AdaptiveClipping) else inner
+        if not isinstance(signals, PaidSignals):
+            return []
+        return [
+            "Each round also releases, for each public group of users, the sum of their clipped losses and their "
+            f"number, with noise multiplier {signals.signal_noise_multiplier:.4g} each. All of a round together have "
+            f"that noise multiplier, the update alone {self.update_noise_multiplier:.4g}."
+        ]
+
     def _adapted_clip_norm(self) -> list[str]:
         """What a round releases besides its update, where the clip norm adapts itself."""
         inner = self.release.run if isinstance(self.release, HyperparameterSearch) else self.release
         if not isinstance(inner, AdaptiveClipping):
             return []
+        has_signals = isinstance(inner.run, PaidSignals)
+        together = "Update, count, sums and numbers have" if has_signals else "Update and count have"
         return [
             "That clip norm is the first round's; the others follow from a count of the users whose update was not "
-            f"clipped, released each round with noise of standard deviation {inner.count_stddev:.4g}. Update and count "
-            f"have that noise multiplier together, the update alone {inner.update_noise_multiplier:.4g}."
+            f"clipped, released each round with noise of standard deviation {inner.count_stddev:.4g}. {together} that "
+            f"noise multiplier together, the update alone {inner.update_noise_multiplier:.4g}."
         ]
 
     def _lost(self) -> list[str]:

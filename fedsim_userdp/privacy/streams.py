@@ -15,7 +15,19 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 STREAMS = frozenset(
-    {"selection", "records", "training", "noise", "count", "hosting", "init", "evaluation", "audit", "benchmark"}
+    {
+        "selection",
+        "records",
+        "training",
+        "noise",
+        "count",
+        "hosting",
+        "init",
+        "evaluation",
+        "audit",
+        "benchmark",
+        "signals",
+    }
 )
 KEY_BYTES = 32
 

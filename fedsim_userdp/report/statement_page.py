@@ -120,7 +120,7 @@ def _facts(statement: PrivacyStatement) -> list[tuple[str, str]]:
         ("Records", statement.records),
         ("Releases", f"{statement.rounds}{f', of which {statement.num_lost} lost' if statement.num_lost else ''}"),
         ("Clip norm", "none" if statement.clip_norm is None else f"{statement.clip_norm:.4g}"),
-        ("Noise", f"Gaussian, {_noise(statement)} times the clip norm on each sum"),
+        ("Noise", f"Gaussian, {_noise(statement)} times the clip norm on each sum{_together(statement)}"),
         ("Noise source", _SOURCES[statement.noise_source]),
     ]
     if is_of_users:
@@ -140,8 +140,15 @@ def _others(statement: PrivacyStatement) -> str:
 
 
 def _noise(statement: PrivacyStatement) -> str:
-    """The noise multiplier."""
-    return "various" if statement.noise_multiplier is None else f"{statement.noise_multiplier:.4g}"
+    """The noise multiplier of the sum of updates."""
+    return "various" if statement.update_noise_multiplier is None else f"{statement.update_noise_multiplier:.4g}"
+
+
+def _together(statement: PrivacyStatement) -> str:
+    """The noise multiplier of all of a round, where that is less."""
+    if statement.noise_multiplier == statement.update_noise_multiplier:
+        return ""
+    return f" of updates; {statement.noise_multiplier:.4g} for all of a round together"
 
 
 def _search(statement: PrivacyStatement) -> str:

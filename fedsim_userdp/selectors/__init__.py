@@ -3,6 +3,7 @@
 from fedsim_userdp.selectors.availability import AvailabilitySelector
 from fedsim_userdp.selectors.growing import GrowingSelector
 from fedsim_userdp.selectors.importance import ImportanceSelector
+from fedsim_userdp.selectors.power_of_choice import PowerOfChoiceSelector
 from fedsim_userdp.selectors.round_robin import RoundRobinSelector
 from fedsim_userdp.selectors.stratified import StratifiedSelector
 
@@ -10,6 +11,7 @@ __all__ = [
     "AvailabilitySelector",
     "GrowingSelector",
     "ImportanceSelector",
+    "PowerOfChoiceSelector",
     "RoundRobinSelector",
     "StratifiedSelector",
 ]

@@ -1,15 +1,18 @@
 """The sum of a cohort's clipped updates, micro-batch by micro-batch: memory does not grow with the cohort."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim_userdp.models.precision import is_reduced
 from fedsim_userdp.models.stacked import stack
 from fedsim_userdp.privacy.clipping import ClippedSum, Clipping, clip_and_sum, clip_each_and_sum
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.signals import Query
 from fedsim_userdp.training.batches import MicroBatch, StepAddress, Unit, micro_batches
 from fedsim_userdp.training.gradients import UnitGradients
 from fedsim_userdp.training.memory import units_in_memory
@@ -46,7 +49,7 @@ class LocalTraining:
 
 @dataclass(frozen=True)
 class CohortUpdate:
-    """What a node answers: `clipped.total` is what a secure sum would reveal, the rest is not private.
+    """What a node answers: `clipped.total` and `signals` are what a secure sum would reveal, the rest is not private.
 
     Attributes:
         clipped: the sum of the units' clipped updates, and counts.
@@ -54,6 +57,8 @@ class CohortUpdate:
         num_tokens: predicted tokens, times local steps.
         failed: numbers of users whose update could not be computed; they add an exact zero and are not in `clipped`.
         reason: why the first of them failed; for the terminal, not for files.  Empty where nobody did.
+        signals: sums and counts of what the units send besides, see `Query.answer`, shape [2, groups]; zeros of shape
+            [2, 1] where nobody sends any.
     """
 
     clipped: ClippedSum
@@ -61,6 +66,7 @@ class CohortUpdate:
     num_tokens: int
     failed: tuple[int, ...] = ()
     reason: str = ""
+    signals: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 1)))
 
     @property
     def num_failed(self) -> int:
@@ -78,6 +84,7 @@ def clipped_update_sum(
     round: int = 0,
     key: RunKey | None = None,
     clipping: Clipping | None = None,
+    query: Query | None = None,
 ) -> CohortUpdate:
     """Returns the sum over the units of their clipped updates.
 
@@ -99,6 +106,7 @@ def clipped_update_sum(
         round: the round, which addresses dropout masks.
         key: what dropout masks derive from; None where nothing is dropped.
         clipping: what shrinks a unit's update; None for scaling it as a whole.
+        query: what the units send besides, each a user; None for nothing.
     """
     device = next(gradients.model.parameters()).device
     state = {name: tensor.to(device) for name, tensor in state.items()}
@@ -106,7 +114,7 @@ def clipped_update_sum(
     max_units = 1 if is_alone else units_in_memory(state, device, copies=_COPIES)
     total, at = zero_update(state, torch.float64), StepAddress(round, key=key)
     for batch in micro_batches(units, local.max_tokens, device, max_units=max_units):
-        total = add(total, _clipped_sum_of(gradients, state, batch, local, clip_norm, at, clipping))
+        total = add(total, _clipped_sum_of(gradients, state, batch, local, clip_norm, at, clipping, query))
     return in_float32(total)
 
 
@@ -118,6 +126,7 @@ def _clipped_sum_of(
     clip_norm: float,
     at: StepAddress,
     clipping: Clipping | None,
+    query: Query | None,
 ) -> CohortUpdate:
     """The sum of a micro-batch's clipped updates; whatever else it needed is free again when it is there."""
     updates, losses = local_updates(gradients, state, batch, local, at)
@@ -127,7 +136,12 @@ def _clipped_sum_of(
         if clipping
         else clip_and_sum(updates, clip_norm, weights)
     )
-    return CohortUpdate(clipped, float(losses.nansum()), batch.num_tokens * local.steps)
+    found = CohortUpdate(clipped, float(losses.nansum()), batch.num_tokens * local.steps)
+    if query is None:
+        return found
+    told = zip(batch.members, losses.tolist(), strict=True)
+    answers = [query.answer(unit.index, loss, unit.weight) for unit, loss in told]
+    return replace(found, signals=np.sum(answers, axis=0))
 
 
 def local_updates(
@@ -185,4 +199,5 @@ def add(a: CohortUpdate, b: CohortUpdate) -> CohortUpdate:
         num_tokens=a.num_tokens + b.num_tokens,
         failed=a.failed + b.failed,
         reason=a.reason or b.reason,
+        signals=a.signals + b.signals,
     )

@@ -20,6 +20,8 @@ MORE: dict[str, tuple[str, str, str, list[str]]] = {
     "experts that see all tokens": ("user_wise", "seldom", "qwen2_moe", []),
     "cohorts by coins": ("user_wise", "poisson", "gpt2", ["records=random_chunk"]),
     "users who are emptied": ("user_wise", "cyclic", "gpt2", ["tokens.min_words=20"]),
+    "losses that are sent as well": ("user_wise_adaptive", "power_of_choice", "gpt2", []),
+    "losses after several steps": ("user_wise", "power_of_choice", "gpt2", ["local.steps=3", "engine.num_nodes=2"]),
     "users who are replaced": ("user_wise", "fixed_size", "gpt2", ["tokens.min_words=20"]),
 }
 

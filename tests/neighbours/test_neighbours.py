@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, note, settings
@@ -44,6 +45,7 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
+BOUND = 2.0  # of the losses that users send, which are above
 MECHANISMS = [name for name in choices("mechanism") if name not in ("non_private", "zero_shot")]
 SELECTIONS = {
     "poisson": ["selection=poisson", "selection.sampling_prob=0.6"], "seldom": ["selection.sampling_prob=1.0"],
@@ -54,9 +56,13 @@ SELECTIONS = {
     "stratified": ["selection=stratified", "selection.users_per_group=2"],
     "availability": ["selection=availability", "selection.sampling_prob=0.7", "selection.hours_per_day=3"],
     "importance": ["selection=importance", "selection.cohort_size=5"],
+    "power_of_choice": [
+        "selection=power_of_choice", "selection.cohort_size=5", "selection.most_prob=0.9",
+        f"selection.signals.loss.bound={BOUND}",
+    ],
 }  # fmt: skip
 SAMPLED = ("poisson", "seldom", "growing")  # for adding or removing a user
-EMPTIED = ("cyclic", "round_robin", "stratified", "availability", "importance")
+EMPTIED = ("cyclic", "round_robin", "stratified", "availability", "importance", "power_of_choice")
 OPTIONS: dict[str, list[list[str]]] = {
     "records": [[f"records={name}"] for name in choices("records")],
     "nodes": [["engine.num_nodes=1"], ["engine.num_nodes=3"], ["engine.num_nodes=null"]],
@@ -139,6 +145,10 @@ def check(one: World, other: World, selection: str, *, is_dead: bool = False) ->
         assert one.release == other.release
     moved, allowed = distances(one, other), bound(one)
     assert max(moved.values()) <= allowed + ROUNDING, moved
+    for round, told in one.signals.items():
+        sums, counts = np.abs(told - other.signals[round])
+        assert np.count_nonzero(counts) <= 1, "a user is in one group"
+        assert max(2 * sums.sum() / BOUND, counts.sum()) <= allowed + ROUNDING
     if one.balances and not is_dead:
         assert all(abs(one.balances[r] - other.balances[r]) <= allowed / 2 for r in one.balances)
 

@@ -30,9 +30,11 @@ from fedsim_userdp.mechanisms.keys import RunKeys
 from fedsim_userdp.mechanisms.run import Run
 from fedsim_userdp.models.loading import TINY_MODEL
 from fedsim_userdp.participation import expected_share
+from fedsim_userdp.population import Reported
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.report.progress import RunProgress
+from fedsim_userdp.signals import PaidSignal
 from fedsim_userdp.simulations.configured import configured_run
 from tests.simulations.small_runs import with_changes
 
@@ -75,6 +77,7 @@ class World:
     denominator: float
     sums: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     balances: dict[int, float] = field(default_factory=dict)
+    signals: dict[int, np.ndarray] = field(default_factory=dict)
     release: object = None
 
 
@@ -172,7 +175,12 @@ def watched(world: World) -> Iterator[None]:
         world.balances[round] = (clipped.num_units - clipped.num_nonfinite) / 2 - clipped.num_clipped
         return 0.5
 
+    def release(self: PaidSignal, answer: np.ndarray, source: object, round: int) -> Reported:
+        world.signals[round] = np.broadcast_to(answer, (2, self.num_groups)).copy()
+        return Reported(np.arange(float(self.num_groups)), np.ones(self.num_groups))
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PaidSignal, "release", release)
         for module in ("fedsim_userdp.strategies.user_level_dp", "fedsim_userdp.training.record_steps"):
             patch.setattr(f"{module}.add_noise", add_noise)
         patch.setattr("fedsim_userdp.training.opacus_step.add_noise", add_noise)
@@ -221,7 +229,8 @@ def bound(world: World) -> float:
 
     For records it is k C.
     """
-    release = world.release.run if isinstance(world.release, acc.AdaptiveClipping) else world.release
+    is_split = isinstance(world.release, acc.AdaptiveClipping | acc.PaidSignals)
+    release = acc.inner_run(world.release) if is_split else world.release  # type: ignore[arg-type]
     if isinstance(release, acc.FixedSize):
         return 2.0
     if isinstance(release, acc.PoissonGroups):

@@ -83,6 +83,26 @@ def test_update_and_count_of_adaptive_clipping_cost_what_the_run_says() -> None:
     assert acc.epsilon(both, DELTA) == pytest.approx(acc.epsilon(split, DELTA), rel=1e-9)
 
 
+def test_update_sums_and_counts_of_paid_signals_cost_what_the_run_says() -> None:
+    split = acc.PaidSignals(acc.PoissonUsers(1.0, 1.0, 1), share=0.3)
+    update, signal = (
+        acc.PoissonUsers(noise, 1.0, 1) for noise in (split.update_noise_multiplier, split.signal_noise_multiplier)
+    )
+    all_of_them = acc.Composed((update, signal, signal))
+    assert acc.epsilon(all_of_them, DELTA) == pytest.approx(acc.epsilon(split, DELTA), rel=1e-9)
+    assert acc.epsilon(acc.Composed((update, signal)), DELTA) < 0.97 * acc.epsilon(split, DELTA)
+    with_count = acc.AdaptiveClipping(split, count_stddev=0.9)
+    update = acc.PoissonUsers(with_count.update_noise_multiplier, 1.0, 1)
+    all_of_them = acc.Composed((update, signal, signal, acc.PoissonUsers(2 * 0.9, 1.0, 1)))
+    assert acc.epsilon(all_of_them, DELTA) == pytest.approx(acc.epsilon(with_count, DELTA), rel=1e-9)
+
+
+def test_calibrated_paid_signals_keep_their_share() -> None:
+    found = acc.calibrate(acc.PaidSignals(acc.PoissonUsers(1.0, 0.1, 100), 0.2), epsilon=3.0, delta=DELTA)
+    assert found.share == 0.2
+    assert found.run == acc.calibrate(acc.PoissonUsers(1.0, 0.1, 100), epsilon=3.0, delta=DELTA)
+
+
 def test_calibrated_adaptive_clipping_keeps_its_count_noise() -> None:
     found = acc.calibrate(acc.AdaptiveClipping(acc.PoissonUsers(1.0, 0.1, 100), 10.0), epsilon=3.0, delta=DELTA)
     assert found.count_stddev == 10.0

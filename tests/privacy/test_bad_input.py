@@ -77,6 +77,14 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, object], dict[str, st.Se
             "adjacency": st.sampled_from([Adjacency.ADD_OR_REMOVE_USER, Adjacency.ADD_OR_REMOVE_RECORD, None, "user"]),
         },
     ),
+    "PaidSignals": (
+        acc.PaidSignals,
+        {"run": USER_WISE, "share": 0.1},
+        {
+            "run": st.one_of(NOT_NUMBERS, st.just(acc.RecordLevel(1.0, 0.1, 10, 2))),
+            "share": st.one_of(BAD_POSITIVE, st.floats(min_value=1.0)),
+        },
+    ),
     "AdaptiveClipping": (
         acc.AdaptiveClipping,
         {"run": USER_WISE, "count_stddev": 5.0},

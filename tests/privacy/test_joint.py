@@ -38,7 +38,7 @@ def joint(*runs: StatedRun) -> JointStatement:
 
 
 def test_one_run_has_its_own_epsilon_and_accountant() -> None:
-    for release in (USERS, RECORDS, SCHEDULE, FIXED, acc.AdaptiveClipping(USERS, 5.0)):
+    for release in (USERS, RECORDS, SCHEDULE, FIXED, acc.AdaptiveClipping(USERS, 5.0), acc.PaidSignals(USERS, 0.2)):
         one = stated(release)
         made = joint(one)
         assert (made.together.epsilon, made.together.accountant) == (one.statement.epsilon, one.statement.accountant)

@@ -450,6 +450,8 @@ def test_a_line_that_may_stand_for_a_whole_run_counts_as_one(path: Path) -> None
         (acc.FixedSize(2.0, 1000, 50, 1), acc.FixedSize(2.0, 1000, 50, 6), "rdp"),
         (acc.PoissonGroups(1.0, (((0.05, 1.0, 1),),)), acc.PoissonUsers(1.0, 0.05, 6), "pld"),
         (acc.AdaptiveClipping(ROUND, 3.0), acc.PoissonUsers(1.0, 0.05, 6), "pld"),
+        (acc.PaidSignals(ROUND, 0.2), acc.PoissonUsers(1.0, 0.05, 6), "pld"),
+        (acc.AdaptiveClipping(acc.PaidSignals(ROUND, 0.2), 3.0), acc.PoissonUsers(1.0, 0.05, 6), "pld"),
     ],
     ids=str,
 )

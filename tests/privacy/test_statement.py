@@ -122,6 +122,18 @@ def test_adaptive_clipping_says_what_the_update_carries() -> None:
     assert "standard deviation" not in statement(release=USER_WISE).paragraph()
 
 
+def test_paid_signals_say_what_update_and_signal_carry() -> None:
+    split = acc.PaidSignals(USER_WISE, 0.19)
+    facts = statement(release=split).to_json()
+    assert facts["update_noise_multiplier"] == pytest.approx(1 / 0.9)
+    assert facts["noise_multiplier"] == 1.0
+    assert "with noise multiplier 3.244 each" in str(facts["paragraph"])
+    assert "the update alone 1.111" in str(facts["paragraph"])
+    both = str(statement(release=acc.AdaptiveClipping(split, 5.0)).to_json()["paragraph"])
+    assert both.count("the update alone 1.118") == 2
+    assert "clipped losses" not in statement(release=USER_WISE).paragraph()
+
+
 @pytest.mark.parametrize(
     ("release", "words"),
     [
@@ -136,7 +148,13 @@ def test_selection_says_what_it_is_worth(release: acc.Description, words: str) -
 
 @pytest.mark.parametrize(
     "release",
-    [USER_WISE, acc.AdaptiveClipping(USER_WISE, 5.0), acc.FixedSize(4.0, 1000, 50, 200), acc.NoAmplification(4.0, 4)],
+    [
+        USER_WISE,
+        acc.AdaptiveClipping(USER_WISE, 5.0),
+        acc.PaidSignals(USER_WISE, 0.2),
+        acc.FixedSize(4.0, 1000, 50, 200),
+        acc.NoAmplification(4.0, 4),
+    ],
 )
 def test_every_foreign_class_is_named_as_an_assumption(release: acc.Description) -> None:
     made = statement(release=release, foreign=("mine.Selector", "torch.optim.Mine"))

@@ -14,7 +14,7 @@ The public face of the accounting. It needs numpy and scipy; dp_accounting is im
 | RecordLevel | record | record level only: none for users |
 | FixedSize | rdp | user level, replace one |
 | NoAmplification | pld (closed form), rdp | user level, zero out or replace one |
-| AdaptiveClipping | those of its run | that of its run |
+| PaidSignals, AdaptiveClipping | those of its run | that of its run |
 | HyperparameterSearch | rdp; group, record for RecordLevel | that of its run |
 | Composed | those that all its parts have | that of its parts |
 
@@ -42,10 +42,12 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PaidSignals,
     PoissonGroups,
     PoissonUsers,
     RecordLevel,
     Unamplified,
+    inner_run,
 )
 from fedsim_userdp.privacy.accounting.group import is_vacuous, log_delta_factor, to_record_level, to_user_level
 from fedsim_userdp.privacy.accounting.trajectories import counted
@@ -61,6 +63,7 @@ __all__ = [
     "FixedSize",
     "HyperparameterSearch",
     "NoAmplification",
+    "PaidSignals",
     "PoissonGroups",
     "PoissonUsers",
     "RecordLevel",
@@ -70,6 +73,7 @@ __all__ = [
     "epsilon",
     "epsilon_per_round",
     "epsilons_by_group",
+    "inner_run",
     "is_vacuous",
     "methods",
     "to_record_level",
@@ -153,7 +157,7 @@ def calibrate(
     """
     target, log_delta = check_epsilon("epsilon", epsilon), math.log(check_delta("delta", delta))
     name = accountants.check_method(description, method)
-    run: Description = description.run if isinstance(description, AdaptiveClipping) else description
+    run = _without_split(description)
     noise_multiplier = cache.remembered(
         ("calibrate", repr(run.with_noise_multiplier(1.0)), name, target, log_delta),
         lambda: _least_noise(run, target, log_delta, name),
@@ -188,7 +192,7 @@ def epsilon_per_round(
         raise AccountingError(f"a {type(description).__name__} has no rounds of its own: ask for those of its runs")
     last = description.num_releases if rounds is None else rounds
     wanted = range(1, check_count("rounds", last) + 1) if not isinstance(last, Sequence | np.ndarray) else last
-    run = description.run if isinstance(description, AdaptiveClipping) else description
+    run = _without_split(description)
     cap = run.max_participations if isinstance(run, NoAmplification) else MAX_COUNT
     answers: dict[int, float] = {}
     spent = 0.0
@@ -199,12 +203,12 @@ def epsilon_per_round(
 
 
 def epsilons_by_group(
-    description: PoissonGroups | AdaptiveClipping, delta: float, method: str | None = None
+    description: PoissonGroups | PaidSignals | AdaptiveClipping, delta: float, method: str | None = None
 ) -> tuple[float, ...]:
     """Returns the epsilon of the users of each group of a run.
 
     Args:
-        description: A run with PoissonGroups, or adaptive clipping of one.
+        description: A run with PoissonGroups, or signals or adaptive clipping around one.
         delta: In (0, 1).
         method: Accountant, as for `epsilon`.
 
@@ -216,7 +220,7 @@ def epsilons_by_group(
         ValueError: delta is out of range, or `description` has no groups.
         AccountingError: A ValueError for what cannot be accounted for, with the reason.
     """
-    run = description.run if isinstance(description, AdaptiveClipping) else description
+    run = _without_split(description)
     if not isinstance(run, PoissonGroups):
         raise ValueError(f"description must be of PoissonGroups, got {description!r}")
     check_delta("delta", delta)
@@ -229,6 +233,11 @@ def epsilons_by_group(
             known[rounds] = epsilon(cast(Composed, run.group(number)), delta, name)
         found.append(known[rounds])
     return tuple(found)
+
+
+def _without_split(description: Description) -> Description:
+    """The description of which a round's queries are parts: what they cost together."""
+    return inner_run(description) if isinstance(description, AdaptiveClipping | PaidSignals) else description
 
 
 if not TYPE_CHECKING:  # which is to know every name

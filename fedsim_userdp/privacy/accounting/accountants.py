@@ -14,6 +14,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PaidSignals,
     PoissonGroups,
     PoissonUsers,
     RecordLevel,
@@ -44,7 +45,7 @@ def methods(description: Description) -> tuple[str, ...]:
             return ("group", "tight", "record")
         case FixedSize():
             return ("rdp",)
-        case AdaptiveClipping():
+        case AdaptiveClipping() | PaidSignals():
             return methods(description.run)
         case HyperparameterSearch():
             return ("group", "record") if isinstance(description.run, RecordLevel) else ("rdp",)
@@ -75,7 +76,7 @@ def check_method(description: Description, method: str | None) -> str:
 def curve(description: Description, method: str) -> Curve:
     """Returns the privacy curve of a description by an accountant out of `methods(description)`."""
     match description:
-        case AdaptiveClipping():
+        case AdaptiveClipping() | PaidSignals():
             return curve(description.run, method)
         case PoissonGroups():
             return _worst(description.kinds(), method)

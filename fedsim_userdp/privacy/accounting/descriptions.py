@@ -1,6 +1,7 @@
 """Everything that the accountants take: single runs, and what is made of them.
 
-Adaptive clipping, a private search over hyper-parameters, and several runs one after the other.
+Signals beside the update, adaptive clipping, a private search over hyper-parameters, and several runs one after the
+other.
 """
 
 import dataclasses
@@ -31,15 +32,86 @@ __all__ = [
     "FixedSize",
     "HyperparameterSearch",
     "NoAmplification",
+    "PaidSignals",
     "PoissonGroups",
     "PoissonUsers",
     "RecordLevel",
     "Run",
     "Unamplified",
+    "inner_run",
 ]
 
 Run = PoissonUsers | PoissonGroups | RecordLevel | FixedSize | NoAmplification
 _MOST_COMBINATIONS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class PaidSignals:
+    """A run whose users also send a clipped number each, at the cost of `run` in all.
+
+    Each round also releases, for each public group of users, the sum of the numbers and how many there are, with noise
+    of their own.  A number in [0, bound] counts as its distance from bound / 2, so that a user moves the sums by at
+    most bound / 2 and the counts by at most 1, in one group.  Update, sums and counts together are one Gaussian:
+    inverse squares of noise multipliers add.  `share` of the whole goes to the signal, half of it to the sums and half
+    to the counts; the update carries *more* noise than `run.noise_multiplier` says.
+
+    Guarantee: the run costs what `run` costs, if updates carry `update_noise_multiplier`, and sums and counts
+        `signal_noise_multiplier` each, times their sensitivities.  A user of weight w moves all three by w times that.
+    Assumes: all three see the same sampled users, groups are public, and what a round does depends on earlier releases
+        only.
+
+    Attributes:
+        run: The user-level run with the noise multiplier of update and signal together: not a RecordLevel one.
+        share: of run.noise_multiplier^-2 that the signal takes, in (0, 1).
+    """
+
+    run: PoissonUsers | PoissonGroups | FixedSize | NoAmplification
+    share: float
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the split is impossible."""
+        if not isinstance(self.run, PoissonUsers | PoissonGroups | FixedSize | NoAmplification):
+            raise ValueError(
+                f"run must be a PoissonUsers, PoissonGroups, FixedSize or NoAmplification description, got {self.run!r}"
+            )
+        check_real("share", self.share, 0.0, 1.0)
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """Neighbouring relation of the run."""
+        return self.run.adjacency
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise multiplier of update and signal together."""
+        return self.run.noise_multiplier
+
+    @property
+    def update_noise_multiplier(self) -> float:
+        """Noise multiplier that the update itself must carry, sigma / sqrt(1 - share)."""
+        return self.run.noise_multiplier / math.sqrt(1.0 - self.share)
+
+    @property
+    def signal_noise_multiplier(self) -> float:
+        """Noise multiplier that the sums must carry, and the counts as well, sigma / sqrt(share / 2)."""
+        return self.run.noise_multiplier / math.sqrt(self.share / 2.0)
+
+    def event(self) -> "dp_accounting.DpEvent":
+        """Returns the dp_accounting event of the whole run, with update and signal as one Gaussian."""
+        return self.run.event()
+
+    @property
+    def num_releases(self) -> int:
+        """Number of releases of update and signal together."""
+        return self.run.num_releases
+
+    def first(self, num_releases: int) -> Self:
+        """Returns the first `num_releases` >= 1 releases of the run, or more of the same."""
+        return dataclasses.replace(self, run=self.run.first(num_releases))
+
+    def with_noise_multiplier(self, noise_multiplier: float) -> Self:
+        """Returns the same run with another noise multiplier of update and signal together."""
+        return dataclasses.replace(self, run=self.run.with_noise_multiplier(noise_multiplier))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +127,26 @@ class AdaptiveClipping:
     Assumes: both queries see the same sampled users, and the clip norm of a round depends on earlier releases only.
 
     Attributes:
-        run: The user-level run with the noise multiplier of the pair of queries: not a RecordLevel one, and with no
-            weight but 1, which would shrink a user's update and not their part of the count.
-        count_stddev: stddev of the noise on the count of unclipped updates, in (run.noise_multiplier / 2, inf).
+        run: The user-level run with the noise multiplier of all queries together: not a RecordLevel one, and with no
+            weight but 1, which would shrink a user's update and not their part of the count.  With paid signals, the
+            pair of queries has what these leave, `run.update_noise_multiplier`.
+        count_stddev: stddev of the noise on the count of unclipped updates, above half of the pair's noise multiplier.
     """
 
-    run: PoissonUsers | PoissonGroups | FixedSize | NoAmplification
+    run: PoissonUsers | PoissonGroups | FixedSize | NoAmplification | PaidSignals
     count_stddev: float
 
     def __post_init__(self) -> None:
         """Raises ValueError where the split is impossible."""
-        if not isinstance(self.run, PoissonUsers | PoissonGroups | FixedSize | NoAmplification):
+        if not isinstance(self.run, PoissonUsers | PoissonGroups | FixedSize | NoAmplification | PaidSignals):
             raise ValueError(
-                f"run must be a PoissonUsers, PoissonGroups, FixedSize or NoAmplification description, got {self.run!r}"
+                "run must be a PoissonUsers, PoissonGroups, FixedSize, NoAmplification or PaidSignals description, got "
+                f"{self.run!r}"
             )
-        if isinstance(self.run, PoissonGroups) and not self.run.is_unweighted:
+        inner = inner_run(self.run)
+        if isinstance(inner, PoissonGroups) and not inner.is_unweighted:
             raise ValueError(f"run must have weights of 1 only, since a count has no weights, got {self.run!r}")
-        check_real("count_stddev", self.count_stddev, self.run.noise_multiplier / 2.0, math.inf)
+        check_real("count_stddev", self.count_stddev, self._of_the_pair / 2.0, math.inf)
 
     @property
     def adjacency(self) -> Adjacency:
@@ -80,14 +155,19 @@ class AdaptiveClipping:
 
     @property
     def noise_multiplier(self) -> float:
-        """Noise multiplier of the update and the count together."""
+        """Noise multiplier of all that a round releases together."""
         return self.run.noise_multiplier
 
     @property
     def update_noise_multiplier(self) -> float:
         """Noise multiplier that the update itself must carry, (sigma^-2 - (2 count_stddev)^-2)^(-1/2)."""
-        ratio = self.run.noise_multiplier / (2.0 * self.count_stddev)
-        return self.run.noise_multiplier / math.sqrt((1.0 - ratio) * (1.0 + ratio))
+        ratio = self._of_the_pair / (2.0 * self.count_stddev)
+        return self._of_the_pair / math.sqrt((1.0 - ratio) * (1.0 + ratio))
+
+    @property
+    def _of_the_pair(self) -> float:
+        """Noise multiplier sigma of the update and the count together, without signals."""
+        return self.run.update_noise_multiplier if isinstance(self.run, PaidSignals) else self.run.noise_multiplier
 
     def event(self) -> "dp_accounting.DpEvent":
         """Returns the dp_accounting event of the whole run, with the pair of queries as one Gaussian."""
@@ -125,13 +205,13 @@ class HyperparameterSearch:
         shape: Shape of the distribution, in [0, inf].
     """
 
-    run: Run | AdaptiveClipping
+    run: Run | AdaptiveClipping | PaidSignals
     mean_runs: float
     shape: float = 1.0
 
     def __post_init__(self) -> None:
         """Raises ValueError where an attribute is out of range."""
-        if not isinstance(self.run, Run | AdaptiveClipping):
+        if not isinstance(self.run, Run | AdaptiveClipping | PaidSignals):
             raise ValueError(f"run must be the description of one run, got {self.run!r}")
         if self.shape != math.inf:
             check_real("shape", self.shape, 0.0, math.inf, open_low=False)
@@ -176,14 +256,14 @@ class Composed:
         parts: Single runs, at least one. Equal releases are counted together.
     """
 
-    parts: tuple[Run | AdaptiveClipping, ...]
+    parts: tuple[Run | AdaptiveClipping | PaidSignals, ...]
 
     def __post_init__(self) -> None:
         """Raises ValueError where the parts are no runs, or their neighbouring relations differ."""
         if not isinstance(self.parts, tuple) or not self.parts:
             raise ValueError(f"parts must be a tuple of at least one description, got {self.parts!r}")
         for part in self.parts:
-            if not isinstance(part, Run | AdaptiveClipping):
+            if not isinstance(part, Run | AdaptiveClipping | PaidSignals):
                 raise ValueError(f"parts must be descriptions of single runs, got {part!r}")
         relations = {part.adjacency for part in self.parts}
         if len(relations) > 1 and relations != _REPLACED:
@@ -202,8 +282,8 @@ class Composed:
 
     @property
     def runs(self) -> list[Run]:
-        """The parts, without what adaptive clipping is around them."""
-        return [part.run if isinstance(part, AdaptiveClipping) else part for part in self.parts]
+        """The parts, without what signals and adaptive clipping are around them."""
+        return [inner_run(part) for part in self.parts]
 
     def counted(self) -> list[tuple[Run, int]]:
         """Returns the distinct single releases, and how often each is made."""
@@ -251,4 +331,11 @@ def _highest(run: PoissonGroups) -> PoissonGroups:
     return dataclasses.replace(run, groups=(highest(run.groups),))
 
 
-Description = Run | AdaptiveClipping | HyperparameterSearch | Composed
+Description = Run | PaidSignals | AdaptiveClipping | HyperparameterSearch | Composed
+
+
+def inner_run(description: Run | PaidSignals | AdaptiveClipping) -> Run:
+    """Returns the run that signals and adaptive clipping are around."""
+    while isinstance(description, PaidSignals | AdaptiveClipping):
+        description = description.run
+    return description

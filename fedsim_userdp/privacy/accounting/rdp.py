@@ -19,7 +19,9 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     FixedSize,
     HyperparameterSearch,
     NoAmplification,
+    PaidSignals,
     PoissonGroups,
+    inner_run,
 )
 from fedsim_userdp.privacy.pld.mixture import Floats
 
@@ -65,11 +67,11 @@ def divergences(description: Description) -> Floats:
     bound passes that for large cohorts.
     """
     match description:
-        case HyperparameterSearch(run=PoissonGroups() | AdaptiveClipping(run=PoissonGroups())):
+        case HyperparameterSearch() if _has_groups(description):
             return _of_costliest(description)
         case HyperparameterSearch():
             return _of_event(description.event(), description.adjacency)
-        case AdaptiveClipping():
+        case AdaptiveClipping() | PaidSignals():
             return divergences(description.run)
         case Composed():
             return np.asarray(np.sum([count * divergences(run) for run, count in description.counted()], axis=0))
@@ -81,11 +83,16 @@ def divergences(description: Description) -> Floats:
             return description.num_releases * _of_one_release(description.first(1))
 
 
+def _has_groups(search: HyperparameterSearch) -> bool:
+    """Whether the single runs are of PoissonGroups."""
+    return isinstance(inner_run(search.run), PoissonGroups)
+
+
 def _of_costliest(search: HyperparameterSearch) -> Floats:
     """Renyi divergences of a search over runs of PoissonGroups: at each order those of its costliest group."""
     import dp_accounting as dp
 
-    run = search.run.run if isinstance(search.run, AdaptiveClipping) else search.run
+    run = inner_run(search.run)
     events = [kind.event() for kind in run.kinds()] if isinstance(run, PoissonGroups) else []
     searches = [dp.dp_event.RepeatAndSelectDpEvent(event, search.mean_runs, search.shape) for event in events]
     divergences = [_of_event(event, search.adjacency) for event in searches]

@@ -12,15 +12,17 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Composed,
     FixedSize,
     NoAmplification,
+    PaidSignals,
     PoissonGroups,
     PoissonUsers,
     RecordLevel,
+    inner_run,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.accounting.trajectories import highest_round
 from fedsim_userdp.privacy.validation import check_count
 
-Release = PoissonUsers | PoissonGroups | RecordLevel | FixedSize | NoAmplification | AdaptiveClipping
+Release = PoissonUsers | PoissonGroups | RecordLevel | FixedSize | NoAmplification | PaidSignals | AdaptiveClipping
 Counts = dict[tuple[Release, str | None], int]  # of single releases, and what they are accounted for with: `_kin`
 NoiseSource = Literal["seeded", "os"]
 
@@ -188,8 +190,7 @@ def between(release: Release, first: int, last: int) -> Release:
         return release
     if not isinstance(inner, PoissonGroups):
         return release.first(last - first + 1)
-    rounds = inner.between(first, last)
-    return dataclasses.replace(release, run=rounds) if isinstance(release, AdaptiveClipping) else rounds
+    return _with_inner(release, inner.between(first, last))
 
 
 def digest_of(raw: bytes) -> str:
@@ -314,8 +315,15 @@ def _capped(counts: dict[Release, int], num_undeclared: int, *, may_be_whole: bo
 
 
 def _inner(release: Release) -> Release:
-    """The run inside of adaptive clipping."""
-    return release.run if isinstance(release, AdaptiveClipping) else release
+    """The run inside of signals and adaptive clipping."""
+    return inner_run(release)
+
+
+def _with_inner(release: Release, run: PoissonGroups) -> Release:
+    """The same signals and adaptive clipping around another run."""
+    if isinstance(release, AdaptiveClipping | PaidSignals):
+        return dataclasses.replace(release, run=_with_inner(release.run, run))  # type: ignore[arg-type]
+    return run
 
 
 def _is_whole(raw: bytes) -> bool:
