@@ -47,7 +47,7 @@ _FLAGS = frozenset(
 _SWEEP = frozenset({"-m", "--multirun"})
 _MAY_BE_NULL = ("audit.epsilons", "audit.real_users")  # of a command's own settings, which no class has
 _MAY_BE_ONE = ("benchmark.parts", "describe.records_per_user")  # in place of a list
-_MAY_BE_MAPPING = ("tuned.searched", "metrics")
+_MAY_BE_MAPPING = ("tuned.searched", "metrics", "study.grid")
 _SWEEP_FILE = "multirun.yaml"
 _FOLDERS = ("output_dir", "resume", "cache_dir")
 _ABSENT = object()
@@ -90,7 +90,7 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     folder = str(found[-1])
     _check_one_place(quoted, folder)
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
-    is_sweep = bool(_SWEEP & set(quoted))
+    is_sweep = bool(_SWEEP & set(quoted)) or command == "study"
     found_there = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
     stored, quoted = with_metrics_changed([*found_there], quoted)
     if is_sweep:  # each of its jobs finds out by itself what is left to do

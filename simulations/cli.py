@@ -14,6 +14,10 @@ from fedsim_userdp.simulations.streams import watched_streams
 COMMANDS = {
     "compare": ("fedsim_userdp.simulations.compare", "train with every mechanism at one user-level budget and compare"),
     "run": ("fedsim_userdp.simulations.run", "train with one mechanism"),
+    "study": (
+        "fedsim_userdp.simulations.study",
+        "run a grid of mechanisms, budgets, settings and seeds, with intervals",
+    ),
     "data": (
         "fedsim_userdp.simulations.data",
         "describe a corpus before any training: users, records, tokens, what k keeps",
@@ -133,6 +137,9 @@ def _run(name: str, arguments: list[str]) -> int:
             its = "its" if len(failed) == 1 else "their"
             _stop(f"{jobs.in_words(len(failed))} did not run to {its} end: {', '.join(failed)}")
         _stop(folder_refused(error, completed) or sentence(error))
+    study = sys.modules.get("fedsim_userdp.simulations.study")
+    if study is not None and study.FAILED:
+        return 3
     module = sys.modules.get("fedsim_userdp.simulations.jobs")
     return 0 if module is None else _said_of_diverged(module.DIVERGED)
 

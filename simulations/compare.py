@@ -55,7 +55,7 @@ def compared_runs(config: DictConfig) -> list[dict[str, Any]]:
         raise ConfigError(f"compare.mechanisms={named} must be a list of mechanisms, such as [user_wise,group_privacy]")
     if not entries:
         raise ConfigError("compare.mechanisms is empty: name at least one mechanism")
-    mechanisms = [_changes_of(entry) for entry in entries]
+    mechanisms = [changes_of(entry) for entry in entries]
     names = [one.get("mechanism.name", one["mechanism"]) for one in mechanisms]
     chosen = config.compare.seeds
     seeds = [config.seed] if chosen is None else list(chosen) if isinstance(chosen, ListConfig) else [chosen]
@@ -80,7 +80,7 @@ def _with_selections(mechanisms: list[dict[str, Any]], config: DictConfig) -> li
     named = config.compare.get("selections")
     if named is None:
         return mechanisms
-    selections = [_selection_of(entry) for entry in (named if isinstance(named, ListConfig) else [named])]
+    selections = [selection_of(entry) for entry in (named if isinstance(named, ListConfig) else [named])]
     names = [name for name, _ in selections]
     if not names or len(set(names)) < len(names):
         raise ConfigError(
@@ -96,7 +96,7 @@ def _with_selections(mechanisms: list[dict[str, Any]], config: DictConfig) -> li
     ]
 
 
-def _selection_of(entry: object) -> tuple[str, dict[str, Any]]:
+def selection_of(entry: object) -> tuple[str, dict[str, Any]]:
     """The name of an entry of `compare.selections`, and what it changes: a file of settings, and some of its own."""
     settings = dict(entry) if isinstance(entry, Mapping) else {"selection": entry}
     choice = settings.pop("selection", None)
@@ -106,7 +106,7 @@ def _selection_of(entry: object) -> tuple[str, dict[str, Any]]:
     return name, {"selection": choice, **{f"selection.{key}": value for key, value in settings.items()}}
 
 
-def _changes_of(entry: object) -> dict[str, Any]:
+def changes_of(entry: object) -> dict[str, Any]:
     """What an entry of `compare.mechanisms` changes: a file of settings, and settings of its own.
 
     An entry is the name of a file, or a mapping of `mechanism`, which names one, and of settings.  One with a
@@ -133,7 +133,12 @@ def compose_again(config_name: str, changes: Mapping[str, Any]) -> DictConfig:
 
 
 def composed(config_name: str, overrides: Iterable[str], changes: Mapping[str, Any]) -> DictConfig:
-    """Returns the configuration of overrides with `changes`, of which a mechanism's own settings go first.
+    """Returns the configuration of `overrides_with`."""
+    return hydra.compose(config_name, overrides=overrides_with(config_name, overrides, changes))
+
+
+def overrides_with(config_name: str, overrides: Iterable[str], changes: Mapping[str, Any]) -> list[str]:
+    """Returns the overrides with `changes`, of which a mechanism's own settings go first.
 
     An override of a setting that the changed mechanism or selection does not have (`mechanism.clip_norm` of the
     non-private run) is left out; that some mechanism has it was checked when the job was composed.
@@ -143,9 +148,10 @@ def composed(config_name: str, overrides: Iterable[str], changes: Mapping[str, A
         for group in ("mechanism", "selection")
     )
     groups = {key: value for key, value in changes.items() if "." not in key}
+    others = [f"{key}={as_value(value)}" for key, value in changes.items() if _is_of_neither(key)]
     own = [override for override in overrides if override_key(override) not in changes]
     changed = [f"{key}={value}" for key, value in groups.items()]
-    general = [override for override in own if not override_key(override).startswith("mechanism.")]
+    general = [override for override in own if not override_key(override).startswith("mechanism.")] + others
     if "selection" in groups:
         takes = hydra.compose(config_name, overrides=changed).selection
         general = [*_fitting(general, takes), *_settings("selection", of_selection, takes)]
@@ -155,7 +161,12 @@ def composed(config_name: str, overrides: Iterable[str], changes: Mapping[str, A
     else:
         special = [o for o in own if override_key(o).startswith("mechanism.") and override_key(o).split(".")[1] in has]
     special += _settings("mechanism", of_mechanism, has)
-    return hydra.compose(config_name, overrides=[*general, *changed, *special])
+    return [*general, *changed, *special]
+
+
+def _is_of_neither(key: str) -> bool:
+    """Whether a dotted key is no setting of a mechanism or of a selection."""
+    return "." in key and not key.startswith(("mechanism.", "selection."))
 
 
 def _settings(group: str, settings: Mapping[str, Any], has: DictConfig) -> list[str]:

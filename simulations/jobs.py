@@ -1,5 +1,6 @@
 """A job of `fedsim run` or `fedsim compare`: alone, or one of a sweep (`--multirun`)."""
 
+import io
 import json
 import os
 import re
@@ -63,7 +64,7 @@ def run_job(
         folder = Path(settings.runtime.output_dir)
         if config.resume is None and (folder / RUN_FILE).is_file():
             config.resume = str(folder)
-        if config.resume is not None and _has_ended(folder):
+        if config.resume is not None and has_ended(folder):
             beginning(config, command)
             from fedsim_userdp.mechanisms.sweep import update_sweep
 
@@ -77,6 +78,36 @@ def run_job(
         FAILED.append(name)
         print(printable(f"fedsim: {name}: {sentence(error)}"), file=sys.stderr, flush=True)
         raise
+
+
+def run_cell(config: DictConfig) -> None:
+    """Runs a cell of a study in the running job's folder; no table is printed of it alone."""
+    _run(config, "run", lambda: [config], tuple, is_shown=False)
+
+
+def check_cell(config: DictConfig, folder: Path) -> None:
+    """Checks a cell of a study before anything is written.
+
+    Args:
+        config: the resolved configuration of its run.
+        folder: where it would run.
+
+    Raises:
+        ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong.
+    """
+    from fedsim_userdp.simulations.configured import checked_runs
+
+    check_types(config, "run")
+    checked_runs([config], folder)
+
+
+def noise_of_cell(config: DictConfig, folder: Path) -> float:
+    """Returns the noise multiplier of a cell of a study; 0 without noise. See `check_cell`."""
+    from fedsim_userdp.simulations.configured import checked_runs
+
+    (one,) = checked_runs([config], folder)
+    guarantee_fn = getattr(one.mechanism, "guarantee", None)
+    return 0.0 if guarantee_fn is None else float(guarantee_fn(one.run.study).noise_multiplier)
 
 
 def _diverged_in(folder: Path) -> Iterator[str]:
@@ -95,13 +126,17 @@ def _run(
     command: str,
     configs_fn: Callable[[], Sequence[DictConfig]],
     planned_fn: Callable[[], Sequence[str]],
+    *,
+    is_shown: bool = True,
 ) -> None:
-    """See `run_job`."""
+    """See `run_job`; where it is not shown, its files tell what came out."""
     with folder_of_job(is_resumed=config.resume is not None, holds_a_run=True) as path:
         check_types(config, command)
         hydras_own.check_composed(HydraConfig.get())
         begin = beginning(config, command)
         with without_garbage_collection():
+            from rich.console import Console
+
             from fedsim_userdp.mechanisms.compare import outcomes  # here, so that --help need not load torch
             from fedsim_userdp.mechanisms.folder import RunFolder
             from fedsim_userdp.mechanisms.sweep import jobs_of
@@ -116,12 +151,14 @@ def _run(
         for one in configs:
             one.resume = config.resume
         runs = checked_runs(configs, path, sweep, is_changed=_is_changed(config, path))
-        folder = RunFolder(
-            path, result_console(), labels(HydraConfig.get().runtime.choices, plain(config)), sweep, planned_fn()
-        )
+        console = result_console() if is_shown else Console(file=io.StringIO())
+        folder = RunFolder(path, console, labels(HydraConfig.get().runtime.choices, plain(config)), sweep, planned_fn())
         with folder.progress() as progress:
             for outcome in outcomes(runs, path, begin, progress):
                 folder.add(outcome)
+        if not is_shown:
+            folder.draw()
+            return
         folder.finish()
         DIVERGED.extend(f"{run}{_with_own_optimizer(config)}" for run in folder.diverged)
 
@@ -180,7 +217,7 @@ def check_used(runs: Iterable[tuple[DictConfig, Mapping[str, Any]]]) -> None:
             raise ConfigError(f"{key} has no effect here: no {whose} takes it from there")
 
 
-def _has_ended(folder: Path) -> bool:
+def has_ended(folder: Path) -> bool:
     """Whether all runs of a folder have ended."""
     try:
         stated = json.loads(plain_content(folder / _STATED))
@@ -217,7 +254,7 @@ def check_jobs(command: str, arguments: Sequence[str]) -> Path:
         HydraConfig.instance().set_config(whole)
         _check_one_folder(whole)
         sweep = Path(str(whole.hydra.sweep.dir))
-        _check_own_folder(sweep)
+        check_sweep_folder(sweep)
         is_there = sweep.is_dir()
         params: dict[str, Any] = dict(whole.hydra.sweeper.get("params") or {})
         overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *given])
@@ -266,7 +303,7 @@ def _check_one_folder(config: DictConfig) -> None:
             )
 
 
-def _check_own_folder(sweep: Path) -> None:
+def check_sweep_folder(sweep: Path) -> None:
     """Raises ConfigError where a sweep's folder is a run's, or lies in one of a run or of another sweep."""
     of_sweeps = {_STATED, "PRIVACY.md", "multirun.yaml"} if _states_a_sweep(sweep) else {"multirun.yaml"}
     if mark := next((name for name in MARKS if name not in of_sweeps and os.path.lexists(sweep / name)), ""):

@@ -21,6 +21,8 @@ LAYERS = {
     "fedsim_userdp.sampling_plan": 3,
     "fedsim_userdp.selectors": 3,
     "fedsim_userdp.selection": 3,
+    "fedsim_userdp.signals": 3,
+    "fedsim_userdp.studies": 5,
     "fedsim_userdp.wagers": 3,
     "fedsim_userdp.data": 3,
     "fedsim_userdp.models": 3,
