@@ -24,8 +24,8 @@ class Population:
 
     def __post_init__(self) -> None:
         """Keeps copies that nobody can write to: coins are drawn by these numbers."""
-        object.__setattr__(self, "id_hashes", _read_only(self.id_hashes))
-        object.__setattr__(self, "columns", {name: _read_only(values) for name, values in self.columns.items()})
+        object.__setattr__(self, "id_hashes", read_only(self.id_hashes))
+        object.__setattr__(self, "columns", {name: read_only(values) for name, values in self.columns.items()})
 
     @classmethod
     def numbered(cls, num_users: int) -> "Population":
@@ -75,8 +75,8 @@ class Reported:
 
     def __post_init__(self) -> None:
         """Keeps copies that nobody can write to."""
-        object.__setattr__(self, "sums", _read_only(self.sums))
-        object.__setattr__(self, "counts", _read_only(self.counts))
+        object.__setattr__(self, "sums", read_only(self.sums))
+        object.__setattr__(self, "counts", read_only(self.counts))
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,11 @@ class Past:
         return np.where(counts >= 1.0, sums / np.maximum(counts, 1.0), np.nan)
 
 
-def _read_only(values: NDArray[Any]) -> NDArray[Any]:
-    """A copy of an array that cannot be written to, nor be made writable."""
-    kept = np.array(values)
-    kept.setflags(write=False)
-    return kept.view()
+def read_only(values: NDArray[Any]) -> NDArray[Any]:
+    """Returns a copy of an array that cannot be written to, nor be made writable: `bytes` hold it."""
+    given = np.asarray(values)
+    if not given.size or given.dtype.hasobject:
+        kept = np.array(given)
+        kept.setflags(write=False)
+        return kept
+    return np.frombuffer(given.tobytes(), dtype=given.dtype).reshape(given.shape)

@@ -18,6 +18,14 @@ _REFUSED = {
     "hydra.job.env_copy": "it changes which code the run's processes find: set variables before the command",
 }
 
+# Classes that settings of logging may name.  Others of that module import or run what they are given.
+_LOGGING = frozenset(
+    {
+        *("logging.Formatter", "logging.Filter", "logging.StreamHandler", "logging.FileHandler", "logging.NullHandler"),
+        *("logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler"),
+    }
+)
+
 
 def check_flag(flag: str) -> None:
     """Raises ConfigError for a flag that would take the place of this program's own file of settings."""
@@ -43,6 +51,12 @@ def check_override(override: Override) -> None:
             found = found or "Hydra's own settings may name no code, which no statement would name: leave it out"
         if found:
             raise ConfigError(f"{override.input_line}: {found}")
+    if re.match(r"hydra(\.(job|hydra)_logging\b|$)", key):  # which Hydra sets up before anything else is looked at
+        named = next((found for value in values for found in _code_named(value, key.rpartition(".")[2])), None)
+        if named is not None:
+            raise ConfigError(
+                f"{override.input_line}: it names code that no statement would name ({named}): leave it out"
+            )
 
 
 def is_more_than_a_setting(override: str) -> bool:
@@ -68,7 +82,7 @@ def check_composed(node: Mapping[str, object]) -> None:
 
 
 def _code_named(node: object, key: object = "") -> Iterator[str]:
-    """Yields what settings of logging would have imported, but for the standard library's own."""
+    """Yields what settings of logging would have imported, but for some classes of the standard library."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield from _code_named(value, name)
@@ -76,7 +90,7 @@ def _code_named(node: object, key: object = "") -> Iterator[str]:
         for value in node:
             yield from _code_named(value, key)
     elif isinstance(node, str):
-        is_class = key in ("class", "()", "_target_", "factory") and not node.startswith("logging.")
+        is_class = key in ("class", "()", "_target_", "factory") and node not in _LOGGING
         is_fetched = node.startswith(("ext://", "cfg://")) and node not in ("ext://sys.stdout", "ext://sys.stderr")
         if is_class or is_fetched:
             yield node

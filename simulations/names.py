@@ -74,6 +74,7 @@ def suggestions(key: str) -> list[str]:
     if last in _ALSO_CALLED and "." not in key:
         return [_ALSO_CALLED[last]]
     same = [name for name in known() if name.rpartition(".")[2] == last]
+    same = [name for name in same if not name.startswith("study.")] or same  # whose axes are named as settings are
     if same:
         return sorted(same, key=lambda name: -_likeness(name, key))[:_MOST]
     offered = known() if "." in key else known() | frozenset(choices())

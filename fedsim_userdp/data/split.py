@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedsim_userdp.data.store import TokenStore
 from fedsim_userdp.errors import DataError
+from fedsim_userdp.population import read_only
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class UserSplit:
     train: NDArray[np.int64]
     heldout: NDArray[np.int64]
     validation: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Keeps copies that nobody can write to: a user who stood there twice would count as two."""
+        for name in ("train", "heldout", "validation"):
+            object.__setattr__(self, name, read_only(getattr(self, name)))
 
 
 def split_users(

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 
 from fedsim_userdp.mechanisms.settings_tree import Tree
+from fedsim_userdp.privacy.joint import UNNAMED_IDS
 
 _OF_ONES_OWN = "whoever {target}, with settings of digest {digest}, files a record under"
 _LABELS = ("name", "license")  # of a corpus, which decide nothing
@@ -35,7 +36,7 @@ def user_in_words(data: Tree) -> str:
         case "in_memory.InMemoryCorpus":
             if data.get("user_column") is not None:
                 return f"an id in column {_column(data, 'user_column', '')} of a table that a program gave"
-            return "an id that a program gave with the text"
+            return UNNAMED_IDS
     kept = {key: value for key, value in data.items() if key not in _LABELS}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=_plain).encode()).hexdigest()
     return _OF_ONES_OWN.format(target=target, digest=digest[:16])

@@ -21,6 +21,7 @@ from fedsim_userdp.naming import settings_of
 from fedsim_userdp.participation import declared_release
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.clipping import Clipping
+from fedsim_userdp.privacy.noise import MOST
 from fedsim_userdp.report.progress import RunProgress
 from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
 from fedsim_userdp.signals import PaidSignal, check_told_of_groups, signal_of
@@ -90,6 +91,8 @@ class UserWise(Training):
                 f"selection={type(study.selector).__name__} declares another claim for {self.rounds} rounds than for "
                 "one: users without records have no place, which its claim needs"
             )
+        if isinstance(declared, acc.PoissonGroups):
+            _check_weights(declared, self.clip_norm, type(study.selector).__name__)
         signal = signal_of(study.selector)
         if signal is None:
             return calibrated(declared, study.target, None, "user")
@@ -111,6 +114,16 @@ class UserWise(Training):
             declared=guarantee.declared,
             signal=_paid(run.study, guarantee),
             run=run.description,
+        )
+
+
+def _check_weights(declared: acc.PoissonGroups, clip_norm: float, name: str) -> None:
+    """Raises ConfigError where a weighted update may be more than float32 sums: one user's could end the run."""
+    most = max(weight for group in declared.groups for _, weight, _ in group)
+    if most * clip_norm > MOST:
+        raise ConfigError(
+            f"selection={name} states a weight of {most:g}, which times mechanism.clip_norm={clip_norm:g} must be at "
+            f"most {MOST:g}: float32 must hold the sum"
         )
 
 

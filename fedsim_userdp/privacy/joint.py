@@ -54,6 +54,7 @@ from fedsim_userdp.privacy.statement import PrivacyStatement
 _TIGHTEST_FIRST = ("tight", "pld", "rdp", "group")
 _NARROW = 0.01
 _LEAST_LOG_DELTA = -600.0
+UNNAMED_IDS = "an id that a program gave with the text"  # what a user is where nothing names it
 _REPLACED = "one user with all their records replaced by another"
 _RECORDS_REPLACED = "one user's records replaced by others, their id and so their place in the schedule kept"
 _EMPTIED = "one user's records are emptied"
@@ -317,6 +318,11 @@ def _why_not_together(runs: Sequence[StatedRun]) -> list[str]:
         found.append(
             f"a user is not the same in all of them ({'; '.join(kinds)}), and who is one user of one run may be "
             "several of another"
+        )
+    if kinds == [UNNAMED_IDS] and len({run.job for run in runs}) > 1:
+        found.append(
+            "what an id stands for is not known of text that programs gave as pairs, and may be another thing in each "
+            "of them (give tables, whose column of ids has a name)"
         )
     if _blanks_and_replaces(runs):
         found.append(

@@ -359,3 +359,57 @@ def test_a_class_that_states_probabilities_is_assumed_to_follow_what_is_public_a
     said = f"the cohorts are kept secret, and what {name} states follows from public facts and from what was released"
     assert any(each.startswith(said) for each in one.statement.assumptions)
     assert "the cohorts from a secret key" in one.statement.noise
+
+
+@dataclass(frozen=True)
+class OneInMany:
+    """Takes everybody, with a weight as large as is said."""
+
+    weight: float = 1e8
+
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
+        return 1.0
+
+    def weights(self, round: int, population: Population) -> np.ndarray:
+        return np.full(len(population), self.weight)
+
+
+def test_a_weight_that_lifts_sums_out_of_float32_is_refused(tmp_path: Path) -> None:
+    """Else one user's update decides whether a round is released at all."""
+    with pytest.raises(ConfigError, match=r"a weight of 1e\+08.*clip_norm=1e\+25 must be at most 1e\+30"):
+        run(study_of(OneInMany()), UserWise(rounds=1, clip_norm=1e25), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True)
+class WritesHashes:
+    """Gives all users the hash of one, and so one coin."""
+
+    def probabilities(self, round: int, population: Population, past: Past) -> float:
+        hashes: Any = population.id_hashes
+        while hashes is not None:
+            if isinstance(hashes, np.ndarray):
+                hashes.setflags(write=True)
+                hashes[:] = hashes[0]
+            hashes = getattr(hashes, "base", None)
+        return 0.5
+
+
+def test_nobody_can_write_to_the_hashes_that_coins_are_drawn_by(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="WRITEABLE"):
+        run(study_of(WritesHashes()), UserWise(rounds=1), tmp_path / "run")
+    hashes: Any = Population.numbered(3).id_hashes
+    while isinstance(hashes, np.ndarray):
+        assert not hashes.flags.writeable
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            hashes.setflags(write=True)
+        hashes = hashes.base
+
+
+def test_who_trains_cannot_be_changed_in_place_after_the_study_was_made() -> None:
+    """Else one person could be all users, and the sum move by as many clip norms."""
+    study = study_of(StratifiedSelector("region", 2))
+    for values in (study.split.train, study.split.heldout, study.split.validation):
+        assert not values.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        study.split.train[1:] = study.split.train[0]

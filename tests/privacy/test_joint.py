@@ -8,7 +8,7 @@ import pytest
 
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.accounting.descriptions import Run
-from fedsim_userdp.privacy.joint import Composition, JointStatement, StatedRun, composed
+from fedsim_userdp.privacy.joint import UNNAMED_IDS, Composition, JointStatement, StatedRun, composed
 from fedsim_userdp.privacy.statement import PrivacyStatement
 
 DELTA = 1e-4
@@ -63,6 +63,17 @@ def test_groups_of_one_run_may_be_other_users_in_another_run() -> None:
         composed([a, RECORDS], DELTA).epsilon or 0.0 for a in (first, second)
     )
     assert joint(stated(one), stated(other, seed=1)).adjacency == "add or remove one user with all their records"
+
+
+def test_pairs_that_programs_gave_have_no_joint_figure_across_folders() -> None:
+    """One list may be by author and the other by thread: nothing written down tells."""
+    one, other = (stated(USERS, seed, users=UNNAMED_IDS) for seed in (0, 1))
+    assert joint(one, other).together.epsilon == composed([USERS] * 2, DELTA).epsilon  # of one study
+    found = joint(replace(one, job="0"), replace(other, job="1"))
+    assert found.together.epsilon is None
+    assert "what an id stands for is not known" in " ".join(found.sentences())
+    named = [replace(stated(USERS, seed, users="an id in column 'a'"), job=str(seed)) for seed in (0, 1)]
+    assert joint(*named).together.epsilon is not None
 
 
 def test_the_same_release_again_counts_once() -> None:

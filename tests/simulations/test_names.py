@@ -130,6 +130,10 @@ class HydraNode(dict[str, object]):
         HydraNode({}, job_logging={"formatters": {"x": {"class": "mine.F"}}}),
         HydraNode({}, job_logging={"filters": {"x": {"()": "mine.F"}}}),
         HydraNode({}, hydra_logging={"handlers": {"x": {"class": "mine.H"}}}),
+        HydraNode({}, job_logging={"formatters": {"x": {"class": "logging.config.BaseConfigurator.importer"}}}),
+        HydraNode({}, job_logging={"filters": {"x": {"()": "logging.config.BaseConfigurator.importer", "name": "m"}}}),
+        HydraNode({"x": {"()": "logging.os.system", "command": "true"}}),
+        HydraNode({"x": {"class": "logging.handlers.SocketHandler", "host": "h", "port": 1}}),
     ],
 )
 def test_code_below_hydras_own_settings_is_refused_wherever_they_come_from(
@@ -156,6 +160,9 @@ def test_logging_by_the_standard_library_is_taken(monkeypatch: pytest.MonkeyPatc
         ["+hydra.job.env_set.PYTHONPATH=stranger"],
         ["hydra.job={env_set:{LD_PRELOAD:x}}"],
         ["hydra={job:{env_copy:[PYTHONPATH]}}"],
+        ["+hydra.job_logging.formatters.x.class=logging.config.BaseConfigurator.importer"],
+        ["hydra={hydra_logging:{handlers:{x:{class:mine.H}}}}"],
+        ["+hydra.job_logging.handlers.x.stream=ext://mine.stream"],
         ["hydra.launcher._target_=stranger.L"],
         ["hydra.sweeper={_target_:stranger.S}"],
         ["+hydra/callbacks=stranger"],
