@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import FREE, leaves
+from fedsim_userdp.mechanisms.written import as_value
 from fedsim_userdp.printable import printable
 from fedsim_userdp.report.files import write_text
 from fedsim_userdp.report.table import result_console
@@ -24,9 +25,10 @@ from fedsim_userdp.simulations.arguments import override_key
 from fedsim_userdp.simulations.compare import changes_of, overrides_with, selection_of
 from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 from fedsim_userdp.studies.files import FILE, write_study, write_tables
-from fedsim_userdp.studies.grid import AXES, CELLS, SELECTION, Cell, CellResult, Choice, Entry, cells_of
+from fedsim_userdp.studies.grid import AXES, CELLS, SELECTION, TRIALS, Cell, CellResult, Choice, Entry, cells_of
 from fedsim_userdp.studies.shown import study_table
 from fedsim_userdp.studies.summary import lines_of, pairs_of
+from fedsim_userdp.studies.tuning import Search, Space, settings_to_try, space_of
 
 FAILED: list[str] = []  # cells of this process's study without a result, each said when it was
 LIST_OF_JOBS = "multirun.yaml"  # marks the folder as one whose runs are stated together
@@ -37,7 +39,7 @@ _FIXED_COST = 8.0  # of a cell besides its rounds: loading, evaluation, files; i
 
 @dataclass
 class Planned:
-    """A cell that is to be run, or has been.
+    """A cell or trial that is to be run, or has been.
 
     Attributes:
         result: the cell, and what became of it.
@@ -55,12 +57,10 @@ def main(config: DictConfig) -> None:
     """Runs what is left of the study's cells, and writes what they say."""
     FAILED.clear()
     settings = HydraConfig.get()
-    folder = Path(settings.runtime.output_dir)
     given = [one for one in settings.overrides.task if not override_key(one).startswith("study.")]
     given = [one for one in given if override_key(one) not in ("output_dir", "resume")]
-    planned = [_planned(cell, given, folder) for cell in study_cells(config)]
-    planned.sort(key=lambda one: one.cost)
-    Study(folder, OmegaConf.to_container(config, resolve=True), planned).run(settings)
+    cells = study_cells(config)
+    Study(Path(settings.runtime.output_dir), config, given, cells, searches_of(config, given, cells)).run(settings)
 
 
 def study_cells(config: DictConfig) -> list[Cell]:
@@ -112,74 +112,142 @@ def _entry(entry: object) -> Entry:
     return Entry(name, str(target).rpartition(".")[2], changes)
 
 
-def _planned(cell: Cell, given: Sequence[str], folder: Path) -> Planned:
-    """A cell with its command line, composed once to see that it can be."""
-    own = [one for one in given if override_key(one) not in cell.dropped]
-    overrides = [*overrides_with("run", own, cell.changes), f"output_dir={folder / CELLS / cell.name}"]
-    mechanism = hydra.compose("run", overrides=overrides).mechanism
-    cost = float(mechanism.get("rounds", 0) or 0) * float(mechanism.get("records_per_user", 1) or 1)
-    return Planned(CellResult(cell), overrides, cost)
+def searches_of(config: DictConfig, given: Sequence[str], cells: Sequence[Cell]) -> list[Search]:
+    """Returns what is tuned: each mechanism that trains, at each epsilon of the study or at one.
+
+    Args:
+        config: the study's configuration.
+        given: settings for all of its runs, as on the command line.
+        cells: the cells.
+
+    Raises:
+        ConfigError: there are no validation users to tune on, or a setting is out of range.
+    """
+    node = config.study.tune
+    trials = node.trials
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 0:
+        raise ConfigError(f"study.tune.trials={trials} must be a whole number of at least 0")
+    if not trials:
+        return []
+    if not config.split.validation_users:
+        raise ConfigError(
+            f"study.tune.trials={trials} tunes on validation users, and split.validation_users=0: set some aside, such "
+            "as split.validation_users=50"
+        )
+    found: dict[tuple[str, str], Search] = {}
+    for cell in cells:
+        epsilon = cell.axes.get("epsilon") if node.epsilon is None else None
+        mechanism = hydra.compose("run", overrides=overrides_with("run", given, cell.changes)).mechanism
+        space = space_of(str(mechanism._target_).rpartition(".")[2], mechanism)
+        if space and (key := (cell.mechanism, str(epsilon))) not in found:
+            axes = {} if epsilon is None else {"epsilon": epsilon}
+            found[key] = Search(cell.mechanism, axes, space, _trials_of(config, cell, axes, space))
+    return list(found.values())
+
+
+def _trials_of(config: DictConfig, cell: Cell, axes: Mapping[str, Any], space: Space) -> list[CellResult]:
+    """The trials of a mechanism at one setting: with one seed, scored on validation users."""
+    node, found = config.study.tune, []
+    for number, tried in enumerate(settings_to_try(space, node.trials, cell.seed)):
+        changes = {**cell.changes, **{f"mechanism.{name}": value for name, value in tried.items()}}
+        changes |= {"evaluation.users": "validation"}
+        changes |= {} if node.epsilon is None else {"privacy.epsilon": node.epsilon}
+        label = f"{cell.mechanism}-trial{number:03d}"
+        one = replace(cell, axes=axes, changes=changes, label=label, dropped=(*cell.dropped, "evaluation.users"))
+        found.append(CellResult(one, part=TRIALS, tried=tried))
+    return found
 
 
 class Study:
-    """Runs the cells of a study, one after the other, and keeps its files up to date after each.
+    """Runs trials and cells of a study, one after the other, and keeps its files up to date after each.
 
     Args:
         folder: of the study.
         config: its settings.
-        planned: the cells, in the order in which they are run.
+        given: settings for all of its runs, as on the command line.
+        cells: the cells.
+        searches: what is tuned before they are run.
     """
 
-    def __init__(self, folder: Path, config: Any, planned: Sequence[Planned]) -> None:
-        self.folder, self._config, self._planned = folder, config, list(planned)
-
-    @property
-    def results(self) -> list[CellResult]:
-        """What became of each cell so far."""
-        return [one.result for one in self._planned]
+    def __init__(
+        self, folder: Path, config: DictConfig, given: Sequence[str], cells: Sequence[Cell], searches: Sequence[Search]
+    ) -> None:
+        self.folder, self._given, self._searches = folder, given, searches
+        self._config: Any = OmegaConf.to_container(config, resolve=True)
+        self.results = [CellResult(cell) for cell in cells]
+        self.trials = [one for search in searches for one in search.trials]
+        self._spent = self._costs = 0.0  # of runs that train
+        self._number = 0
 
     def run(self, settings: Any) -> None:
-        """Runs what is left, writing after each cell; names what failed."""
-        for one in self._planned:
+        """Runs what is left, writing after each run; names what failed."""
+        trials, cells = self._planned(self.trials), self._planned(self.results)
+        for one in (*trials, *cells):
             self._take_up(one)
-        left = [one for one in self._planned if one.result.status == "planned"]
-        self._check(left)
+        self._check([*trials, *cells])
         if self._config["study"]["dry_run"]:
-            self._show_planned()
+            self._show_planned([*trials, *cells])
             return
         self._begin(settings)
-        done = len(self._planned) - len(left)
-        if done:
-            print(f"{done} of {len(self._planned)} cells have been run before", flush=True)
-        spent = costs = 0.0  # of cells that train
-        for number, one in enumerate(left, start=done + 1):
-            start = time.monotonic()
-            self._run(one)
-            if one.cost:
-                spent, costs = spent + time.monotonic() - start, costs + one.cost + _FIXED_COST
-            rest = sum(other.cost + _FIXED_COST for other in left[number - done :]) * spent / max(costs, 1.0)
-            self.write()
-            print(f"{number} of {len(self._planned)}: {_said(one.result)}{_left(rest)}", flush=True)
+        self._number = sum(one.result.status != "planned" for one in (*trials, *cells))
+        if self._number:
+            print(f"{self._number} of {len(trials) + len(cells)} runs have been made before", flush=True)
+        self._run_all([one for one in trials if one.result.status == "planned"], cells)
+        cells = self._planned(self.results)  # with the settings that won
+        self._run_all([one for one in cells if one.result.status == "planned"], [])
         self.write()
         self._show()
+
+    def _planned(self, results: Sequence[CellResult]) -> list[Planned]:
+        """Runs with their command lines, the cheapest first."""
+        found = [self._plan_of(one) for one in results]
+        return sorted(found, key=lambda one: one.cost)
+
+    def _plan_of(self, result: CellResult) -> Planned:
+        """A run with its command line, composed once to see that it can be."""
+        cell = result.cell
+        changes, dropped = dict(cell.changes), set(cell.dropped)
+        search = next((one for one in self._searches if result.part == CELLS and one.is_for(cell)), None)
+        if search is not None:
+            changes |= {f"mechanism.{name}": value for name, value in search.winner.items()}
+            changes |= {"privacy.num_searched": len(search.trials) + 1}
+        own = [one for one in self._given if override_key(one) not in dropped]
+        overrides = [*overrides_with("run", own, changes), f"output_dir={as_value(str(self.folder / result.place))}"]
+        mechanism = hydra.compose("run", overrides=overrides).mechanism
+        cost = float(mechanism.get("rounds", 0) or 0) * float(mechanism.get("records_per_user", 1) or 1)
+        return Planned(result, overrides, cost)
+
+    def _run_all(self, left: Sequence[Planned], later: Sequence[Planned]) -> None:
+        """Makes runs one after the other; `later` are those to come after them."""
+        total = len(self.trials) + len(self.results)
+        for number, one in enumerate(left, start=1):
+            start = time.monotonic()
+            self._run(one)
+            self._number += 1
+            if one.cost:
+                self._spent, self._costs = self._spent + time.monotonic() - start, self._costs + one.cost + _FIXED_COST
+            rest = [*left[number:], *(other for other in later if other.result.status == "planned")]
+            seconds = sum(other.cost + _FIXED_COST for other in rest) * self._spent / max(self._costs, 1.0)
+            self.write()
+            print(f"{self._number} of {total}: {_said(one.result)}{_left(seconds)}", flush=True)
 
     def write(self) -> None:
         """Writes `study.json` and the tables."""
         lines, pairs = lines_of(self.results), pairs_of(self.results)
-        write_study(self.folder, self._config, self.results, lines)
-        write_tables(self.folder, list(self._planned[0].result.cell.axes), lines, pairs)
+        write_study(self.folder, self._config, self.results, self.trials, self._searches, lines)
+        write_tables(self.folder, list(self.results[0].cell.axes), lines, pairs)
 
-    def _check(self, left: Sequence[Planned]) -> None:
+    def _check(self, planned: Sequence[Planned]) -> None:
         """Raises where the folder holds other cells, or what all cells share is refused; nothing was written.
 
         Raises:
             ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong.
         """
         jobs.check_sweep_folder(self.folder)
-        there = {path.parent.name for path in (self.folder / CELLS).glob("*/run.json")}
-        if other := sorted(there - {one.result.cell.name for one in self._planned}):
+        there = {f"{path.parts[-3]}/{path.parts[-2]}" for path in self.folder.glob("*/*/run.json")}
+        if other := sorted(there - {one.result.place for one in planned}):
             raise ConfigError(
-                f"{self.folder} holds another study, with {other[0]} among its cells: go on with that by "
+                f"{self.folder} holds another study, with {other[0]} among its runs: go on with that by "
                 f"`fedsim study resume={self.folder}`, or choose another folder"
             )
         if (self.folder / LIST_OF_JOBS).is_file() and not (self.folder / FILE).is_file():
@@ -189,7 +257,7 @@ class Study:
                 f"{self.folder} holds another study ({changed} differs): go on with that by "
                 f"`fedsim study resume={self.folder}`, or choose another folder"
             )
-        for one in left:
+        for one in planned:
             if not (folder := self._folder_of(one)).joinpath("run.json").is_file():
                 with _as_job(one.overrides, folder) as config:
                     jobs.check_cell(config, folder)
@@ -204,12 +272,12 @@ class Study:
         keys = [key for key in {**before, **now} if not any(f"{key}.".startswith(f"{one}.") for one in _MAY_DIFFER)]
         return next((key for key in keys if before.get(key) != now.get(key)), "")
 
-    def _show_planned(self) -> None:
+    def _show_planned(self, planned: Sequence[Planned]) -> None:
         """Prints what would be run, and with how much noise."""
-        for one in self._planned:
+        for one in planned:
             noise = "run before" if one.result.status != "planned" else self._noise_of(one)
             print(printable(f"{one.result.cell.name}: {noise}"), flush=True)
-        print(f"{len(self._planned)} cells; nothing was trained", flush=True)
+        print(f"{len(self.results)} cells and {len(self.trials)} trials; nothing was trained", flush=True)
 
     def _noise_of(self, one: Planned) -> str:
         """The noise multiplier of a cell, or why it has none."""
@@ -222,7 +290,7 @@ class Study:
 
     def _folder_of(self, one: Planned) -> Path:
         """The run folder of a cell."""
-        return self.folder / CELLS / one.result.cell.name
+        return self.folder / one.result.place
 
     def _begin(self, settings: Any) -> None:
         """Marks the folder as the study's, once its cells are known."""

@@ -9,6 +9,7 @@ from scipy import stats
 from fedsim_userdp.studies.grid import Cell, CellResult, Choice, Entry, cells_of
 from fedsim_userdp.studies.intervals import holm, over_seeds, paired
 from fedsim_userdp.studies.summary import lines_of, pairs_of
+from fedsim_userdp.studies.tuning import Range, settings_to_try, space_of
 
 ENTRIES = [
     Entry("zero_shot", "ZeroShot", {"mechanism": "zero_shot"}),
@@ -112,3 +113,25 @@ def test_a_line_counts_the_cells_that_have_no_result() -> None:
     assert line.perplexity is not None
     assert line.perplexity.mean == 11.0
     assert line.in_words.endswith("(1 without a result)")
+
+
+def test_what_is_tried_is_the_same_whenever_it_is_asked_for_and_fills_its_space() -> None:
+    space = space_of("UserWiseAdaptive", {"clip_norm": 0.3, "learning_rate": 0.04, "target_quantile": 0.5})
+    found = settings_to_try(space, 32, 0)
+    assert settings_to_try(space, 5, 0) == found[:5]
+    assert settings_to_try(space, 5, 1) != found[:5]
+    for name, one in space.items():
+        places = sorted(one.place_of(tried[name]) for tried in found)
+        assert places[0] >= 0
+        assert places[-1] <= 1
+        assert max(np.diff([0.0, *places, 1.0])) < 0.2
+    assert space["clip_norm"].low == pytest.approx(0.03)
+    assert space["learning_rate"].high == pytest.approx(0.4)
+    assert space_of("ZeroShot", {}) == {}
+
+
+def test_a_winner_on_the_border_of_its_space_is_said() -> None:
+    one = Range(0.03, 3.0, is_log=True)
+    assert one.is_border(0.031)
+    assert one.is_border(2.9)
+    assert not one.is_border(0.3)

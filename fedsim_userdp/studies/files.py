@@ -9,6 +9,7 @@ from fedsim_userdp import __version__
 from fedsim_userdp.report.files import write_csv, write_json, write_text
 from fedsim_userdp.studies.grid import CellResult
 from fedsim_userdp.studies.summary import Line, Pair
+from fedsim_userdp.studies.tuning import Search
 
 FILE, FORMAT = "study.json", 1
 NOT_PRIVATE = "all but axes, settings, epsilon and delta is computed from users' data without noise"
@@ -25,13 +26,22 @@ _COLUMNS = (
 )
 
 
-def write_study(folder: Path, config: Mapping[str, Any], results: Sequence[CellResult], lines: Sequence[Line]) -> None:
-    """Writes `study.json`: settings, cells, and the table.
+def write_study(
+    folder: Path,
+    config: Mapping[str, Any],
+    results: Sequence[CellResult],
+    trials: Sequence[CellResult],
+    searches: Sequence[Search],
+    lines: Sequence[Line],
+) -> None:
+    """Writes `study.json`: settings, cells, trials, what was searched, and the table.
 
     Args:
         folder: of the study.
         config: its settings.
         results: every cell.
+        trials: every trial.
+        searches: what trials were made for, and which won.
         lines: the table.
     """
     content = {
@@ -40,7 +50,8 @@ def write_study(folder: Path, config: Mapping[str, Any], results: Sequence[CellR
         "not_private": NOT_PRIVATE,
         "config": config,
         "cells": [one.to_json() for one in results],
-        "trials": [],
+        "trials": [one.to_json() for one in trials],
+        "searches": [one.to_json() for one in searches],
         "table": [asdict(line) for line in lines],
     }
     write_json(folder / FILE, content)

@@ -17,7 +17,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "local_steps": ("local.steps",),
     "lora_rank": ("lora.rank",),
 }
-CELLS = "cells"  # the folder of their run folders
+CELLS, TRIALS = "cells", "trials"  # folders of their run folders
 Status = Literal["planned", "running", "done", "diverged", "failed"]
 SELECTION = "selection"  # the axis of `study.selections`
 _OF_TRAINING = frozenset({*AXES, SELECTION})
@@ -70,7 +70,9 @@ class CellResult:
         status: "planned", "running", "done", "diverged" (its perplexity is not finite) or "failed".
         reason: why it failed, a sentence; empty where it did not.
         row: its row of `results.json`; None before it is done.
-        context: model, corpus and number of users.
+        context: model and corpus.
+        part: the folder that its run folder lies in.
+        tried: settings of a trial; empty for a cell.
     """
 
     cell: Cell
@@ -78,6 +80,13 @@ class CellResult:
     reason: str = ""
     row: Mapping[str, Any] | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+    part: str = CELLS
+    tried: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """Its run folder in the study's."""
+        return f"{self.part}/{self.cell.name}"
 
     def to_json(self) -> dict[str, object]:
         """Returns the cell as JSON values: its axes and result beside each other."""
@@ -86,12 +95,13 @@ class CellResult:
         result = {key: value for key, value in row.items() if key not in ("mechanism", "seed")}
         return {
             "name": self.cell.name,
-            "folder": f"{CELLS}/{self.cell.name}",
+            "folder": self.place,
             "mechanism": self.cell.mechanism,
             "axes": axes,
             "seed": seed,
             "status": self.status,
             "reason": self.reason,
+            **({"tried": dict(self.tried)} if self.tried else {}),
             **self.context,
             **result,
         }

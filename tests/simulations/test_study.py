@@ -144,3 +144,43 @@ def test_a_dry_run_prints_noise_and_trains_nothing(settings: list[str], tmp_path
     assert "user_wise-epsilon4-seed0: noise multiplier" in ended.stdout
     assert "zero_shot-seed0: no noise" in ended.stdout
     assert not (tmp_path / "study").exists()
+
+
+TUNED = [
+    "study.mechanisms=[zero_shot,user_wise,non_private]", "study.epsilon=[4,30]", "study.seeds=[0,1]",
+    "study.tune.trials=3", "split.validation_users=3",
+]  # fmt: skip
+
+
+def test_each_mechanism_that_trains_gets_as_many_trials_and_the_best_on_validation_users_is_what_runs(
+    settings: list[str], tmp_path: Path, processes: Zygote
+) -> None:
+    folder = tmp_path / "study"
+    ended = processes.run("study", *settings, *TUNED, f"output_dir={folder}", after=5.0)
+    assert ended.returncode == -9
+    ended = processes.run("study", f"resume={folder}")
+    assert ended.returncode == 0, ended.stderr
+    content = content_of(folder)
+    trials = {one["name"]: one for one in content["trials"]}
+    assert len(trials) == 9  # user_wise at two epsilons, non_private at none
+    assert {one["evaluated_on"] for one in trials.values()} == {"validation"}
+    assert {one["evaluated_on"] for one in content["cells"]} == {"heldout"}
+    assert [len(search["ranked"]) for search in content["searches"]] == [3, 3, 3]
+    for search in content["searches"]:
+        best = min((trials[name] for name in search["ranked"]), key=lambda one: one["perplexity"])
+        assert search["winner"] == best["tried"]
+        for cell in content["cells"]:
+            is_of_it = cell["axes"]["epsilon"] == search["axes"].get("epsilon")
+            if cell["mechanism"] == search["mechanism"] and is_of_it:
+                assert cell["learning_rate"] == best["tried"]["learning_rate"]
+                assert cell["clip_norm"] == best["tried"].get("clip_norm")
+                started = json.loads((folder / cell["folder"] / "run.json").read_text())
+                assert started["config"]["privacy"]["num_searched"] == 4
+    assert processes.run("verify", str(folder)).returncode == 0
+
+
+def test_tuning_without_validation_users_is_refused(settings: list[str], tmp_path: Path, processes: Zygote) -> None:
+    ended = processes.run("study", *settings, "study.tune.trials=2", f"output_dir={tmp_path / 'study'}")
+    assert ended.returncode == 2
+    assert "split.validation_users" in ended.stderr
+    assert not (tmp_path / "study").exists()
