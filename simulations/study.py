@@ -1,5 +1,6 @@
 """`fedsim study`: a grid of runs, each in a folder of its own, summed up with how sure it is."""
 
+import csv
 import json
 import sys
 import time
@@ -18,7 +19,8 @@ from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import FREE, leaves
 from fedsim_userdp.mechanisms.written import as_value
 from fedsim_userdp.printable import printable
-from fedsim_userdp.report.files import write_text
+from fedsim_userdp.privacy.figures import rounded_up
+from fedsim_userdp.report.files import NOT_PRIVATE, write_text
 from fedsim_userdp.report.table import result_console
 from fedsim_userdp.simulations import jobs
 from fedsim_userdp.simulations.arguments import override_key
@@ -27,7 +29,7 @@ from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 from fedsim_userdp.studies.files import FILE, write_study, write_tables
 from fedsim_userdp.studies.grid import AXES, CELLS, SELECTION, TRIALS, Cell, CellResult, Choice, Entry, cells_of
 from fedsim_userdp.studies.shown import study_table
-from fedsim_userdp.studies.summary import lines_of, pairs_of
+from fedsim_userdp.studies.summary import Line, curves_of, lines_of, pairs_of
 from fedsim_userdp.studies.tuning import Search, Space, settings_to_try, space_of
 
 FAILED: list[str] = []  # cells of this process's study without a result, each said when it was
@@ -177,7 +179,7 @@ class Study:
         self.results = [CellResult(cell) for cell in cells]
         self.trials = [one for search in searches for one in search.trials]
         self._spent = self._costs = 0.0  # of runs that train
-        self._number = 0
+        self._number, self._asked = 0, list[str]()
 
     def run(self, settings: Any) -> None:
         """Runs what is left, writing after each run; names what failed."""
@@ -188,6 +190,7 @@ class Study:
         if self._config["study"]["dry_run"]:
             self._show_planned([*trials, *cells])
             return
+        self._asked = list(settings.overrides.task)
         self._begin(settings)
         self._number = sum(one.result.status != "planned" for one in (*trials, *cells))
         if self._number:
@@ -196,6 +199,7 @@ class Study:
         cells = self._planned(self.results)  # with the settings that won
         self._run_all([one for one in cells if one.result.status == "planned"], [])
         self.write()
+        self.report()
         self._show()
 
     def _planned(self, results: Sequence[CellResult]) -> list[Planned]:
@@ -292,6 +296,30 @@ class Study:
         """The run folder of a cell."""
         return self.folder / one.result.place
 
+    def report(self) -> None:
+        """Draws the figures, and writes the page."""
+        from fedsim_userdp.studies.figures import figures_of, svg_of, write_figures  # matplotlib takes its time
+        from fedsim_userdp.studies.page import Findings, write_page
+
+        lines, pairs = lines_of(self.results), pairs_of(self.results)
+        rounds = {one.cell.name: _perplexities(self.folder / one.place) for one in self.results if one.status == "done"}
+        figures = figures_of(lines, pairs, curves_of(self.results, rounds), self._footer(lines))
+        write_figures(self.folder, figures)
+        svgs = {name: (svg_of(name, figure, said), said) for name, (figure, said) in figures.items()}
+        overrides = [*self._given, *_own_settings(self._asked)]
+        seeds = len({one.cell.seed for one in self.results if one.cell.is_seeded})
+        found = Findings(self.results, lines, pairs, self._searches, _joint(self.folder), overrides, seeds)
+        write_page(self.folder, found, svgs)
+
+    def _footer(self, lines: Sequence[Line]) -> str:
+        """What figures say of the study."""
+        context = next((one.context for one in self.results if one.context), {})
+        delta = next((line.delta for line in lines if line.delta is not None), None)
+        ks = sorted({line.records_per_user for line in lines if line.records_per_user is not None})
+        said = [f"{context.get('data', '')}, {context.get('model', '')}"]
+        said += [] if delta is None else [f"delta {delta:.2g}"]
+        return ", ".join([*said, *([f"k {', '.join(map(str, ks))}"] if ks else [])])
+
     def _begin(self, settings: Any) -> None:
         """Marks the folder as the study's, once its cells are known."""
         kept = OmegaConf.create(
@@ -363,6 +391,30 @@ def _as_job(overrides: Iterable[str], folder: Path) -> Iterator[DictConfig]:
         yield config
     finally:
         HydraConfig.instance().cfg = before
+
+
+def _own_settings(overrides: Sequence[str]) -> list[str]:
+    """The study's own settings on its command line."""
+    return [one for one in overrides if override_key(one).startswith("study.")]
+
+
+def _perplexities(folder: Path) -> dict[int, float]:
+    """Perplexity by round of a run that has ended."""
+    text = plain_content(folder / NOT_PRIVATE / "rounds.csv").decode()
+    rows = csv.DictReader(text.splitlines())
+    return {int(row["round"]): float(row["perplexity"]) for row in rows if row["perplexity"]}
+
+
+def _joint(folder: Path) -> str:
+    """What all runs of a study promise together, as a sentence."""
+    try:
+        content = json.loads(plain_content(folder / "privacy.json"))
+        epsilon, delta = content["joint"]["epsilon"], content["joint"]["delta"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "Nothing here promises users anything."
+    if epsilon is None:
+        return "All runs together, trials included, have no finite epsilon."
+    return f"All runs together, trials included, have ({rounded_up(epsilon)}, {rounded_up(delta, 3)})-DP for users."
 
 
 def _said(result: CellResult) -> str:

@@ -72,6 +72,45 @@ class Pair:
         return f"{better} is better than {worse} by {sign * interval.mean:.3g} [{low:.3g}, {high:.3g}]{at}."
 
 
+@dataclass(frozen=True)
+class Curve:
+    """How a mechanism's perplexity goes with the rounds, the mean over seeds.
+
+    Attributes:
+        mechanism: its name.
+        setting: of the axes, in words; empty where the mechanism depends on none.
+        rounds: those with an evaluation.
+        perplexities: after each of these.
+    """
+
+    mechanism: str
+    setting: str
+    rounds: tuple[int, ...]
+    perplexities: tuple[float, ...]
+
+
+def curves_of(results: Sequence[CellResult], rounds: Mapping[str, Mapping[int, float]]) -> list[Curve]:
+    """Returns the learning curve of each mechanism and setting.
+
+    Args:
+        results: the cells.
+        rounds: perplexity by round of each cell that is done, by the cell's name.
+    """
+    groups: dict[tuple[object, ...], list[CellResult]] = {}
+    for one in results:
+        if one.status == "done" and rounds.get(one.cell.name):
+            groups.setdefault(_key(one), []).append(one)
+    found = []
+    for group in groups.values():
+        of_seeds = [rounds[one.cell.name] for one in group]
+        shared = sorted(set.intersection(*(set(one) for one in of_seeds)))
+        means = tuple(sum(one[at] for one in of_seeds) / len(of_seeds) for at in shared)
+        axes = group[0].cell.axes
+        setting = ", ".join(f"{axis} {value}" for axis, value in axes.items() if value is not None)
+        found.append(Curve(group[0].cell.mechanism, setting, tuple(shared), means))
+    return found
+
+
 def lines_of(results: Sequence[CellResult]) -> list[Line]:
     """Returns a line for each mechanism and setting, in the order of the cells."""
     groups: dict[tuple[object, ...], list[CellResult]] = {}

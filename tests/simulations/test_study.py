@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedsim_userdp.privacy.figures import rounded_up
 from tests.simulations.corpora import small_settings, write_jsonl
 from tests.simulations.zygote import Zygote
 
@@ -77,6 +79,33 @@ def test_the_table_is_there_in_three_formats_with_intervals(whole: Path) -> None
     assert ("zero_shot", "non_private", "") in pairs
     assert ("group_privacy", "user_wise", "4") in pairs
     assert len(pairs) == 2 * 4 + 1 + 2
+
+
+def test_the_page_is_one_file_that_asks_for_nothing_else(whole: Path) -> None:
+    text = (whole / "report.html").read_text()
+    assert len(text) < 3_000_000
+    outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!#|PRIVACY\.md)([^"']+)|url\((?!#)([^)]+)""", text)
+    outside += re.findall(r"@import|fetch\(|XMLHttpRequest", text)
+    assert outside == []
+    names = {path.stem for path in (whole / "figures").iterdir()}
+    assert names == {"perplexity-by-epsilon", "differences", "learning-curves", "noise-by-epsilon"}
+    assert {path.suffix for path in (whole / "figures").iterdir()} == {".svg", ".pdf", ".png"}
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert {f"figure-{name}" for name in names} <= set(ids)
+    assert set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    assert "Not private." in text
+    assert "user_wise" in text
+    assert "fedsim study" in text
+    for cell in content_of(whole)["cells"]:
+        if cell["epsilon"] is not None:
+            assert rounded_up(cell["epsilon"]) in text
+
+
+def test_the_page_says_what_the_tables_say(whole: Path) -> None:
+    text = (whole / "report.html").read_text()
+    for row in csv.DictReader((whole / "table.csv").read_text().splitlines()):
+        assert f'data-value="{float(row["perplexity"])}"' in text
 
 
 def test_a_study_that_was_killed_goes_on_to_the_same_results(
