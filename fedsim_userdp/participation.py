@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from fedsim_userdp.selection import (
     expected_cohort_size,
     foreign_name,
     is_plain_poisson,
+    is_schedule,
+    refuse_two_ways,
 )
 from fedsim_userdp.signals import LOSS, check_followed
 from fedsim_userdp.wagers import Wager
@@ -47,22 +49,20 @@ def declared_release(
         PluginError: a ValueError, when it states what cannot be a probability, weight or denominator.
     """
     name, num_users = type(selector).__name__, len(population)
+    refuse_two_ways(selector)
     if isinstance(selector, Stating):
-        if hasattr(selector, "select"):
-            raise acc.AccountingError(
-                f"{name} has both probabilities() and select(): state probabilities, or choose and declare a release()"
-            )
         if is_plain_poisson(selector):
             return acc.PoissonUsers(noise_multiplier, selector.sampling_prob, rounds)
         check_followed(selector, follows_past=follows_past(selector))
         return SamplingPlan.of(selector, population, rounds).release(noise_multiplier)
     check_followed(selector, follows_past=False)
     with calling("selection", selector, "release()"):
-        release = selector.release(noise_multiplier, num_users, rounds)
+        told_users = population if is_schedule(selector) else num_users
+        release = selector.release(noise_multiplier, told_users, rounds)  # type: ignore[arg-type]
     if not isinstance(release, acc.PoissonUsers | acc.FixedSize | acc.NoAmplification):
         raise acc.AccountingError(
             f"{name}.release() returned {release!r}: a selector of users declares acc.PoissonUsers, acc.FixedSize or "
-            "acc.Unamplified"
+            "acc.Unamplified; one whose probabilities differ between users or rounds states them by probabilities()"
         )
     told = {"noise_multiplier": noise_multiplier, "rounds": rounds, "num_users": num_users}
     for what, actual in told.items():
@@ -81,7 +81,7 @@ def draw_cohort(selector: ClientSelector, population: Population, round: int, ke
     if isinstance(selector, Stating):
         stated = round_of(selector, population, round, Past(round - 1))
         return drawn_cohort(stated.probabilities, population.id_hashes, round, key)
-    return chosen_cohort(selector, len(population), round, key)
+    return chosen_cohort(selector, population, round, key)
 
 
 def expected_share(selector: ClientSelector, population: Population, rounds: int) -> float:
@@ -94,7 +94,7 @@ def expected_share(selector: ClientSelector, population: Population, rounds: int
         return selector.sampling_prob
     if isinstance(selector, Stating):
         return float(SamplingPlan.of(selector, population, rounds).expected_cohorts.mean()) / len(population)
-    return expected_cohort_size(selector, len(population)) / len(population)
+    return expected_cohort_size(selector, population) / len(population)
 
 
 @dataclass(frozen=True)
@@ -220,6 +220,11 @@ class Cohorts:
         return None if bool((weights == 1.0).all()) else [float(weights[user]) for user in users]
 
     @property
+    def name(self) -> str:
+        """Name of the selector's class."""
+        return self._name
+
+    @property
     def is_planned(self) -> bool:
         """Whether `history` is the same in every round: what the whole run is drawn by."""
         return self._plan is not None
@@ -232,7 +237,9 @@ class Cohorts:
     @property
     def follows_past(self) -> bool:
         """Whether the selector follows what was released."""
-        return isinstance(self._selector, Stating) and follows_past(self._selector)
+        if isinstance(self._selector, Stating):
+            return follows_past(self._selector)
+        return is_schedule(self._selector) and isinstance(self._declared, acc.NoAmplification)
 
     def note_released(self, round: int, norm: float, signal: Reported | None = None) -> None:
         """Keeps what a round released, for selectors that follow it.
@@ -272,10 +279,10 @@ class Cohorts:
         Raises:
             ValueError: when a selector that follows the past states more than it declared.
         """
-        selector, num_users = self._selector, len(self._population)
+        selector = self._selector
         if not isinstance(selector, Stating):
-            size = expected_cohort_size(selector, num_users)
-            return Round(np.asarray(size / num_users), np.asarray(1.0), size)
+            size = expected_cohort_size(selector, self._population)
+            return Round(np.asarray(size / len(self._population)), np.asarray(1.0), size)
         planned = None if self._plan is None else self._plan.round(round)
         if planned is not None and self._plan is not None and not self._plan.follows_past:
             return planned
@@ -344,8 +351,9 @@ class Cohorts:
 
     def _cohort(self, round: int) -> NDArray[np.int64]:
         """The cohort, whatever was declared."""
-        if isinstance(self._selector, Choosing) and not self._states:
-            return chosen_cohort(self._selector, len(self._population), round, self._key)
+        if not self._states:
+            past = self._past(round) if isinstance(self._declared, acc.NoAmplification) else None
+            return chosen_cohort(cast(Choosing, self._selector), self._population, round, self._key, past)
         return drawn_cohort(self._stated(round).probabilities, self._population.id_hashes, round, self._key)
 
     def _check_expected_size(self, declared: acc.PoissonUsers | acc.FixedSize) -> None:

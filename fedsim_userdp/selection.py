@@ -1,8 +1,8 @@
 """Who takes part in a round, and what that is worth to the accountant (docs/design.md, rule 6).
 
 A selector states probabilities, and this package draws the coins (`Stating`); or it chooses by itself and declares by
-which law (`Choosing`): then the run checks that it keeps to it (`Cohorts`).  It sees what is public and what was
-released; never text, losses or norms.
+which law (`Choosing`, or `Scheduling` where it needs public facts or plans over all rounds): then the run checks that
+it keeps to it (`Cohorts`).  It sees what is public and what was released; never text, losses or norms.
 """
 
 import math
@@ -13,8 +13,8 @@ from typing import Protocol, TypeGuard, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim_userdp.errors import PluginError
-from fedsim_userdp.plugins import calling
+from fedsim_userdp.errors import ConfigError, PluginError
+from fedsim_userdp.plugins import calling, class_name
 from fedsim_userdp.population import Past, Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
@@ -39,6 +39,43 @@ class Choosing(Protocol):
         ...
 
     def release(self, noise_multiplier: float, num_users: int, rounds: int) -> acc.Description:
+        """Returns the description of a whole run, from which epsilon is computed; raises when none is honest."""
+        ...
+
+
+@runtime_checkable
+class Scheduling(Protocol):
+    """A selector that chooses by itself, of whom public facts, the past or the whole run say.
+
+    It declares by which law, as `Choosing` does, which is the short form of it.
+    """
+
+    def cohort(
+        self,
+        round: int,
+        population: Population,
+        past: Past,
+        rng_round: np.random.Generator,
+        rng_run: np.random.Generator,
+    ) -> np.ndarray:
+        """Returns the users of this round: distinct integers in [0, num_users), shape [cohort]; may be empty.
+
+        Args:
+            round: the round, from 1.
+            population: the users, and what is public about them.
+            past: what was released before where `acc.Unamplified` is declared, whose cap holds whatever it says; else
+                empty.
+            rng_round: this round's own generator, the same for the same run and round.
+            rng_run: a generator that is the same whenever this is called in a run: what is drawn from it first, such as
+                an order of all users, is the same in every round.
+        """
+        ...
+
+    def expected_cohort_size(self, population: Population) -> float:
+        """Returns the denominator of the mean update: the expected number of users in a round, above 0."""
+        ...
+
+    def release(self, noise_multiplier: float, population: Population, rounds: int) -> acc.Description:
         """Returns the description of a whole run, from which epsilon is computed; raises when none is honest."""
         ...
 
@@ -70,7 +107,7 @@ class Stating(Protocol):
         ...
 
 
-ClientSelector = Choosing | Stating
+ClientSelector = Choosing | Scheduling | Stating
 
 
 @dataclass(frozen=True)
@@ -152,6 +189,7 @@ class CyclicSelector(_CohortOfOneSize):
         return acc.Unamplified(noise_multiplier=noise_multiplier, max_participations=most)
 
 
+_WHOLE_RUN = 0  # stands for the round of what is drawn once in a run
 _MOST_BITS = 128  # of a whole number that is shown
 _NO_USER = 2**62  # stands for every number that is larger
 _OWN_MODULES = ("fedsim_userdp.selectors.", "fedsim_userdp.simulations.measurements.")
@@ -175,31 +213,61 @@ def is_plain_poisson(selector: ClientSelector) -> TypeGuard[PoissonSelector]:
     return isinstance(selector, PoissonSelector) and foreign_name(selector) is None
 
 
-def expected_cohort_size(selector: Choosing, num_users: int) -> float:
+def expected_cohort_size(selector: Choosing | Scheduling, population: Population) -> float:
     """Returns the expected number of users in a round, by which sums are divided, after checking that it can be one.
 
     Raises:
-        ValueError: when it is no number above 0 and at most `num_users`.
+        ValueError: when it is no number above 0 and at most the number of users.
     """
     with calling("selection", selector, "expected_cohort_size()"):
-        given = selector.expected_cohort_size(num_users)
-    if not _is_number(given) or not 0 < given <= num_users * (1 + 1e-9):
+        given = selector.expected_cohort_size(population if is_schedule(selector) else len(population))  # type: ignore[arg-type]
+    if not _is_number(given) or not 0 < given <= len(population) * (1 + 1e-9):
         raise PluginError(
             f"selection={type(selector).__name__} expects cohorts of {_shown(given)} users: sums are divided by that, "
-            f"so it must be a number above 0 and at most the {num_users} users"
+            f"so it must be a number above 0 and at most the {len(population)} users"
         )
     return float(given)
 
 
-def chosen_cohort(selector: Choosing, num_users: int, round: int, key: RunKey) -> NDArray[np.int64]:
+def is_schedule(selector: ClientSelector) -> TypeGuard[Scheduling]:
+    """Returns whether a selector that chooses has `cohort`, and is given the population."""
+    return hasattr(selector, "cohort")
+
+
+def chosen_cohort(
+    selector: Choosing | Scheduling, population: Population, round: int, key: RunKey, past: Past | None = None
+) -> NDArray[np.int64]:
     """Returns a round's cohort, of a selector that chooses: distinct users of the population, ascending.
+
+    Args:
+        selector: chooses.
+        population: the users.
+        round: the round, from 1.
+        key: the run's key.
+        past: what was released before and may be followed; None for nothing.
 
     Raises:
         ValueError: when a user appears twice (its clip bound would count twice) or does not exist.
     """
-    with calling("selection", selector, "select()", f"in round {round}"):
-        chosen = selector.select(num_users, round, key.generator("selection", round=round))
-    return _checked(chosen, type(selector).__name__, num_users, round)
+    rng_round = key.generator("selection", round=round)
+    if is_schedule(selector):
+        rng_run = key.generator("selection", round=_WHOLE_RUN)
+        with calling("selection", selector, "cohort()", f"in round {round}"):
+            chosen = selector.cohort(round, population, past or Past(round - 1), rng_round, rng_run)
+    else:
+        with calling("selection", selector, "select()", f"in round {round}"):
+            chosen = selector.select(len(population), round, rng_round)  # type: ignore[union-attr]
+    return _checked(chosen, type(selector).__name__, len(population), round)
+
+
+def refuse_two_ways(selector: ClientSelector) -> None:
+    """Raises ConfigError where a selector has two ways to say who takes part."""
+    ways = [way for way in ("probabilities", "cohort", "select") if hasattr(selector, way)]
+    if len(ways) > 1:
+        raise ConfigError(
+            f"selection={class_name(selector)} has both `{ways[0]}` and `{ways[1]}`: state probabilities, or choose "
+            "in one way and declare a `release`"
+        )
 
 
 def drawn_cohort(

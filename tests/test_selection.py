@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from client_selector import EveryOtherUser
+from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.participation import FALSE_ALARM, Cohorts, UserLevel, declared_release, draw_cohort, rounds_to_differ
 from fedsim_userdp.population import Past, Population
 from fedsim_userdp.privacy import accounting as acc
@@ -87,7 +88,7 @@ def test_a_subclass_with_its_own_select_cannot_claim_poisson() -> None:
         def select(self, num_users: int, round: int, generator: np.random.Generator) -> np.ndarray:
             return np.arange(num_users)
 
-    with pytest.raises(acc.AccountingError, match=r"has both probabilities\(\) and select\(\)"):
+    with pytest.raises(ConfigError, match="has both `probabilities` and `select`"):
         declared_release(Greedy(0.01), 1.0, USERS, 10)
 
 

@@ -35,7 +35,7 @@ from fedsim_userdp.mechanisms.units import user_in_words
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.plugins import calling, class_name, refuse_replaced_method
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import Choosing, ClientSelector, Stating, foreign_name
+from fedsim_userdp.selection import Choosing, ClientSelector, Scheduling, Stating, foreign_name, refuse_two_ways
 from fedsim_userdp.selectors import GrowingSelector
 from fedsim_userdp.settings import Settings, Split, TokenSettings
 from fedsim_userdp.training.batches import Unit
@@ -223,15 +223,11 @@ def _target(settings: Settings, num_users: int, ownership: Literal["assigned", "
 
 def _check_selector(selector: ClientSelector) -> None:
     """Raises ConfigError unless it is a selector of users."""
-    if isinstance(selector, Stating) and hasattr(selector, "select"):
+    refuse_two_ways(selector)
+    if not isinstance(selector, Choosing | Scheduling | Stating):
         raise ConfigError(
-            f"selection={target_of(type(selector))} has both `probabilities` and `select`: state probabilities, or "
-            "choose and declare a `release`"
-        )
-    if not isinstance(selector, Choosing | Stating):
-        raise ConfigError(
-            f"selection={target_of(type(selector))} has no `probabilities`, nor `select`, `expected_cohort_size` and "
-            "`release`: see fedsim_userdp.selection"
+            f"selection={target_of(type(selector))} has no `probabilities`, nor `select` or `cohort`, "
+            "`expected_cohort_size` and `release`: see fedsim_userdp.selection"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.keys import RunKeys, stored_keys
-from fedsim_userdp.mechanisms.settings_tree import FREE, Tree, foreign_targets
+from fedsim_userdp.mechanisms.settings_tree import FREE, Tree, foreign_targets, leaves
 from fedsim_userdp.privacy.streams import RunKey
 
 _WITHOUT_EFFECT = FREE | {
@@ -39,15 +39,16 @@ def settings_digest(tree: Tree) -> str:
     """Returns a digest of the settings that decide a run's releases; data, split and weights have digests of their own.
 
     Left out are names, paths, output, engine, threads and evaluation; whatever else the settings hold counts, and so
-    does the source of code that is not this package's.
+    does the source of code that is not this package's, and the content of files that the selector's settings name.
     """
-    return _digest(_kept(tree) | {f"source of {target}": digest for target, digest in _sources(tree).items()})
+    sources = {f"source of {target}": digest for target, digest in _sources(tree).items()}
+    return _digest(_kept(tree) | sources | _files_of_selector(tree))
 
 
 def origin_of(tree: Tree) -> dict[str, str]:
     """Returns what of a checkpoint's origin follows from settings: their digest, and one of each class's source."""
     code = {f"code of {target}": digest for target, digest in _sources(tree).items()}
-    return {"settings": _digest(_kept(tree)), **code}
+    return {"settings": _digest(_kept(tree)), **code, **_files_of_selector(tree)}
 
 
 def _kept(tree: Tree) -> dict[str, object]:
@@ -64,6 +65,23 @@ def _sources(tree: Tree) -> dict[str, str]:
     """A digest of the source of each class that is not this package's and decides a release."""
     of_releases = {key: value for key, value in tree.items() if key != "metrics"}
     return {target: _source_digest(target) for target in sorted(set(foreign_targets(of_releases)))}
+
+
+def _files_of_selector(tree: Tree) -> dict[str, str]:
+    """A digest of each file that a setting of the selector names, other than `public`, which has one of its own."""
+    named = {key: value for key, value in leaves(tree["selection"], "selection") if isinstance(value, str)}
+    paths = {key: Path(value).expanduser() for key, value in named.items() if key not in _WITHOUT_EFFECT}
+    return {
+        f"file {key}": hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths.items() if _is_file(path)
+    }
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is that of a file; a text that can be none is not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _digest(settings: Mapping[str, object]) -> str:

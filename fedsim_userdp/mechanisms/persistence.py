@@ -109,10 +109,15 @@ class RunState:
             self._cohorts.catch_up(round)
         if self._mark_of_cohorts() != mark:
             raise CheckpointError(
-                f"{self.history.run.place.folder}: the selection draws other users for rounds 1 to {round} than "
-                "took part in them, so that nobody's rounds can be counted: go back to the settings, the code and the "
-                "versions that the run was started with, or start a new run in another folder"
+                f"{self.history.run.place.folder}: the selection{self._name_of_selector()} draws other users for "
+                f"rounds 1 to {round} than took part in them, so that nobody's rounds can be counted: go back to the "
+                "settings, the code, the files that it reads and the versions that the run was started with, or start "
+                "a new run in another folder"
             )
+
+    def _name_of_selector(self) -> str:
+        """The selector's class, in brackets."""
+        return "" if self._cohorts is None else f" ({self._cohorts.name})"
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Puts the checkpoint's optimizer state in place; nothing from the beginning."""

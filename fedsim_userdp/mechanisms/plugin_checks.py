@@ -15,7 +15,7 @@ from fedsim_userdp.plugins import calling, class_name, is_own
 from fedsim_userdp.population import Population
 from fedsim_userdp.privacy.clipping import Clipping, clipped_by
 from fedsim_userdp.privacy.streams import RunKey
-from fedsim_userdp.selection import Choosing, ClientSelector, expected_cohort_size, foreign_name
+from fedsim_userdp.selection import Choosing, ClientSelector, Scheduling, expected_cohort_size, foreign_name
 from fedsim_userdp.training.checkpoints import check_comes_back
 from fedsim_userdp.training.schedule import new_optimizer, refuse_other_kind
 
@@ -71,8 +71,8 @@ def try_out_clipping(clipping: Clipping, adapter: Mapping[str, Tensor], clip_nor
 
 def _check_selection(run: Run, guarantee: Guarantee, population: Population) -> None:
     """Tries out the denominator and the first cohort."""
-    if isinstance(run.study.selector, Choosing):
-        expected_cohort_size(run.study.selector, len(population))
+    if isinstance(run.study.selector, Choosing | Scheduling):
+        expected_cohort_size(run.study.selector, population)
     if foreign_name(run.study.selector) is None:
         return
     try:
@@ -96,7 +96,7 @@ def check_follows_key(twins: Sequence[ClientSelector], population: Population, d
         ConfigError: every cohort was the same; such as draw by their key do so with a probability below 1e-9.
     """
     rounds = rounds_to_differ(declared, len(population))
-    if rounds is None or not all(isinstance(twin, Choosing) for twin in twins):
+    if rounds is None or not all(isinstance(twin, Choosing | Scheduling) for twin in twins):
         return
     keys = [RunKey.drawn() for _ in twins]
     for round in range(1, rounds + 1):
