@@ -193,7 +193,8 @@ def check_followed(selector: object, *, follows_past: bool) -> None:
     if signal_of(selector) is not None and not follows_past:
         raise PluginError(
             f"selection={type(selector).__name__} has signals and does not follow them: state probabilities, and "
-            "most(round, population), the highest that they may be; or leave signals out"
+            "most(round, population), the highest that they may be; choose by cohort() under acc.Unamplified; or leave "
+            "signals out"
         )
 
 

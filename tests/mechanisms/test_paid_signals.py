@@ -146,6 +146,39 @@ def test_a_class_that_is_never_shown_its_signal_does_not_pay_for_it(selector: An
     assert not (tmp_path / "run").exists()
 
 
+class LeastLoss:
+    """Chooses three users of the region with the larger loss, as it was told; nothing is amplified."""
+
+    signals = {"loss": Signal(8.0, "region")}  # noqa: RUF012
+
+    def cohort(
+        self, round: int, population: Population, past: Past, rng_round: np.random.Generator, rng_run: Any
+    ) -> np.ndarray:
+        WHERE.append((round, len(past.signals.get("loss", {}))))
+        region = np.unique(population.column("region"), return_inverse=True)[1]
+        means = past.means("loss")
+        chosen = 0 if np.isnan(means).any() else int(np.argmax(means))
+        return rng_round.permutation(np.flatnonzero(region == chosen))[:3]
+
+    def expected_cohort_size(self, population: Population) -> float:
+        return 3.0
+
+    def release(self, noise_multiplier: float, population: Population, rounds: int) -> acc.Description:
+        return acc.Unamplified(noise_multiplier=noise_multiplier, max_participations=rounds)
+
+
+WHERE: list[tuple[int, int]] = []
+
+
+def test_a_schedule_under_a_cap_may_pay_for_a_signal_and_follow_it(tmp_path: Path) -> None:
+    WHERE.clear()
+    run(study_of(LeastLoss()), UserWise(rounds=3), tmp_path / "run")
+    assert {(1, 0), (2, 1), (3, 2)} <= set(WHERE)
+    release = stated(tmp_path / "run").runs[0].statement.release
+    assert isinstance(release, acc.PaidSignals)
+    assert isinstance(release.run, acc.NoAmplification)
+
+
 def test_a_group_that_is_no_public_column_is_refused_before_anything_trains(tmp_path: Path) -> None:
     selector = power_of_choice(signals={"loss": Signal(8.0, "country")})
     with pytest.raises((ConfigError, PluginError), match="country"):
