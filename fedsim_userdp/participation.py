@@ -33,7 +33,16 @@ from fedsim_userdp.wagers import Wager
 FALSE_ALARM = 1e-9
 _PART = FALSE_ALARM / 8  # five parts for counts of users and rounds, two for the wager, one for two unrelated keys
 _MOST_TRIED = 100  # rounds drawn before a run
-UserLevel = acc.PoissonUsers | acc.PoissonGroups | acc.FixedSize | acc.NoAmplification
+UserLevel = (
+    acc.PoissonUsers
+    | acc.PoissonGroups
+    | acc.TruncatedPoisson
+    | acc.FixedSize
+    | acc.FixedSizeStrata
+    | acc.NoAmplification
+)
+_OF_OWN = acc.TruncatedPoisson | acc.FixedSizeStrata  # which nothing that is drawn is held against
+_DECLARED = acc.PoissonUsers | acc.FixedSize | acc.NoAmplification
 
 
 def declared_release(
@@ -59,7 +68,12 @@ def declared_release(
     with calling("selection", selector, "release()"):
         told_users = population if is_schedule(selector) else num_users
         release = selector.release(noise_multiplier, told_users, rounds)  # type: ignore[arg-type]
-    if not isinstance(release, acc.PoissonUsers | acc.FixedSize | acc.NoAmplification):
+    if isinstance(release, _OF_OWN) and foreign_name(selector) is not None:
+        raise acc.AccountingError(
+            f"{name}.release() declared acc.{type(release).__name__}, which only selectors of this package may: "
+            "selection=truncated_poisson and selection=fixed_strata draw by it"
+        )
+    if not isinstance(release, _DECLARED | _OF_OWN):
         raise acc.AccountingError(
             f"{name}.release() returned {release!r}: a selector of users declares acc.PoissonUsers, acc.FixedSize or "
             "acc.Unamplified; one whose probabilities differ between users or rounds states them by probabilities()"
@@ -337,12 +351,18 @@ class Cohorts:
         match self._declared:
             case acc.NoAmplification(max_participations=most):
                 self._check_cap(most, cohort, round)
-            case acc.FixedSize(cohort_size=size):
+            case acc.FixedSize(cohort_size=size) | acc.FixedSizeStrata(cohort_size=size):
                 if len(cohort) != size:
                     raise ValueError(
                         f"{self._name} declared cohorts of {size} users and chose {len(cohort)} in round {round}"
                     )
                 self._check_rate(size / len(self._population), [], round)
+            case acc.TruncatedPoisson(most_users=most):
+                if len(cohort) > most:
+                    raise ValueError(
+                        f"{self._name} declared cohorts of at most {most} users and chose {len(cohort)} in round "
+                        f"{round}"
+                    )
             case acc.PoissonUsers(sampling_prob=prob):
                 drawn = (len(cohort), len(self._population)), (self._num_drawn, len(self._population) * round)
                 self._check_rate(prob, list(drawn), round)

@@ -26,6 +26,7 @@ class Adjacency(enum.Enum):
 
     ADD_OR_REMOVE_USER = "add or remove one user with all their records"
     REPLACE_USER = "replace one user with all their records by another"
+    REPLACE_USER_IN_GROUP = "replace one user with all their records by another of the same public group"
     REPLACE_RECORDS = "replace the records of one user, who keeps their id and their place in the public schedule"
     ZERO_OUT_USER = "empty the records of one user, who keeps their place in the public schedule"
     ADD_OR_REMOVE_RECORD = "add or remove one record of the pool"
