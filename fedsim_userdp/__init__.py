@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fedsim_userdp.selectors import GrowingSelector as GrowingSelector
     from fedsim_userdp.selectors import ImportanceSelector as ImportanceSelector
     from fedsim_userdp.selectors import RoundRobinSelector as RoundRobinSelector
+    from fedsim_userdp.selectors import SeparatedSelector as SeparatedSelector
     from fedsim_userdp.selectors import StratifiedSelector as StratifiedSelector
     from fedsim_userdp.selectors import TruncatedPoissonSelector as TruncatedPoissonSelector
     from fedsim_userdp.settings import Budget as Budget
@@ -57,7 +58,7 @@ _PLACES = {
     "fedsim_userdp.selection": ("CyclicSelector", "FixedSizeSelector", "PoissonSelector"),
     "fedsim_userdp.selectors": (
         *("AvailabilitySelector", "FixedStrataSelector", "GrowingSelector", "ImportanceSelector", "RoundRobinSelector"),
-        *("StratifiedSelector", "TruncatedPoissonSelector"),
+        *("SeparatedSelector", "StratifiedSelector", "TruncatedPoissonSelector"),
     ),
     "fedsim_userdp.settings": ("Budget", "LoraSettings"),
 }

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_userdp.errors import PluginError
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.population import Past, Population, Reported
 from fedsim_userdp.privacy import accounting as acc
@@ -168,6 +169,8 @@ class Cohorts:
     ) -> None:
         self._selector, self._population, self._key, self._declared = selector, population, key, declared
         self._counts = np.zeros(len(population), dtype=np.int64)
+        self._last_round_of = np.zeros(len(population), dtype=np.int64)  # 0 for nobody's
+        self._separation = _separation_of(selector)
         self._num_drawn = self._last = 0
         self._history = hashlib.sha256()
         self._name = type(selector).__name__
@@ -351,6 +354,7 @@ class Cohorts:
         match self._declared:
             case acc.NoAmplification(max_participations=most):
                 self._check_cap(most, cohort, round)
+                self._check_separation(cohort, round)
             case acc.FixedSize(cohort_size=size) | acc.FixedSizeStrata(cohort_size=size):
                 if len(cohort) != size:
                     raise ValueError(
@@ -394,6 +398,16 @@ class Cohorts:
                 f"{round}: what it declared would not hold"
             )
 
+    def _check_separation(self, cohort: NDArray[np.int64], round: int) -> None:
+        """Raises where a user takes part again too early, and keeps who took part."""
+        before = self._last_round_of[cohort]
+        if ((before > 0) & (round - before < self._separation)).any():
+            raise ValueError(
+                f"{self._name} has min_separation={self._separation} and chose a user of round {int(before.max())} "
+                f"again in round {round}"
+            )
+        self._last_round_of[cohort] = round
+
     def _check_rate(self, prob: float, drawn: list[tuple[int, int]], round: int) -> None:
         """Raises where a class that chooses by itself draws what is too unlikely under its declaration.
 
@@ -430,6 +444,14 @@ class Cohorts:
                 f"{self._wager.leading}, in {round} rounds, come of another rule: who draws as declared gives such "
                 f"ones with a probability below {2 * _PART:.1e}"
             )
+
+
+def _separation_of(selector: ClientSelector) -> int:
+    """Least number of rounds from one in which a user takes part to the next; 1 where the selector says none."""
+    found = getattr(selector, "min_separation", 1)
+    if isinstance(found, bool) or not isinstance(found, int | np.integer) or found < 1:
+        raise PluginError(f"selection={type(selector).__name__}: min_separation={found!r} must be a number from 1 on")
+    return int(found)
 
 
 def rounds_to_differ(declared: UserLevel | None, num_users: int) -> int | None:

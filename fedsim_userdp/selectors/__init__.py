@@ -6,6 +6,7 @@ from fedsim_userdp.selectors.growing import GrowingSelector
 from fedsim_userdp.selectors.importance import ImportanceSelector
 from fedsim_userdp.selectors.power_of_choice import PowerOfChoiceSelector
 from fedsim_userdp.selectors.round_robin import RoundRobinSelector
+from fedsim_userdp.selectors.separated import SeparatedSelector
 from fedsim_userdp.selectors.stratified import StratifiedSelector
 from fedsim_userdp.selectors.truncated_poisson import TruncatedPoissonSelector
 
@@ -16,6 +17,7 @@ __all__ = [
     "ImportanceSelector",
     "PowerOfChoiceSelector",
     "RoundRobinSelector",
+    "SeparatedSelector",
     "StratifiedSelector",
     "TruncatedPoissonSelector",
 ]

@@ -54,6 +54,7 @@ SELECTIONS = {
     "growing": ["selection=growing", "selection.first_prob=0.4", "selection.last_prob=1.0"],
     "round_robin": ["selection=round_robin", "selection.num_blocks=2", "selection.sampling_prob=0.8"],
     "fixed_strata": ["selection=fixed_strata", "selection.users_per_group=2"],
+    "separated": ["selection=separated", "selection.min_separation=2", "selection.cohort_size=2"],
     "truncated_poisson": [
         "selection=truncated_poisson", "selection.sampling_prob=0.8", "selection.most_users=5",
     ],
@@ -66,7 +67,7 @@ SELECTIONS = {
     ],
 }  # fmt: skip
 SAMPLED = ("poisson", "seldom", "growing", "truncated_poisson")  # for adding or removing a user
-EMPTIED = ("cyclic", "round_robin", "stratified", "availability", "importance", "power_of_choice")
+EMPTIED = ("cyclic", "separated", "round_robin", "stratified", "availability", "importance", "power_of_choice")
 OPTIONS: dict[str, list[list[str]]] = {
     "records": [[f"records={name}"] for name in choices("records")],
     "nodes": [["engine.num_nodes=1"], ["engine.num_nodes=3"], ["engine.num_nodes=null"]],

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom, chisquare
 
-from fedsim_userdp.errors import AccountingError
+from fedsim_userdp.errors import AccountingError, PluginError
 from fedsim_userdp.participation import Cohorts, declared_release, draw_cohort
 from fedsim_userdp.population import Population
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import ClientSelector, Scheduling, foreign_name
-from fedsim_userdp.selectors import FixedStrataSelector, TruncatedPoissonSelector
+from fedsim_userdp.selectors import FixedStrataSelector, SeparatedSelector, TruncatedPoissonSelector
 
 REGIONS = np.array(["n"] * 4 + ["s"] * 8 + ["w"] * 12)
 USERS = Population(np.arange(24, dtype=np.uint64) * np.uint64(2654435761), {"region": REGIONS})
@@ -100,6 +100,49 @@ def test_fixed_strata_take_all_of_a_small_group() -> None:
     assert len(drawn(FixedStrataSelector("region", 6), rounds=1)[0]) == 16
 
 
+def test_separated_users_come_again_no_earlier_and_as_often_as_each_other() -> None:
+    cohorts = drawn(SeparatedSelector(4, 5))
+    rounds = [np.flatnonzero([user in cohort for cohort in cohorts]) for user in range(24)]
+    assert min(int(np.diff(each).min()) for each in rounds) == 4
+    assert p_of_users(cohorts[::4], np.where([each[0] % 4 == 0 for each in rounds], 5 / 6, 0)) > RARE
+    assert p_of_users(cohorts, np.full(24, 5 / 6)) < RARE
+    others = [draw_cohort(SeparatedSelector(4, 6), USERS, 1, RunKey.seeded(seed)) for seed in range(ROUNDS)]
+    assert p_of_users(others, np.full(24, 1 / 4)) > RARE
+
+
+def test_separation_caps_the_rounds_of_a_user() -> None:
+    declared = declared_release(SeparatedSelector(4, 6), 2.0, USERS, 9)
+    assert declared == acc.Unamplified(2.0, 3)
+    assert acc.Unamplified.separated(2.0, 8, 4) == acc.Unamplified(2.0, 2)
+    cohorts = Cohorts(SeparatedSelector(4, 6), USERS, RunKey.seeded(0), declared)
+    for round in range(1, 10):
+        cohorts.draw(round)
+    assert cohorts.participation(9).rounds.max() == 3
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_user_who_is_chosen_again_too_early_stops_the_run(is_resumed: bool) -> None:
+    class Early(SeparatedSelector):
+        def cohort(self, round: int, *others: Any) -> np.ndarray:
+            return super().cohort(1 if round == 4 else round, *others)
+
+    declared = acc.Unamplified(2.0, 9)
+    cohorts = Cohorts(Early(4, 6), USERS, RunKey.seeded(0), declared)
+    for round in () if is_resumed else (1, 2, 3):
+        cohorts.draw(round)
+    with pytest.raises(ValueError, match="Early has min_separation=4 and chose a user of round 1 again in round 4"):
+        cohorts.draw(4)
+    Cohorts(SeparatedSelector(4, 6), USERS, RunKey.seeded(0), declared).draw(5)
+
+
+@pytest.mark.parametrize("separation", [0, 2.5, True, "4"])
+def test_a_separation_that_is_none_is_refused(separation: Any) -> None:
+    selector = SeparatedSelector(4, 6)
+    object.__setattr__(selector, "min_separation", separation)
+    with pytest.raises(PluginError, match="min_separation="):
+        Cohorts(selector, USERS, RunKey.seeded(0), acc.Unamplified(2.0, 9))
+
+
 @pytest.mark.parametrize("selector", [TruncatedPoissonSelector(0.3, 8), FixedStrataSelector("region", 3)], ids=str)
 def test_each_is_this_packages_and_keeps_to_what_it_declares(selector: ClientSelector) -> None:
     assert isinstance(selector, Scheduling)
@@ -137,6 +180,9 @@ def test_a_cohort_of_another_size_than_declared_stops_the_run(selector: Any, dec
         (lambda: TruncatedPoissonSelector(0, 5), "sampling_prob=0 must lie"),
         (lambda: TruncatedPoissonSelector(0.5, 0), "most_users=0 must be"),
         (lambda: FixedStrataSelector("region", 0), "users_per_group=0 must be"),
+        (lambda: SeparatedSelector(0, 5), "min_separation=0 must be"),
+        (lambda: SeparatedSelector(4, 0), "cohort_size=0 must be"),
+        (lambda: SeparatedSelector(4, 7).expected_cohort_size(USERS), "cohort_size=7 must be at most 6: 24 users"),
     ],
 )
 def test_settings_out_of_range_are_refused(make: Any, said: str) -> None:

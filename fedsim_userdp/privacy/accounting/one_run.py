@@ -228,6 +228,19 @@ class NoAmplification:
                 "sampling, adding, removing or exchanging a user changes who else takes part when"
             )
 
+    @classmethod
+    def separated(cls, noise_multiplier: float, rounds: int, min_separation: int) -> Self:
+        """Returns what a schedule with a least separation b releases: a user is in at most ceil(rounds / b) rounds.
+
+        Args:
+            noise_multiplier: stddev of the noise on the sum / clip norm C, in (0, inf).
+            rounds: Number of rounds, T >= 1.
+            min_separation: Least number of rounds from one in which a user takes part to the next, b >= 1. A selector
+                that has it as `min_separation` is stopped where it chooses a user earlier.
+        """
+        check_count("min_separation", min_separation)
+        return cls(noise_multiplier, -(-check_count("rounds", rounds) // min_separation))
+
     @property
     def sensitivity(self) -> float:
         """Largest change of one release's sum, in clip norms: 1 or 2."""
