@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from fedsim_userdp.selection import FixedSizeSelector as FixedSizeSelector
     from fedsim_userdp.selection import PoissonSelector as PoissonSelector
     from fedsim_userdp.selectors import AvailabilitySelector as AvailabilitySelector
+    from fedsim_userdp.selectors import FixedStrataSelector as FixedStrataSelector
     from fedsim_userdp.selectors import GrowingSelector as GrowingSelector
     from fedsim_userdp.selectors import ImportanceSelector as ImportanceSelector
     from fedsim_userdp.selectors import RoundRobinSelector as RoundRobinSelector
+    from fedsim_userdp.selectors import SeparatedSelector as SeparatedSelector
     from fedsim_userdp.selectors import StratifiedSelector as StratifiedSelector
+    from fedsim_userdp.selectors import TruncatedPoissonSelector as TruncatedPoissonSelector
     from fedsim_userdp.settings import Budget as Budget
     from fedsim_userdp.settings import LoraSettings as LoraSettings
 
@@ -54,7 +57,8 @@ _PLACES = {
     "fedsim_userdp.population": ("Past", "Population"),
     "fedsim_userdp.selection": ("CyclicSelector", "FixedSizeSelector", "PoissonSelector"),
     "fedsim_userdp.selectors": (
-        *("AvailabilitySelector", "GrowingSelector", "ImportanceSelector", "RoundRobinSelector", "StratifiedSelector"),
+        *("AvailabilitySelector", "FixedStrataSelector", "GrowingSelector", "ImportanceSelector", "RoundRobinSelector"),
+        *("SeparatedSelector", "StratifiedSelector", "TruncatedPoissonSelector"),
     ),
     "fedsim_userdp.settings": ("Budget", "LoraSettings"),
 }

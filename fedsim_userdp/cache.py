@@ -21,7 +21,7 @@ from fedsim_userdp.errors import DataError
 
 VARIABLE = "FEDSIM_CACHE_DIR"
 _APP = "fedsim_userdp"
-ALGORITHM_VERSION = 9  # to be raised whenever an answer of the accounting may change
+ALGORITHM_VERSION = 10  # to be raised whenever an answer of the accounting may change
 _IS_USED: ContextVar[bool] = ContextVar("is_used", default=True)
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim_userdp.errors import PluginError
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.population import Past, Population, Reported
 from fedsim_userdp.privacy import accounting as acc
@@ -33,7 +34,16 @@ from fedsim_userdp.wagers import Wager
 FALSE_ALARM = 1e-9
 _PART = FALSE_ALARM / 8  # five parts for counts of users and rounds, two for the wager, one for two unrelated keys
 _MOST_TRIED = 100  # rounds drawn before a run
-UserLevel = acc.PoissonUsers | acc.PoissonGroups | acc.FixedSize | acc.NoAmplification
+UserLevel = (
+    acc.PoissonUsers
+    | acc.PoissonGroups
+    | acc.TruncatedPoisson
+    | acc.FixedSize
+    | acc.FixedSizeStrata
+    | acc.NoAmplification
+)
+_OF_OWN = acc.TruncatedPoisson | acc.FixedSizeStrata  # which nothing that is drawn is held against
+_DECLARED = acc.PoissonUsers | acc.FixedSize | acc.NoAmplification
 
 
 def declared_release(
@@ -58,7 +68,12 @@ def declared_release(
     with calling("selection", selector, "release()"):
         told_users = population if is_schedule(selector) else num_users
         release = selector.release(noise_multiplier, told_users, rounds)  # type: ignore[arg-type]
-    if not isinstance(release, acc.PoissonUsers | acc.FixedSize | acc.NoAmplification):
+    if isinstance(release, _OF_OWN) and foreign_name(selector) is not None:
+        raise acc.AccountingError(
+            f"{name}.release() declared acc.{type(release).__name__}, which only selectors of this package may: "
+            "selection=truncated_poisson and selection=fixed_strata draw by it"
+        )
+    if not isinstance(release, _DECLARED | _OF_OWN):
         raise acc.AccountingError(
             f"{name}.release() returned {release!r}: a selector of users declares acc.PoissonUsers, acc.FixedSize or "
             "acc.Unamplified; one whose probabilities differ between users or rounds states them by probabilities()"
@@ -156,6 +171,8 @@ class Cohorts:
     ) -> None:
         self._selector, self._population, self._key, self._declared = selector, population, key, declared
         self._counts = np.zeros(len(population), dtype=np.int64)
+        self._last_round_of = np.zeros(len(population), dtype=np.int64)  # 0 for nobody's
+        self._separation = _separation_of(selector)
         self._num_drawn = self._last = 0
         self._history = hashlib.sha256()
         self._name = type(selector).__name__
@@ -339,12 +356,19 @@ class Cohorts:
         match self._declared:
             case acc.NoAmplification(max_participations=most):
                 self._check_cap(most, cohort, round)
-            case acc.FixedSize(cohort_size=size):
+                self._check_separation(cohort, round)
+            case acc.FixedSize(cohort_size=size) | acc.FixedSizeStrata(cohort_size=size):
                 if len(cohort) != size:
                     raise ValueError(
                         f"{self._name} declared cohorts of {size} users and chose {len(cohort)} in round {round}"
                     )
                 self._check_rate(size / len(self._population), [], round)
+            case acc.TruncatedPoisson(most_users=most):
+                if len(cohort) > most:
+                    raise ValueError(
+                        f"{self._name} declared cohorts of at most {most} users and chose {len(cohort)} in round "
+                        f"{round}"
+                    )
             case acc.PoissonUsers(sampling_prob=prob):
                 drawn = (len(cohort), len(self._population)), (self._num_drawn, len(self._population) * round)
                 self._check_rate(prob, list(drawn), round)
@@ -375,6 +399,16 @@ class Cohorts:
                 f"{self._name} declared at most {most} rounds for each user and chose one once more in round "
                 f"{round}: what it declared would not hold"
             )
+
+    def _check_separation(self, cohort: NDArray[np.int64], round: int) -> None:
+        """Raises where a user takes part again too early, and keeps who took part."""
+        before = self._last_round_of[cohort]
+        if ((before > 0) & (round - before < self._separation)).any():
+            raise ValueError(
+                f"{self._name} has min_separation={self._separation} and chose a user of round {int(before.max())} "
+                f"again in round {round}"
+            )
+        self._last_round_of[cohort] = round
 
     def _check_rate(self, prob: float, drawn: list[tuple[int, int]], round: int) -> None:
         """Raises where a class that chooses by itself draws what is too unlikely under its declaration.
@@ -412,6 +446,14 @@ class Cohorts:
                 f"{self._wager.leading}, in {round} rounds, come of another rule: who draws as declared gives such "
                 f"ones with a probability below {2 * _PART:.1e}"
             )
+
+
+def _separation_of(selector: ClientSelector) -> int:
+    """Least number of rounds from one in which a user takes part to the next; 1 where the selector says none."""
+    found = getattr(selector, "min_separation", 1)
+    if isinstance(found, bool) or not isinstance(found, int | np.integer) or found < 1:
+        raise PluginError(f"selection={type(selector).__name__}: min_separation={found!r} must be a number from 1 on")
+    return int(found)
 
 
 def rounds_to_differ(declared: UserLevel | None, num_users: int) -> int | None:

@@ -32,6 +32,9 @@ class Draws:
     noise: NDArray[np.floating]
 
 
+_OF_SAMPLING = acc.PoissonUsers | acc.TruncatedPoisson | acc.FixedSize | acc.FixedSizeStrata
+
+
 @dataclass(frozen=True)
 class Secrets:
     """What a run's claim takes as unknown to whoever sees its releases.
@@ -47,7 +50,7 @@ class Secrets:
     @classmethod
     def of(cls, declared: UserLevel | None) -> "Secrets":
         """Returns the secrets of a run: noise, and cohorts where sampling amplifies; none where nothing is claimed."""
-        return cls(cohorts=isinstance(declared, acc.PoissonUsers | acc.FixedSize), noise=declared is not None)
+        return cls(cohorts=isinstance(declared, _OF_SAMPLING), noise=declared is not None)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     PoissonGroups,
     PoissonUsers,
     Run,
+    TruncatedPoisson,
     inner_run,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json
@@ -186,6 +187,8 @@ class JointStatement:
         if not any(_is_replacing(part) for part in parts):
             return _EMPTIED
         has_places = any(isinstance(one, NoAmplification) or one.adjacency is Adjacency.ZERO_OUT_USER for one in parts)
+        if not has_places and any(part.adjacency is Adjacency.REPLACE_USER_IN_GROUP for part in parts):
+            return Adjacency.REPLACE_USER_IN_GROUP.value
         return _RECORDS_REPLACED if has_places else _REPLACED
 
     def sentences(self) -> list[str]:
@@ -329,7 +332,19 @@ def _why_not_together(runs: Sequence[StatedRun]) -> list[str]:
             "some claims are for replacing a user, others for blanking all records of one of several declared owners, "
             "and no relation is known that both cover"
         )
+    if _cuts_off_and_empties(runs):
+        found.append(
+            "some claims are for emptying a user's records, and a user who is emptied keeps a place in cohorts that "
+            "are cut off at a size, which adding or removing one does not cover"
+        )
     return found
+
+
+def _cuts_off_and_empties(runs: Sequence[StatedRun]) -> bool:
+    """Whether cohorts that are cut off stand beside claims for a user who keeps their place."""
+    parts = [part for run in runs for part in _parts(run.statement.release)]
+    keeps_place = any(isinstance(part, NoAmplification) or part.adjacency is Adjacency.ZERO_OUT_USER for part in parts)
+    return keeps_place and any(isinstance(part, TruncatedPoisson) for part in parts)
 
 
 def _blanks_and_replaces(runs: Sequence[StatedRun]) -> bool:
@@ -421,7 +436,7 @@ def _parts(release: Description | None) -> list[Run | HyperparameterSearch]:
 
 def _is_replacing(part: Run | HyperparameterSearch) -> bool:
     """Whether a part is accounted for replacing a user."""
-    return part.adjacency in (Adjacency.REPLACE_USER, Adjacency.REPLACE_RECORDS)
+    return part.adjacency in (Adjacency.REPLACE_USER, Adjacency.REPLACE_USER_IN_GROUP, Adjacency.REPLACE_RECORDS)
 
 
 def _run(run: Run, is_replacing: bool) -> Run:

@@ -14,12 +14,14 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Composed,
     Description,
     FixedSize,
+    FixedSizeStrata,
     HyperparameterSearch,
     NoAmplification,
     PaidSignals,
     PoissonGroups,
     PoissonUsers,
     RecordLevel,
+    TruncatedPoisson,
     inner_run,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
@@ -229,6 +231,16 @@ class PrivacyStatement:
                 return (
                     f"Poisson sampling of users with public {_probabilities_and_weights(groups)}, by group and round "
                     f"({len(groups)} group{'s' if len(groups) > 1 else ''}), counted as amplification"
+                )
+            case TruncatedPoisson(sampling_prob=prob, num_users=users, most_users=most):
+                return (
+                    f"Poisson, each user with probability {prob:.4g} a round, at most {most} of {users} users: of "
+                    f"more, {most} at random; counted as amplification, and one user may take another one's place"
+                )
+            case FixedSizeStrata(num_users=users, cohort_size=size, groups=strata):
+                return (
+                    f"{size} of {users} users a round, a fixed number of each of {len(strata)} public groups without "
+                    "replacement, counted as amplification under replace-one within a group"
                 )
             case RecordLevel(sampling_prob=prob):
                 return f"Poisson, each record with probability {prob:.4g} a step, counted as amplification"

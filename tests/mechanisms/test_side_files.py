@@ -73,10 +73,9 @@ def test_a_schedule_whose_file_has_changed_does_not_go_on(
 
 
 def test_seeded_noise_is_another_with_another_file(tmp_path: Path) -> None:
-    released = []
+    """Of rounds to come: the one that was done has the same users."""
+    file, released = tmp_path / "schedule.json", []
     for name, later in (("one", [0, 1]), ("other", [2, 3])):
-        file = tmp_path / name / "schedule.json"
-        file.parent.mkdir()
         file.write_text(json.dumps([[0, 1], [0, 1], later]))
         run(study_of(FromFile(str(file))), UserWise(rounds=1), tmp_path / name / "run")
         released.append((tmp_path / name / "run" / "adapters" / "user_wise" / "adapter_model.safetensors").read_bytes())

@@ -53,6 +53,11 @@ SELECTIONS = {
     "cyclic": ["selection=cyclic", "selection.cohort_size=4"],
     "growing": ["selection=growing", "selection.first_prob=0.4", "selection.last_prob=1.0"],
     "round_robin": ["selection=round_robin", "selection.num_blocks=2", "selection.sampling_prob=0.8"],
+    "fixed_strata": ["selection=fixed_strata", "selection.users_per_group=2"],
+    "separated": ["selection=separated", "selection.min_separation=2", "selection.cohort_size=2"],
+    "truncated_poisson": [
+        "selection=truncated_poisson", "selection.sampling_prob=0.8", "selection.most_users=5",
+    ],
     "stratified": ["selection=stratified", "selection.users_per_group=2"],
     "availability": ["selection=availability", "selection.sampling_prob=0.7", "selection.hours_per_day=3"],
     "importance": ["selection=importance", "selection.cohort_size=5"],
@@ -61,8 +66,8 @@ SELECTIONS = {
         f"selection.signals.loss.bound={BOUND}",
     ],
 }  # fmt: skip
-SAMPLED = ("poisson", "seldom", "growing")  # for adding or removing a user
-EMPTIED = ("cyclic", "round_robin", "stratified", "availability", "importance", "power_of_choice")
+SAMPLED = ("poisson", "seldom", "growing", "truncated_poisson")  # for adding or removing a user
+EMPTIED = ("cyclic", "separated", "round_robin", "stratified", "availability", "importance", "power_of_choice")
 OPTIONS: dict[str, list[list[str]]] = {
     "records": [[f"records={name}"] for name in choices("records")],
     "nodes": [["engine.num_nodes=1"], ["engine.num_nodes=3"], ["engine.num_nodes=null"]],

@@ -231,7 +231,7 @@ def bound(world: World) -> float:
     """
     is_split = isinstance(world.release, acc.AdaptiveClipping | acc.PaidSignals)
     release = acc.inner_run(world.release) if is_split else world.release  # type: ignore[arg-type]
-    if isinstance(release, acc.FixedSize):
+    if isinstance(release, acc.FixedSize | acc.FixedSizeStrata | acc.TruncatedPoisson):
         return 2.0
     if isinstance(release, acc.PoissonGroups):
         return max(weight for group in release.groups for _, weight, _ in group)

@@ -21,6 +21,8 @@ ALL: list[acc.Description] = [
     acc.PaidSignals(acc.PoissonUsers(2.0, 0.1, 5), 0.2),
     acc.AdaptiveClipping(acc.PaidSignals(acc.PoissonGroups(1.0, (((0.02, 1.0, 3), (0.2, 1.0, 2)),)), 0.2), 5.0),
     acc.HyperparameterSearch(acc.PaidSignals(acc.PoissonUsers(2.0, 0.1, 5), 0.2), 4.0),
+    acc.TruncatedPoisson(2.0, 0.05, 1000, 60, 200),
+    acc.FixedSizeStrata(2.0, ((1000, 50), (20, 3)), 200),
     acc.HyperparameterSearch(acc.RecordLevel(4.0, 0.05, 200, 10), 10.0, 0.5),
     acc.HyperparameterSearch(acc.NoAmplification(2.0, 4, acc.Adjacency.REPLACE_RECORDS), 10.0),
     acc.PoissonGroups(1.0, (((0.02, 1.0, 3), (0.2, 0.5, 2)), ((0.1, 2.0, 5),))),

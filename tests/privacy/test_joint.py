@@ -275,3 +275,20 @@ def test_runs_of_which_each_has_marks_of_two_secrets_cannot_be_compared() -> Non
     runs = [replace(stated(USERS), job=str(at), draws=one, adapter=str(at)) for at, one in enumerate(draws)]
     assert joint(*runs).together.epsilon is None
     assert joint(runs[0]).together.epsilon is not None
+
+
+def test_cohorts_that_are_cut_off_are_added_to_other_samples_and_not_to_claims_for_an_emptied_user() -> None:
+    cut = acc.TruncatedPoisson(3.0, 0.1, 200, 25, 5)
+    both = joint(stated(cut), stated(USERS, seed=1))
+    assert both.together.epsilon == pytest.approx(acc.epsilon(acc.Composed((cut, USERS)), DELTA))
+    emptied = joint(stated(cut), stated(SCHEDULE, seed=1))
+    assert emptied.together.epsilon is None
+    assert emptied.adjacency is None
+    assert "keeps a place in cohorts that are cut off" in " ".join(emptied.sentences())
+
+
+def test_strata_are_added_to_other_replaced_users_under_the_narrower_relation() -> None:
+    strata = acc.FixedSizeStrata(6.0, ((50, 5), (950, 45)), 20)
+    both = joint(stated(strata), stated(FIXED, seed=1))
+    assert both.adjacency == acc.Adjacency.REPLACE_USER_IN_GROUP.value
+    assert both.together.epsilon == pytest.approx(acc.epsilon(acc.Composed((strata, FIXED)), DELTA))

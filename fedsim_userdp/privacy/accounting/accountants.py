@@ -12,6 +12,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Composed,
     Description,
     FixedSize,
+    FixedSizeStrata,
     HyperparameterSearch,
     NoAmplification,
     PaidSignals,
@@ -19,6 +20,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     PoissonUsers,
     RecordLevel,
     Run,
+    TruncatedPoisson,
 )
 from fedsim_userdp.privacy.accounting.renyi import epsilon_bound, log_delta_bound, rdp_of
 from fedsim_userdp.privacy.pld.mixture import Floats
@@ -43,7 +45,9 @@ def methods(description: Description) -> tuple[str, ...]:
             return ("pld", "rdp")
         case RecordLevel():
             return ("group", "tight", "record")
-        case FixedSize():
+        case TruncatedPoisson():
+            return ("pld",)
+        case FixedSize() | FixedSizeStrata():
             return ("rdp",)
         case AdaptiveClipping() | PaidSignals():
             return methods(description.run)
@@ -169,7 +173,7 @@ def _curve(releases: list[tuple[Run, int]], method: str) -> Curve:
         record = curves.sampled_gaussian([(run.one_record(), count) for run, count in runs])
         return record if method == "record" else curves.grouped(record, runs[0][0].records_per_user)
     unsampled = [(run, count) for run, count in releases if isinstance(run, NoAmplification)]
-    sampled = [(run, count) for run, count in releases if isinstance(run, PoissonUsers | RecordLevel)]
+    sampled = [(run, count) for run, count in releases if isinstance(run, curves.Sampled)]
     if len(unsampled) == len(releases):
         squares = [count * (run.sensitivity / run.noise_multiplier) ** 2 for run, count in unsampled]
         return curves.shifted_gaussian(math.sqrt(math.fsum(squares)))

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from fedsim_userdp.errors import AccountingError
 from fedsim_userdp.privacy import pld
 from fedsim_userdp.privacy.accounting import gaussian, single
-from fedsim_userdp.privacy.accounting.descriptions import PoissonUsers, RecordLevel
+from fedsim_userdp.privacy.accounting.descriptions import PoissonUsers, RecordLevel, TruncatedPoisson
 from fedsim_userdp.privacy.accounting.group import log_delta_factor
 from fedsim_userdp.privacy.accounting.renyi import epsilon_bound, log_delta_bound, rdp_at_integers
-from fedsim_userdp.privacy.pld.mixture import Floats, binomial_mixture
+from fedsim_userdp.privacy.pld.branches import Branches
+from fedsim_userdp.privacy.pld.mixture import Floats, Mixture, binomial_mixture
 from fedsim_userdp.privacy.pld.roots import crossing, minimize
 
 _ALARM = 2e-3
@@ -34,30 +35,29 @@ class Curve:
     log_delta: Callable[[float], float]
 
 
-def sampled_gaussian(releases: Sequence[tuple[PoissonUsers | RecordLevel, int]]) -> Curve:
+Sampled = PoissonUsers | RecordLevel | TruncatedPoisson
+
+
+def sampled_gaussian(releases: Sequence[tuple[Sampled, int]]) -> Curve:
     """Returns the user-level curve of Poisson-sampled releases: exact for one release or no sampling, else PLD.
 
     Args:
         releases: Single releases and how often each is made. A PoissonUsers one counts as one record per user.
     """
+    if any(isinstance(release, TruncatedPoisson) for release, _ in releases):
+        return larger(*(_composed([(_pair(one, added), count) for one, count in releases]) for added in (False, True)))
     if all(release.sampling_prob == 1.0 for release, _ in releases):
         return shifted_gaussian(
             math.sqrt(sum(count * (_records(release) / release.noise_multiplier) ** 2 for release, count in releases))
         )
-    composition = [
-        (binomial_mixture(release.noise_multiplier, release.sampling_prob, _records(release)), count)
-        for release, count in releases
-    ]
+    composition = [(_mixture(release), count) for release, count in releases]
     if len(composition) == 1 and composition[0][1] == 1:
         mixture = composition[0][0]
         return Curve(
             epsilon=lambda log_delta: single.epsilon(mixture, log_delta),
             log_delta=lambda epsilon: single.log_delta(mixture, epsilon),
         )
-    exact = Curve(
-        epsilon=lambda log_delta: pld.epsilon(composition, log_delta),
-        log_delta=lambda epsilon: pld.log_delta(composition, epsilon),
-    )
+    exact = _composed(composition)
     if any(_records(release) > 1 for release, _ in releases):
         return exact
     divergences = [count * rdp_at_integers(r.noise_multiplier, r.sampling_prob) for r, count in releases]
@@ -149,7 +149,33 @@ def grouped(record: Curve, records_per_user: int, limit: float = _MAX_EPSILON) -
     return Curve(epsilon=epsilon, log_delta=log_delta)
 
 
-def _records(release: PoissonUsers | RecordLevel) -> int:
+def larger(one: Curve, other: Curve) -> Curve:
+    """Returns the curve that is at least both of two."""
+    return Curve(
+        epsilon=lambda log_delta: max(one.epsilon(log_delta), other.epsilon(log_delta)),
+        log_delta=lambda epsilon: max(one.log_delta(epsilon), other.log_delta(epsilon)),
+    )
+
+
+def _composed(composition: pld.Composition) -> Curve:
+    """The curve of composed pairs."""
+    return Curve(
+        epsilon=lambda log_delta: pld.epsilon(composition, log_delta),
+        log_delta=lambda epsilon: pld.log_delta(composition, epsilon),
+    )
+
+
+def _pair(release: Sampled, added: bool) -> Mixture | Branches:
+    """The dominating pair of one release; of truncated cohorts, for a user who is added or removed."""
+    return release.pair(added=added) if isinstance(release, TruncatedPoisson) else _mixture(release)
+
+
+def _mixture(release: Sampled) -> Mixture:
+    """The dominating pair of one release of independently sampled records or users."""
+    return binomial_mixture(release.noise_multiplier, release.sampling_prob, _records(release))
+
+
+def _records(release: Sampled) -> int:
     """Number of records, or 1 where the sampled unit is the user."""
     return release.records_per_user if isinstance(release, RecordLevel) else 1
 

@@ -18,7 +18,9 @@ from fedsim_userdp.privacy.accounting.one_run import (
     Unamplified,
 )
 from fedsim_userdp.privacy.accounting.poisson_groups import PoissonGroups
+from fedsim_userdp.privacy.accounting.strata import FixedSizeStrata
 from fedsim_userdp.privacy.accounting.trajectories import highest
+from fedsim_userdp.privacy.accounting.truncated import TruncatedPoisson
 from fedsim_userdp.privacy.validation import check_real
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = [
     "Composed",
     "Description",
     "FixedSize",
+    "FixedSizeStrata",
     "HyperparameterSearch",
     "NoAmplification",
     "PaidSignals",
@@ -37,11 +40,13 @@ __all__ = [
     "PoissonUsers",
     "RecordLevel",
     "Run",
+    "TruncatedPoisson",
     "Unamplified",
     "inner_run",
 ]
 
-Run = PoissonUsers | PoissonGroups | RecordLevel | FixedSize | NoAmplification
+UserLevelRun = PoissonUsers | PoissonGroups | TruncatedPoisson | FixedSize | FixedSizeStrata | NoAmplification
+Run = UserLevelRun | RecordLevel
 _MOST_COMBINATIONS = 64
 
 
@@ -65,15 +70,13 @@ class PaidSignals:
         share: of run.noise_multiplier^-2 that the signal takes, in (0, 1).
     """
 
-    run: PoissonUsers | PoissonGroups | FixedSize | NoAmplification
+    run: UserLevelRun
     share: float
 
     def __post_init__(self) -> None:
         """Raises ValueError where the split is impossible."""
-        if not isinstance(self.run, PoissonUsers | PoissonGroups | FixedSize | NoAmplification):
-            raise ValueError(
-                f"run must be a PoissonUsers, PoissonGroups, FixedSize or NoAmplification description, got {self.run!r}"
-            )
+        if not isinstance(self.run, UserLevelRun):
+            raise ValueError(f"run must be the description of a user-level run, got {self.run!r}")
         check_real("share", self.share, 0.0, 1.0)
 
     @property
@@ -133,16 +136,13 @@ class AdaptiveClipping:
         count_stddev: stddev of the noise on the count of unclipped updates, above half of the pair's noise multiplier.
     """
 
-    run: PoissonUsers | PoissonGroups | FixedSize | NoAmplification | PaidSignals
+    run: UserLevelRun | PaidSignals
     count_stddev: float
 
     def __post_init__(self) -> None:
         """Raises ValueError where the split is impossible."""
-        if not isinstance(self.run, PoissonUsers | PoissonGroups | FixedSize | NoAmplification | PaidSignals):
-            raise ValueError(
-                "run must be a PoissonUsers, PoissonGroups, FixedSize, NoAmplification or PaidSignals description, got "
-                f"{self.run!r}"
-            )
+        if not isinstance(self.run, UserLevelRun | PaidSignals):
+            raise ValueError(f"run must be the description of a user-level run or PaidSignals, got {self.run!r}")
         inner = inner_run(self.run)
         if isinstance(inner, PoissonGroups) and not inner.is_unweighted:
             raise ValueError(f"run must have weights of 1 only, since a count has no weights, got {self.run!r}")
@@ -239,7 +239,8 @@ class HyperparameterSearch:
         return dataclasses.replace(self, run=self.run.with_noise_multiplier(noise_multiplier))
 
 
-_REPLACED = {Adjacency.REPLACE_USER, Adjacency.REPLACE_RECORDS}
+# From the narrower to the wider: what holds for one holds for those before it.
+_REPLACED = (Adjacency.REPLACE_RECORDS, Adjacency.REPLACE_USER_IN_GROUP, Adjacency.REPLACE_USER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,14 +267,15 @@ class Composed:
             if not isinstance(part, Run | AdaptiveClipping | PaidSignals):
                 raise ValueError(f"parts must be descriptions of single runs, got {part!r}")
         relations = {part.adjacency for part in self.parts}
-        if len(relations) > 1 and relations != _REPLACED:
+        if len(relations) > 1 and not relations <= set(_REPLACED):
             names = sorted(relation.value for relation in relations)
             raise ValueError(f"parts must share one neighbouring relation to have one epsilon, got {names}")
 
     @property
     def adjacency(self) -> Adjacency:
-        """Neighbouring relation of every part, the narrower of two that hold."""
-        return min((part.adjacency for part in self.parts), key=lambda one: one is not Adjacency.REPLACE_RECORDS)
+        """Neighbouring relation of every part, the narrowest of those that hold."""
+        relations = {part.adjacency for part in self.parts}
+        return next((one for one in _REPLACED if one in relations), self.parts[0].adjacency)
 
     @property
     def noise_multiplier(self) -> float:

@@ -26,6 +26,7 @@ class Adjacency(enum.Enum):
 
     ADD_OR_REMOVE_USER = "add or remove one user with all their records"
     REPLACE_USER = "replace one user with all their records by another"
+    REPLACE_USER_IN_GROUP = "replace one user with all their records by another of the same public group"
     REPLACE_RECORDS = "replace the records of one user, who keeps their id and their place in the public schedule"
     ZERO_OUT_USER = "empty the records of one user, who keeps their place in the public schedule"
     ADD_OR_REMOVE_RECORD = "add or remove one record of the pool"
@@ -226,6 +227,19 @@ class NoAmplification:
                 f"adjacency must be ZERO_OUT_USER or REPLACE_RECORDS, got {self.adjacency!r}: without Poisson "
                 "sampling, adding, removing or exchanging a user changes who else takes part when"
             )
+
+    @classmethod
+    def separated(cls, noise_multiplier: float, rounds: int, min_separation: int) -> Self:
+        """Returns what a schedule with a least separation b releases: a user is in at most ceil(rounds / b) rounds.
+
+        Args:
+            noise_multiplier: stddev of the noise on the sum / clip norm C, in (0, inf).
+            rounds: Number of rounds, T >= 1.
+            min_separation: Least number of rounds from one in which a user takes part to the next, b >= 1. A selector
+                that has it as `min_separation` is stopped where it chooses a user earlier.
+        """
+        check_count("min_separation", min_separation)
+        return cls(noise_multiplier, -(-check_count("rounds", rounds) // min_separation))
 
     @property
     def sensitivity(self) -> float:

@@ -17,6 +17,7 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Composed,
     Description,
     FixedSize,
+    FixedSizeStrata,
     HyperparameterSearch,
     NoAmplification,
     PaidSignals,
@@ -75,6 +76,8 @@ def divergences(description: Description) -> Floats:
             return divergences(description.run)
         case Composed():
             return np.asarray(np.sum([count * divergences(run) for run, count in description.counted()], axis=0))
+        case FixedSizeStrata():
+            return np.asarray(np.max([divergences(group) for group in description.apart()], axis=0))
         case FixedSize():
             whole = NoAmplification(description.noise_multiplier, 1, Adjacency.REPLACE_RECORDS)
             each = np.minimum(_of_one_release(description.first(1)), _of_one_release(whole))

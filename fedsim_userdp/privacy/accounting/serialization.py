@@ -11,12 +11,14 @@ from fedsim_userdp.privacy.accounting.descriptions import (
     Composed,
     Description,
     FixedSize,
+    FixedSizeStrata,
     HyperparameterSearch,
     NoAmplification,
     PaidSignals,
     PoissonGroups,
     PoissonUsers,
     RecordLevel,
+    TruncatedPoisson,
 )
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
@@ -24,8 +26,10 @@ Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 _CLASSES = (
     PoissonUsers,
     PoissonGroups,
+    TruncatedPoisson,
     RecordLevel,
     FixedSize,
+    FixedSizeStrata,
     NoAmplification,
     PaidSignals,
     AdaptiveClipping,

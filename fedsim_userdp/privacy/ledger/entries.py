@@ -10,19 +10,18 @@ from fedsim_userdp.errors import LedgerError
 from fedsim_userdp.privacy.accounting.descriptions import (
     AdaptiveClipping,
     Composed,
-    FixedSize,
     NoAmplification,
     PaidSignals,
     PoissonGroups,
     PoissonUsers,
-    RecordLevel,
+    Run,
     inner_run,
 )
 from fedsim_userdp.privacy.accounting.serialization import Json, from_json, to_json
 from fedsim_userdp.privacy.accounting.trajectories import highest_round
 from fedsim_userdp.privacy.validation import check_count
 
-Release = PoissonUsers | PoissonGroups | RecordLevel | FixedSize | NoAmplification | PaidSignals | AdaptiveClipping
+Release = Run | PaidSignals | AdaptiveClipping
 Counts = dict[tuple[Release, str | None], int]  # of single releases, and what they are accounted for with: `_kin`
 NoiseSource = Literal["seeded", "os"]
 

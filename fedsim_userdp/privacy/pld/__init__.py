@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedsim_userdp.errors import AccountingError
+from fedsim_userdp.privacy.pld.branches import Branches
 from fedsim_userdp.privacy.pld.loss import Loss, prepare
 from fedsim_userdp.privacy.pld.mixture import Mixture
 from fedsim_userdp.privacy.pld.plan import LOG_GAIN, DeltaAt, EpsilonAt, Plan, Question, Releases, make_plan, sharpened
 from fedsim_userdp.privacy.pld.tail import compose
 
-Composition = Sequence[tuple[Mixture, int]]
+Composition = Sequence[tuple[Mixture | Branches, int]]
 
 MIN_LOG_DELTA = -640.0  # smaller deltas underflow in the normal tails
 USUAL_LOG_DELTA = -60.0  # below, only large groups of records ask, and a loose bound after less work will do
@@ -123,7 +124,10 @@ def prepare_all(composition: Composition, log_delta: float) -> Releases:
     if log_delta < MIN_LOG_DELTA:
         raise AccountingError(f"delta = e^{log_delta:.0f} is below e^{MIN_LOG_DELTA:.0f}, the least that is resolved")
     log_mass = log_delta + _LOG_TRUNCATION - math.log(sum(count for _, count in composition))
-    return [(prepare(mixture, log_mass), count) for mixture, count in composition]
+    return [
+        (pair.prepared(log_mass) if isinstance(pair, Branches) else prepare(pair, log_mass), count)
+        for pair, count in composition
+    ]
 
 
 def discretize_all(releases: Releases, plan: Plan) -> list[tuple[Loss, int]]:

@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
+from fedsim_userdp.privacy.pld.branches import PreparedBranches
 from fedsim_userdp.privacy.pld.loss import Grid, Loss, Release
 from fedsim_userdp.privacy.pld.roots import minimize
 from fedsim_userdp.privacy.pld.tail import Tail, shifts
 
-Releases = list[tuple[Release, int]]
+Releases = list[tuple[Release | PreparedBranches, int]]
 
 LOG_GAIN = 8.0  # what Chernoff's bound of log delta usually gives away
 _LOG_MISSING = 13.0  # -log of the mass above the window, relative to delta
