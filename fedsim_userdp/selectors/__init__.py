@@ -4,6 +4,7 @@ from fedsim_userdp.selectors.availability import AvailabilitySelector
 from fedsim_userdp.selectors.fixed_strata import FixedStrataSelector
 from fedsim_userdp.selectors.growing import GrowingSelector
 from fedsim_userdp.selectors.importance import ImportanceSelector
+from fedsim_userdp.selectors.longest_ago import LongestAgoSelector
 from fedsim_userdp.selectors.power_of_choice import PowerOfChoiceSelector
 from fedsim_userdp.selectors.round_robin import RoundRobinSelector
 from fedsim_userdp.selectors.separated import SeparatedSelector
@@ -15,6 +16,7 @@ __all__ = [
     "FixedStrataSelector",
     "GrowingSelector",
     "ImportanceSelector",
+    "LongestAgoSelector",
     "PowerOfChoiceSelector",
     "RoundRobinSelector",
     "SeparatedSelector",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim_userdp.population import Past, Population
 
@@ -35,14 +36,22 @@ class AvailabilitySelector:
 
     def probabilities(self, round: int, population: Population, past: Past) -> np.ndarray:
         """Returns `sampling_prob` for those who are available, 0 for the others."""
-        since = ((round - 1) % self.hours_per_day - population.numbers(self.begin)) % self.hours_per_day
-        return np.where(since < self._hours(population), self.sampling_prob, 0.0)
+        there = is_available(population, self.begin, self.end, self.hours_per_day, round)
+        return np.where(there, self.sampling_prob, 0.0)
 
     def denominator(self, round: int, population: Population) -> float:
         """Returns the mean size of a cohort over a day, so that hours in which few are available weigh less."""
-        return self.sampling_prob * float(self._hours(population).sum()) / self.hours_per_day
+        hours = _hours(population, self.begin, self.end, self.hours_per_day)
+        return self.sampling_prob * float(hours.sum()) / self.hours_per_day
 
-    def _hours(self, population: Population) -> np.ndarray:
-        """The hours of a day in which each user is available."""
-        length = (population.numbers(self.end) - population.numbers(self.begin)) % self.hours_per_day
-        return np.where(length == 0, self.hours_per_day, length)
+
+def is_available(population: Population, begin: str, end: str, hours_per_day: int, round: int) -> NDArray[np.bool_]:
+    """Returns who is available in a round, shape [num_users]; arguments as attributes of `AvailabilitySelector`."""
+    since = ((round - 1) % hours_per_day - population.numbers(begin)) % hours_per_day
+    return np.asarray(since < _hours(population, begin, end, hours_per_day))
+
+
+def _hours(population: Population, begin: str, end: str, hours_per_day: int) -> NDArray[np.float64]:
+    """The hours of a day in which each user is available."""
+    length = (population.numbers(end) - population.numbers(begin)) % hours_per_day
+    return np.where(length == 0, float(hours_per_day), length)

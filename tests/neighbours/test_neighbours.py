@@ -61,13 +61,26 @@ SELECTIONS = {
     "stratified": ["selection=stratified", "selection.users_per_group=2"],
     "availability": ["selection=availability", "selection.sampling_prob=0.7", "selection.hours_per_day=3"],
     "importance": ["selection=importance", "selection.cohort_size=5"],
+    "longest_ago": [
+        "selection=longest_ago", "selection.cohort_size=4", "selection.begin=available_from",
+        "selection.end=available_to", "selection.hours_per_day=3",
+    ],
     "power_of_choice": [
         "selection=power_of_choice", "selection.cohort_size=5", "selection.most_prob=0.9",
         f"selection.signals.loss.bound={BOUND}",
     ],
 }  # fmt: skip
 SAMPLED = ("poisson", "seldom", "growing", "truncated_poisson")  # for adding or removing a user
-EMPTIED = ("cyclic", "separated", "round_robin", "stratified", "availability", "importance", "power_of_choice")
+EMPTIED = (
+    "cyclic",
+    "separated",
+    "round_robin",
+    "stratified",
+    "availability",
+    "importance",
+    "power_of_choice",
+    "longest_ago",
+)
 OPTIONS: dict[str, list[list[str]]] = {
     "records": [[f"records={name}"] for name in choices("records")],
     "nodes": [["engine.num_nodes=1"], ["engine.num_nodes=3"], ["engine.num_nodes=null"]],

@@ -14,6 +14,7 @@ from fedsim_userdp.selectors import (
     AvailabilitySelector,
     GrowingSelector,
     ImportanceSelector,
+    LongestAgoSelector,
     RoundRobinSelector,
     StratifiedSelector,
 )
@@ -112,3 +113,39 @@ def test_numbers_below_zero_are_no_importance() -> None:
     users = Population(USERS.id_hashes, {"records": np.array([-1.0] * 40)})
     with pytest.raises(ValueError, match=r"column 'records' .* at least 0"):
         ImportanceSelector("records", 8).probabilities(1, users, Past())
+
+
+def cohorts(selector: LongestAgoSelector, population: Population, rounds: int) -> list[list[int]]:
+    generator = np.random.default_rng(0)
+    return [selector.cohort(round, population, Past(), generator, generator).tolist() for round in range(1, rounds + 1)]
+
+
+def test_longest_ago_takes_nobody_again_before_all_others() -> None:
+    found = cohorts(LongestAgoSelector(4), Population.numbered(10), 5)
+    assert found[0] == [0, 1, 2, 3]
+    assert sorted(user for each in found for user in each) == sorted([*range(10)] * 2)
+    release = LongestAgoSelector(4).release(1.0, Population.numbered(10), 5)
+    assert release == acc.Unamplified(1.0, 2)
+
+
+def test_longest_ago_waits_for_nobody_who_is_not_there_and_its_cap_is_what_its_schedule_gives() -> None:
+    hours = {"from": np.array([0.0, 0, 0, 2, 2]), "to": np.array([2.0, 2, 2, 4, 4])}
+    population = Population(np.arange(5, dtype=np.uint64), hours)
+    selector = LongestAgoSelector(2, "from", "to", hours_per_day=4)
+    found = cohorts(selector, population, 8)
+    assert found[:4] == [[0, 1], [0, 2], [3, 4], [3, 4]]
+    counts = np.bincount(np.concatenate(found), minlength=5)
+    assert selector.release(1.0, population, 8) == acc.Unamplified(1.0, int(counts.max()))
+    assert cohorts(selector, Population(np.arange(1, 6, dtype=np.uint64), hours), 8) == found  # of another population
+    later = selector.cohort(7, population, Past(), np.random.default_rng(1), np.random.default_rng(2))
+    assert later.tolist() == found[6]  # whatever was asked before
+
+
+@pytest.mark.parametrize(
+    "given", [{"cohort_size": 0}, {"cohort_size": 1, "hours_per_day": 0}, {"cohort_size": 1, "begin": "from"}]
+)
+def test_longest_ago_refuses_settings_out_of_range(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        LongestAgoSelector(**given)
+    with pytest.raises(ValueError, match="at most the 3 users"):
+        LongestAgoSelector(4).expected_cohort_size(Population.numbered(3))
