@@ -6,10 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fedsim_userdp.mechanisms.guarantee import UNNOISED, UNTRAINED, Guarantee, declared_probability
-from fedsim_userdp.mechanisms.settings_tree import target_of
+from fedsim_userdp.mechanisms.settings_tree import selection_in_words, target_of
 from fedsim_userdp.plain_files import read_file
 from fedsim_userdp.privacy.accounting.descriptions import RecordLevel
 from fedsim_userdp.privacy.joint import StatedRun
@@ -116,4 +116,7 @@ def _configured(statement: PrivacyStatement, config: DictConfig) -> dict[str, ob
     is_own = not foreign_targets(config.selection, ())
     is_poisson = is_own and config.selection._target_ == target_of(PoissonSelector)
     declared = config.selection.get("sampling_prob") if is_poisson else declared_probability(statement.release)
+    selection = OmegaConf.to_container(config.selection, resolve=True)
+    assert isinstance(selection, dict)
+    told["selection"] = selection_in_words({str(key): value for key, value in selection.items()}) if is_trained else ""
     return {**told, "sampling_prob": declared if is_trained else None}

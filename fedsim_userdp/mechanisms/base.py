@@ -8,7 +8,9 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.guarantee import Guarantee, declared_probability
 from fedsim_userdp.mechanisms.history import History, Outcome
 from fedsim_userdp.mechanisms.run import Run
+from fedsim_userdp.mechanisms.settings_tree import selection_in_words
 from fedsim_userdp.mechanisms.study import Study
+from fedsim_userdp.participation import expected_share
 from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.noise import LEAST, MOST
 from fedsim_userdp.privacy.validation import MAX_COUNT
@@ -110,7 +112,14 @@ def result_row(
         target_epsilon=None if promise.epsilon is None else run.study.target.epsilon,
         evaluated_on=run.study.circumstances.evaluated_on,
         untrained_perplexity=history.untrained_perplexity,
+        selection="" if training is None else selection_in_words(run.study.tree["selection"]),
+        expected_cohort=None if training is None else _expected_cohort(run.study, history.num_rounds),
     )
+
+
+def _expected_cohort(study: Study, rounds: int) -> float:
+    """Users expected in a round, the mean over the rounds."""
+    return expected_share(study.selector, study.population, max(rounds, 1)) * study.num_users
 
 
 def _sampling_prob(selector: ClientSelector, promise: Guarantee) -> float | None:

@@ -90,6 +90,13 @@ def tree_of(setting: str, value: object) -> dict[str, Any]:
     return {"_target_": target_of(kind), **({"_partial_": True} if isinstance(value, partial) else {}), **plain}
 
 
+def selection_in_words(selection: Tree) -> str:
+    """Returns a selection as its class and settings, such as `StratifiedSelector(column=region, users_per_group=8)`."""
+    settings = {key: value for key, value in selection.items() if key != "public" and not key.startswith("_")}
+    said = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
+    return f"{str(selection['_target_']).rpartition('.')[2]}({said})"
+
+
 def target_of(kind: Any) -> str:
     """Returns where a class is, as a `_target_`: torch's optimizers by the name that torch gives them."""
     if kind.__module__.startswith("torch.optim."):

@@ -43,6 +43,8 @@ class ResultRow:
         untrained_perplexity: on the same users before the first round; None where it is not finite; not private.
         metrics: further figures on the same users by name, a column each in `results.csv`; None where one is not
             finite or could not be computed; not private.
+        selection: who was selected: the class and its settings; empty where nothing was trained.
+        expected_cohort: users expected in a round, the mean over rounds, or as many users' records; None likewise.
         not_private: which of the columns are computed from users' data without noise.
     """
 
@@ -68,6 +70,8 @@ class ResultRow:
     target_epsilon: float | None = None
     evaluated_on: Evaluated = "heldout"
     untrained_perplexity: float | None = None
+    selection: str = ""
+    expected_cohort: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     not_private: str = OF_RESULTS
 

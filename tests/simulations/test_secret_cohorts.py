@@ -21,6 +21,9 @@ from fedsim_userdp.signals import Signal
 from tests.mechanisms.test_stated_selection import study_of
 
 ROUNDS = 6
+# So many users that two unrelated keys give one cohort of a round with a probability below 1e-10.
+PAIRS = [(f"u{user}", f"the house of the people and so it was said {user}") for user in range(63)]
+FACTS = {"user_id": [user for user, _ in PAIRS], "region": ["n", "s", "s"] * 21}
 
 
 class Draws:
@@ -37,8 +40,8 @@ class Draws:
 
 
 SELECTORS: dict[str, Any] = {
-    "stated": StratifiedSelector("region", 2),
-    "follows what was told": PowerOfChoiceSelector(4, 0.6, {"loss": Signal(8.0, "region")}),
+    "stated": StratifiedSelector("region", 10),
+    "follows what was told": PowerOfChoiceSelector(24, 0.6, {"loss": Signal(8.0, "region")}),
     "of one's own": Draws(),
 }
 
@@ -61,7 +64,7 @@ class Secret:
 
 def released(selector: Any, folder: Path, source: str) -> Secret:
     """Runs, and returns what is to be kept secret."""
-    found = Secret(study_of(selector, noise=source))
+    found = Secret(study_of(selector, PAIRS, public=FACTS, noise=source))
     draw, init = Cohorts.draw, Run.of.__func__  # type: ignore[attr-defined]
 
     def drawn(self: Cohorts, round: int) -> list[int]:
