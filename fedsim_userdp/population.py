@@ -44,7 +44,10 @@ class Population:
         if name in self.columns:
             return self.columns[name]
         if not self.columns:
-            raise ConfigError(f"there is no column {name!r} of public facts: name its file by selection.public")
+            raise ConfigError(
+                f"there is no column {name!r} of public facts: name its file by selection.public, or columns of the "
+                "corpus by selection.public_columns"
+            )
         raise ConfigError(f"there is no column {name!r} of public facts; they have {', '.join(self.columns)}")
 
     def numbers(self, name: str) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ from fedsim_userdp.studies.summary import lines_of, pairs_of
 FAILED: list[str] = []  # cells of this process's study without a result, each said when it was
 LIST_OF_JOBS = "multirun.yaml"  # marks the folder as one whose runs are stated together
 _RESULTS = "results.json"
-_MAY_DIFFER = (FREE - {"selection.public"}) | {"study.dry_run"}
+_MAY_DIFFER = (FREE - {"selection.public", "selection.public_columns"}) | {"study.dry_run"}
 _FIXED_COST = 8.0  # of a cell besides its rounds: loading, evaluation, files; in records of a user
 
 
