@@ -79,6 +79,7 @@ class SamplingPlan:
                 there are more than 4,096 groups.
         """
         group_of = np.zeros(len(population), dtype=np.int64)
+        members = _members(group_of)
         # Probabilities and weights of each round: one number for everybody, or one for each group.
         of_groups: list[tuple[Floats, Floats]] = []
         denominators: list[float] = []
@@ -91,10 +92,11 @@ class SamplingPlan:
                 continue
             last = one
             for values in (one.probabilities, one.weights):
+                if values.ndim == 0 or np.array_equal(values, values[members][group_of]):
+                    continue  # all of a group are alike
                 group_of, parents = _split(group_of, values)
-                if parents is not None:
-                    of_groups = [(_at(probs, parents), _at(weights, parents)) for probs, weights in of_groups]
-            members = np.unique(group_of, return_index=True)[1]  # a user of each group
+                members = _members(group_of)
+                of_groups = [(_at(probs, parents), _at(weights, parents)) for probs, weights in of_groups]
             of_groups.append((_at(one.probabilities, members), _at(one.weights, members)))
             if len(members) > MOST_GROUPS:
                 raise PluginError(
@@ -223,10 +225,13 @@ def follows_population(selector: Stating) -> bool:
     return foreign_name(selector) is not None or bool(getattr(selector, "follows_population", True))
 
 
-def _split(group_of: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Groups split by values: the new group of each user, and the earlier group of each new one; None as they were."""
-    if values.ndim == 0:
-        return group_of, None
+def _members(group_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A user of each group."""
+    return np.unique(group_of, return_index=True)[1]
+
+
+def _split(group_of: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Groups split by values: the new group of each user, and the earlier group of each new one."""
     found, which = np.unique(values, return_inverse=True)
     pairs, split = np.unique(group_of * len(found) + which, return_inverse=True)
     return split.astype(np.int64), (pairs // len(found)).astype(np.int64)
