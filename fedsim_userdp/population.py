@@ -17,10 +17,12 @@ class Population:
     Attributes:
         id_hashes: a 64-bit hash of each user's id, shape [num_users]; user i is the i-th in the order of these.
         columns: public facts by name, each of shape [num_users] or [num_users, ...].
+        computed: what follows from these and takes long, so that it need not be found again; no part of them.
     """
 
     id_hashes: NDArray[np.uint64]
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    computed: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Keeps copies that nobody can write to: coins are drawn by these numbers."""

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ class SamplingPlan:
 
     @classmethod
     def of(cls, selector: Stating, population: Population, rounds: int) -> "SamplingPlan":
-        """Returns the plan of a selector that states probabilities.
+        """Returns the plan of a selector that states probabilities; one of this package's is asked once a population.
 
         Args:
             selector: states them.
@@ -78,6 +78,16 @@ class SamplingPlan:
             PluginError: what it states is no probability, weight or denominator, nobody can take part in a round, or
                 there are more than 4,096 groups.
         """
+        if foreign_name(selector) is not None:
+            return cls._evaluated(selector, population, rounds)
+        question = (type(selector), repr(selector), rounds)
+        if question not in population.computed:
+            population.computed[question] = cls._evaluated(selector, population, rounds)
+        return cast(SamplingPlan, population.computed[question])
+
+    @classmethod
+    def _evaluated(cls, selector: Stating, population: Population, rounds: int) -> "SamplingPlan":
+        """The plan, every round of it being asked for."""
         group_of = np.zeros(len(population), dtype=np.int64)
         members = _members(group_of)
         # Probabilities and weights of each round: one number for everybody, or one for each group.
