@@ -36,7 +36,7 @@ from fedsim_userdp.studies.tuning import Search, Space, settings_to_try, space_o
 FAILED: list[str] = []  # cells of this process's study without a result, each said when it was
 LIST_OF_JOBS = "multirun.yaml"  # marks the folder as one whose runs are stated together
 _RESULTS = "results.json"
-_MAY_DIFFER = (FREE - {"selection.public"}) | {"study.dry_run"}
+_MAY_DIFFER = (FREE - {"selection.public", "selection.public_columns"}) | {"study.dry_run"}
 _FIXED_COST = 8.0  # of a cell besides its rounds: loading, evaluation, files; in records of a user
 
 
