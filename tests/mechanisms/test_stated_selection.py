@@ -428,3 +428,9 @@ def test_who_trains_cannot_be_changed_in_place_after_the_study_was_made() -> Non
         assert not values.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         study.split.train[1:] = study.split.train[0]
+
+
+@pytest.mark.parametrize("mechanism", [UserWise(rounds=2), UserWiseAdaptive(rounds=2)])
+def test_no_promise_is_made_for_growth_over_other_rounds_than_the_run_has(mechanism: UserWise) -> None:
+    with pytest.raises(ConfigError, match=r"selection\.rounds=3 must be the run's number of rounds, 2"):
+        mechanism.guarantee(study_of(GrowingSelector(0.2, 0.6, 3)))
