@@ -122,6 +122,20 @@ def test_a_cut_that_never_cuts_is_plain_poisson_sampling() -> None:
     assert run.expected_cohort_size == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(
+    ("prob", "users", "most"), [(0.1, 200, 20), (0.3, 24, 8), (1.0, 10, 5), (0.5, 1, 1), (0.1, 9, 12)]
+)
+def test_the_mean_cohort_is_that_of_the_law_of_sizes(prob: float, users: int, most: int) -> None:
+    sizes = np.arange(users + 1)
+    mean = (np.minimum(sizes, most) * binom.pmf(sizes, users, prob)).sum()
+    assert acc.TruncatedPoisson(1.0, prob, users, most, 1).expected_cohort_size == pytest.approx(mean, rel=1e-12)
+
+
+def test_the_mean_cohort_of_as_many_users_as_there_can_be_is_told() -> None:
+    many = acc.TruncatedPoisson(1.0, 0.9, 10**9, 9 * 10**8, 1)
+    assert many.expected_cohort_size == pytest.approx(9e8 - math.sqrt(10**9 * 0.9 * 0.1 / (2 * math.pi)), rel=1e-9)
+
+
 def test_truncated_cohorts_compose_with_others_and_calibrate() -> None:
     run = acc.calibrate(RUNS[0], epsilon=2.0, delta=DELTA)
     assert 0.99 * 2.0 <= acc.epsilon(run, DELTA) <= 2.0
