@@ -162,6 +162,16 @@ def test_fixed_strata_cost_no_less_than_the_exact_divergence() -> None:
         assert acc.delta(run, epsilon) >= divergence(one, other, epsilon)
 
 
+def test_one_size_for_all_groups_and_half_the_sensitivity_are_refuted_by_the_exact_divergence() -> None:
+    """All of the small group take part: a user at +1 is replaced by one at -1 in every round."""
+    run = acc.FixedSizeStrata(1.0, ((1000, 10), (4, 4)), 1)
+    for epsilon in (0.5, 1.0, 2.0):
+        true = divergence({1.0: 1.0}, {-1.0: 1.0}, epsilon)
+        assert acc.delta(run, epsilon) >= true
+        assert acc.delta(acc.FixedSize(1.0, 1004, 14, 1), epsilon) < 0.9 * true
+        assert acc.delta(run.with_noise_multiplier(2.0), epsilon) < 0.9 * true
+
+
 def test_relations_of_replaced_users_compose_to_the_narrowest() -> None:
     strata, fixed = acc.FixedSizeStrata(2.0, ((50, 5),), 3), acc.FixedSize(2.0, 50, 5, 3)
     assert acc.Composed((strata, fixed)).adjacency is acc.Adjacency.REPLACE_USER_IN_GROUP
