@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedsim_userdp import conf
 from fedsim_userdp.data.in_memory import InMemoryCorpus
 from fedsim_userdp.data.public_columns import public_columns
 from fedsim_userdp.data.table import TableCorpus
@@ -85,3 +86,12 @@ def test_a_run_states_its_public_columns_and_their_content_is_what_it_is(tmp_pat
     resumed = processes.run("run", f"resume={tmp_path / 'run'}")
     assert resumed.returncode != 0
     assert "public facts" in resumed.stderr
+
+
+def test_every_selection_takes_public_facts_of_both_kinds() -> None:
+    files = sorted((Path(str(conf.__file__)).resolve().parent / "selection").glob("*.yaml"))
+    assert files
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert "\npublic: null" in text, file.name
+        assert "\npublic_columns: null" in text, file.name
