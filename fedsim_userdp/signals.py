@@ -7,6 +7,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from fedsim_userdp.errors import ConfigError, PluginError
 from fedsim_userdp.plugins import calling
 from fedsim_userdp.population import Population, Reported
-from fedsim_userdp.privacy.noise import NoiseSource
+
+if TYPE_CHECKING:
+    from fedsim_userdp.privacy.noise import NoiseSource  # which imports torch
 
 LOSS = "loss"
 EACH_USER = "user"  # as the column of groups: every user is a group of their own
@@ -152,7 +155,7 @@ class PaidSignal:
         """Returns what some users are asked for."""
         return Query(self.signal.bound, self.num_groups, {user: int(self.group_of[user]) for user in users})
 
-    def release(self, answer: NDArray[np.float64], source: NoiseSource, round: int) -> Reported:
+    def release(self, answer: NDArray[np.float64], source: "NoiseSource", round: int) -> Reported:
         """Returns a round's sums and counts by group, with noise.
 
         Guarantee: two Gaussian mechanisms of noise multiplier `noise_multiplier`, the sums with sensitivity bound / 2

@@ -89,6 +89,11 @@ class PublicFacts:
         """Names of the columns, the user's id aside."""
         return tuple(self._columns)
 
+    @property
+    def id_hashes(self) -> NDArray[np.uint64]:
+        """Hashes of the ids that have a row, ascending."""
+        return np.sort(self._hashes)
+
     def of_users(self, id_hashes: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
         """Returns the columns in the order of some users, given by the hashes of their ids.
 

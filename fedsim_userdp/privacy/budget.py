@@ -161,12 +161,16 @@ class BudgetRow:
         return None if self.noise_multiplier is None else self.noise_multiplier / self.expected_units
 
 
-def plan(setting: BudgetSetting) -> list[BudgetRow]:
+def plan(setting: BudgetSetting, selected: acc.Description | None = None) -> list[BudgetRow]:
     """Returns one row for each of `MECHANISMS`, in that order; a mechanism that cannot meet the target says why.
 
     Guarantee: a row's `epsilon` is an upper bound of the user-level epsilon of its run, and at most the target.
+
+    Args:
+        setting: what is planned for; its probability is the mean share of the users where a selection is given.
+        selected: what user_wise releases under a selection; None for Poisson sampling with one probability.
     """
-    rows = [_row(setting, mechanism) for mechanism in MECHANISMS]
+    rows = [_row(setting, mechanism, selected) for mechanism in MECHANISMS]
     return [rows[0], *(_with_tie(row, rows[0]) for row in rows[1:])]
 
 
@@ -186,7 +190,7 @@ def sweep(setting: BudgetSetting, axis: str, values: Sequence[float]) -> list[li
     return [plan(each) for each in [setting.at(axis, value) for value in values]]
 
 
-def _row(setting: BudgetSetting, mechanism: str) -> BudgetRow:
+def _row(setting: BudgetSetting, mechanism: str, selected: acc.Description | None = None) -> BudgetRow:
     """A mechanism's row, without its tie ratio."""
     users = setting.expected_cohort
     of_users = mechanism == "user_wise"
@@ -204,6 +208,8 @@ def _row(setting: BudgetSetting, mechanism: str) -> BudgetRow:
         expected_units=users if of_users else users * setting.records_per_user,
     )
     try:
+        if of_users and selected is not None:
+            return _with_noise_of(selected, row)
         return _with_noise(row, {"user_wise": "pld", "group_privacy": "group"}.get(mechanism, "tight"))
     except acc.AccountingError as error:
         return dataclasses.replace(row, problem=str(error))
@@ -223,6 +229,18 @@ def _with_noise(row: BudgetRow, method: str) -> BudgetRow:
         noise_stddev=run.noise_multiplier * row.clip_norm / row.expected_units,
         epsilon=acc.epsilon(run, row.delta, method),
         epsilon_tight=acc.epsilon(run, row.delta, "tight") if row.unit == "record" else None,
+    )
+
+
+def _with_noise_of(release: acc.Description, row: BudgetRow) -> BudgetRow:
+    """The row with the least noise that meets its target for what a selection releases."""
+    run = acc.calibrate(release, epsilon=row.epsilon_target, delta=row.delta)
+    noise = run.update_noise_multiplier if isinstance(run, acc.PaidSignals) else run.noise_multiplier
+    return dataclasses.replace(
+        row,
+        noise_multiplier=noise,
+        noise_stddev=noise * row.clip_norm / row.expected_units,
+        epsilon=acc.epsilon(run, row.delta),
     )
 
 

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedsim_userdp.errors import ConfigError
+from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.budget import MECHANISMS, BudgetSetting, ClipNorms, plan, sweep
+from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.report.budget import in_words, sweep_in_words
 from fedsim_userdp.simulations.budget import parse_sweep, quoted_sweep
 from fedsim_userdp.simulations.cli import run_command
@@ -217,3 +220,60 @@ def test_a_plan_has_three_files_and_a_late_refusal_leaves_none(tmp_path: Path) -
     with pytest.raises(SystemExit):
         budget(tmp_path / "refused", "budget.sweep=nothing:1")
     assert not (tmp_path / "refused").exists()
+
+
+def budget_of(folder: Path, *arguments: str) -> dict[str, Any]:
+    """What `fedsim budget` plans, by its files."""
+    assert run_command("budget", [*arguments, f"output_dir={folder}"]) == 0
+    found: dict[str, Any] = json.loads((folder / "budget.json").read_text())
+    return found
+
+
+def test_a_selection_is_planned_for_with_its_noise_and_epsilon_by_group(tmp_path: Path) -> None:
+    rows = "".join(f"u{user},{'a' if user < 6 else 'b' if user < 30 else 'c'}\n" for user in range(100))
+    (tmp_path / "users.csv").write_text("user_id,region\n" + rows)
+    found = budget_of(
+        tmp_path / "plan", "selection=stratified", f"selection.public={tmp_path / 'users.csv'}",
+        "selection.users_per_group=3", "budget.rounds=20", "budget.records_per_user=4",
+    )  # fmt: skip
+    of_users = found["rows"][0]
+    groups = tuple(((3 / size, 1.0, 20),) for size in (6, 24, 70))
+    release = acc.PoissonGroups(1.0, groups, acc.Adjacency.ZERO_OUT_USER)
+    run = acc.calibrate(release, epsilon=8.0, delta=of_users["delta"])
+    assert of_users["noise_multiplier"] == pytest.approx(run.noise_multiplier, rel=1e-6)
+    assert (of_users["num_users"], of_users["cohort"]) == (100, pytest.approx(9.0))
+    assert found["rows"][1]["sampling_prob"] == pytest.approx(0.09)  # records as often in the mean
+    said = " ".join(found["in_words"])
+    for size, epsilon in zip((6, 24, 70), acc.epsilons_by_group(run, of_users["delta"]), strict=True):
+        assert f"{size} users of region" in said
+        assert rounded_up(epsilon) in said
+
+
+def test_growing_cohorts_need_less_noise_than_the_largest_throughout(tmp_path: Path) -> None:
+    common = ["budget.rounds=200", "privacy.epsilon=3", "privacy.delta=1e-5"]
+    grown = budget_of(
+        tmp_path / "a", "selection=growing", "selection.first_prob=0.02", "selection.last_prob=0.2", *common
+    )
+    constant = budget_of(tmp_path / "b", "budget.sampling_prob=0.2", *common)
+    ratio = constant["rows"][0]["noise_multiplier"] / grown["rows"][0]["noise_multiplier"]
+    assert ratio == pytest.approx(1.57, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["selection=stratified"], "column"),
+        (["selection=growing", "budget.cohort=5"], "budget.cohort has no effect beside a selection"),
+        (["selection=growing", "budget.sweep=epsilon:1,2"], "budget.sweep cannot be combined with a selection"),
+        (["selection=poisson", "selection.public=nowhere.csv"], "nowhere.csv"),
+        (["selection=poisson", "selection.public_columns=[region]"], "selection.public_columns needs a corpus"),
+        (["selection=nosuch"], "nosuch"),
+    ],
+)
+def test_a_selection_that_cannot_be_planned_for_is_refused(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_command("budget", [*arguments, f"output_dir={tmp_path / 'plan'}"])
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "plan").exists()
