@@ -17,10 +17,12 @@ class Population:
     Attributes:
         id_hashes: a 64-bit hash of each user's id, shape [num_users]; user i is the i-th in the order of these.
         columns: public facts by name, each of shape [num_users] or [num_users, ...].
+        computed: what follows from these and takes long, so that it need not be found again; no part of them.
     """
 
     id_hashes: NDArray[np.uint64]
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    computed: dict[tuple[object, ...], object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Keeps copies that nobody can write to: coins are drawn by these numbers."""
@@ -44,7 +46,10 @@ class Population:
         if name in self.columns:
             return self.columns[name]
         if not self.columns:
-            raise ConfigError(f"there is no column {name!r} of public facts: name its file by selection.public")
+            raise ConfigError(
+                f"there is no column {name!r} of public facts: name its file by selection.public, or columns of the "
+                "corpus by selection.public_columns"
+            )
         raise ConfigError(f"there is no column {name!r} of public facts; they have {', '.join(self.columns)}")
 
     def numbers(self, name: str) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ class SamplingPlan:
 
     @classmethod
     def of(cls, selector: Stating, population: Population, rounds: int) -> "SamplingPlan":
-        """Returns the plan of a selector that states probabilities.
+        """Returns the plan of a selector that states probabilities; one of this package's is asked once a population.
 
         Args:
             selector: states them.
@@ -78,7 +78,18 @@ class SamplingPlan:
             PluginError: what it states is no probability, weight or denominator, nobody can take part in a round, or
                 there are more than 4,096 groups.
         """
+        if foreign_name(selector) is not None:
+            return cls._evaluated(selector, population, rounds)
+        question = (type(selector), repr(selector), rounds)
+        if question not in population.computed:
+            population.computed[question] = cls._evaluated(selector, population, rounds)
+        return cast(SamplingPlan, population.computed[question])
+
+    @classmethod
+    def _evaluated(cls, selector: Stating, population: Population, rounds: int) -> "SamplingPlan":
+        """The plan, every round of it being asked for."""
         group_of = np.zeros(len(population), dtype=np.int64)
+        members = _members(group_of)
         # Probabilities and weights of each round: one number for everybody, or one for each group.
         of_groups: list[tuple[Floats, Floats]] = []
         denominators: list[float] = []
@@ -91,10 +102,11 @@ class SamplingPlan:
                 continue
             last = one
             for values in (one.probabilities, one.weights):
+                if values.ndim == 0 or np.array_equal(values, values[members][group_of]):
+                    continue  # all of a group are alike
                 group_of, parents = _split(group_of, values)
-                if parents is not None:
-                    of_groups = [(_at(probs, parents), _at(weights, parents)) for probs, weights in of_groups]
-            members = np.unique(group_of, return_index=True)[1]  # a user of each group
+                members = _members(group_of)
+                of_groups = [(_at(probs, parents), _at(weights, parents)) for probs, weights in of_groups]
             of_groups.append((_at(one.probabilities, members), _at(one.weights, members)))
             if len(members) > MOST_GROUPS:
                 raise PluginError(
@@ -223,10 +235,13 @@ def follows_population(selector: Stating) -> bool:
     return foreign_name(selector) is not None or bool(getattr(selector, "follows_population", True))
 
 
-def _split(group_of: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Groups split by values: the new group of each user, and the earlier group of each new one; None as they were."""
-    if values.ndim == 0:
-        return group_of, None
+def _members(group_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A user of each group."""
+    return np.unique(group_of, return_index=True)[1]
+
+
+def _split(group_of: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Groups split by values: the new group of each user, and the earlier group of each new one."""
     found, which = np.unique(values, return_inverse=True)
     pairs, split = np.unique(group_of * len(found) + which, return_inverse=True)
     return split.astype(np.int64), (pairs // len(found)).astype(np.int64)

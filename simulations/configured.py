@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedsim_userdp.data.corpus import Corpus
 from fedsim_userdp.data.in_memory import InMemoryCorpus
+from fedsim_userdp.data.public_columns import public_columns
 from fedsim_userdp.data.public_facts import PublicFacts
 from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.base import Mechanism
@@ -47,22 +48,29 @@ def configured_study(config: DictConfig) -> Study:
     Raises:
         ConfigError, DataError, ModelError, ValueError: one sentence on what is wrong with it.
     """
+    corpus = configured_corpus(config)
     parts = Parts(
         model=made("model", config.model),
-        corpus=configured_corpus(config),
+        corpus=corpus,
         selection=made("selection", without_public(config.selection)),
         engine=made("engine", config.engine),
         records=made("records", config.records),
         optimizer=made("optimizer", config.optimizer),
         metrics={str(name): made(f"metrics.{name}", node) for name, node in _metrics(config).items()},
-        public=_public(config),
+        public=_public(config, corpus),
     )
     return build_study(plain(config), parts, int(config.mechanism.get("rounds", 1)))
 
 
-def _public(config: DictConfig) -> PublicFacts | None:
-    """What is public about users, where a file says it."""
-    path = config.selection.get("public")
+def _public(config: DictConfig, corpus: Corpus) -> PublicFacts | None:
+    """What is public about users, where a file or columns of the corpus say it."""
+    path, columns = config.selection.get("public"), config.selection.get("public_columns")
+    if columns:
+        if path is not None:
+            raise ConfigError("selection.public and selection.public_columns both say what is public: give one of them")
+        if not isinstance(columns, ListConfig):
+            raise ConfigError(f"selection.public_columns={columns} must be a list of columns: [region]")
+        return public_columns(corpus, list(columns))
     if path is None:
         return None
     if path == "memory":

@@ -28,6 +28,7 @@ from fedsim_userdp.selection import OWN, ClientSelector
 from fedsim_userdp.selectors import GrowingSelector
 from fedsim_userdp.simulations.arguments import foreign_targets, is_own_code
 from fedsim_userdp.simulations.checks import is_same
+from fedsim_userdp.simulations.names import PUBLIC
 
 _UNKNOWN = object()
 _UNITS = {
@@ -194,7 +195,7 @@ def _kept_places(statement: PrivacyStatement, config: DictConfig, may_declare: b
 def _selector(selection: DictConfig) -> ClientSelector | None:
     """The configured selector; None of a foreign one, and where what it states follows from who the users are."""
     kind = _named(selection, (*OWN, GrowingSelector))
-    settings = {str(key): value for key, value in selection.items() if key not in ("_target_", "public")}
+    settings = {str(key): value for key, value in selection.items() if key not in ("_target_", *PUBLIC)}
     return None if kind is None else kind(**settings)
 
 

@@ -36,6 +36,7 @@ _ALSO_CALLED = {
     "folder": "output_dir",
     "sigma": "privacy.epsilon",
 }
+PUBLIC = ("public", "public_columns")  # settings of the selection that are not its class's
 _MOST = 3  # suggestions
 _HYDRA = "hydra"
 
@@ -107,7 +108,7 @@ def check_arguments(config: DictConfig) -> None:
             check_takes_name(node)
         takes = parameters(str(key), str(node["_target_"]))
         unused = ["path"] if key == "data" and _has_unused_path(node, takes) else []  # left by the default corpus
-        unused += ["public"] if key == "selection" else []
+        unused += PUBLIC if key == "selection" else []
         for name in [str(name) for name in node if not str(name).startswith("_")]:
             if takes is not None and name not in (*takes, *unused):
                 near = difflib.get_close_matches(name, takes, n=_MOST, cutoff=0.6)
@@ -144,10 +145,11 @@ def without_unused_path(data: DictConfig) -> DictConfig:
 
 
 def without_public(selection: DictConfig) -> DictConfig:
-    """Returns the settings of a selection without the file of public facts, which is not its class's."""
+    """Returns the settings of a selection without those of public facts, which are not its class's."""
     kept = copy.deepcopy(selection)
     with flag_override(kept, ["struct", "readonly"], False):
-        kept.pop("public", None)
+        for name in PUBLIC:
+            kept.pop(name, None)
     return kept
 
 

@@ -28,6 +28,7 @@ from fedsim_userdp.simulations.compare import changes_of, overrides_with, select
 from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 from fedsim_userdp.studies.files import FILE, write_study, write_tables
 from fedsim_userdp.studies.grid import AXES, CELLS, SELECTION, TRIALS, Cell, CellResult, Choice, Entry, cells_of
+from fedsim_userdp.studies.groups import groups_of, write_groups
 from fedsim_userdp.studies.shown import study_table
 from fedsim_userdp.studies.summary import Line, curves_of, lines_of, pairs_of
 from fedsim_userdp.studies.tuning import Search, Space, settings_to_try, space_of
@@ -35,7 +36,7 @@ from fedsim_userdp.studies.tuning import Search, Space, settings_to_try, space_o
 FAILED: list[str] = []  # cells of this process's study without a result, each said when it was
 LIST_OF_JOBS = "multirun.yaml"  # marks the folder as one whose runs are stated together
 _RESULTS = "results.json"
-_MAY_DIFFER = (FREE - {"selection.public"}) | {"study.dry_run"}
+_MAY_DIFFER = (FREE - {"selection.public", "selection.public_columns"}) | {"study.dry_run"}
 _FIXED_COST = 8.0  # of a cell besides its rounds: loading, evaluation, files; in records of a user
 
 
@@ -303,12 +304,16 @@ class Study:
 
         lines, pairs = lines_of(self.results), pairs_of(self.results)
         rounds = {one.cell.name: _perplexities(self.folder / one.place) for one in self.results if one.status == "done"}
-        figures = figures_of(lines, pairs, curves_of(self.results, rounds), self._footer(lines))
+        told = {one.cell.name: _participation(self.folder / one.place) for one in self.results if one.status == "done"}
+        groups = groups_of(self.results, {name: entry for name, entry in told.items() if entry})
+        if groups:
+            write_groups(self.folder, list(groups[0].axes), groups)
+        figures = figures_of(lines, pairs, curves_of(self.results, rounds), self._footer(lines), groups)
         write_figures(self.folder, figures)
         svgs = {name: (svg_of(name, figure, said), said) for name, (figure, said) in figures.items()}
         overrides = [*self._given, *_own_settings(self._asked)]
         seeds = len({one.cell.seed for one in self.results if one.cell.is_seeded})
-        found = Findings(self.results, lines, pairs, self._searches, _joint(self.folder), overrides, seeds)
+        found = Findings(self.results, lines, pairs, self._searches, groups, _joint(self.folder), overrides, seeds)
         write_page(self.folder, found, svgs)
 
     def _footer(self, lines: Sequence[Line]) -> str:
@@ -403,6 +408,15 @@ def _perplexities(folder: Path) -> dict[int, float]:
     text = plain_content(folder / NOT_PRIVATE / "rounds.csv").decode()
     rows = csv.DictReader(text.splitlines())
     return {int(row["round"]): float(row["perplexity"]) for row in rows if row["perplexity"]}
+
+
+def _participation(folder: Path) -> Mapping[str, Any]:
+    """What selection did in a run that has ended; nothing where nobody is drawn, or nothing is public."""
+    try:
+        (found,) = json.loads(plain_content(folder / NOT_PRIVATE / "participation.json"))["runs"]
+    except FileNotFoundError:
+        return {}
+    return dict(found)
 
 
 def _joint(folder: Path) -> str:

@@ -15,6 +15,7 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.sampling_plan import MOST_GROUPS, SamplingPlan
 from fedsim_userdp.selection import foreign_name
+from fedsim_userdp.selectors import StratifiedSelector
 
 NUM_USERS = 12
 USERS = Population(np.arange(NUM_USERS, dtype=np.uint64), {"region": np.array(["a"] * 3 + ["b"] * 9)})
@@ -245,3 +246,28 @@ def test_a_plans_digest_tells_who_is_in_which_group() -> None:
     swapped = SamplingPlan.of(Says(lambda r, n: by_region(r, n)[::-1]), USERS, 2)
     assert plan.release(1.0) == swapped.release(1.0)
     assert plan.digest(USERS) == SamplingPlan.of(Says(by_region), USERS, 2).digest(USERS) != swapped.digest(USERS)
+
+
+def test_a_selector_of_this_package_is_asked_once_for_a_population_and_another_ones_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    inner = StratifiedSelector.probabilities
+
+    def counted(self: StratifiedSelector, round: int, population: Population, past: Past) -> np.ndarray:
+        asked.append(round)
+        return inner(self, round, population, past)
+
+    monkeypatch.setattr(StratifiedSelector, "probabilities", counted)
+    users = Population(np.arange(4, dtype=np.uint64), {"region": np.array([1.0, 1.0, 1.0, 2.0])})
+    first = declared_release(StratifiedSelector("region", 1), 1.0, users, 3)
+    assert declared_release(StratifiedSelector("region", 1), 1.0, users, 3) == first
+    assert asked == [1, 2, 3]
+    assert declared_release(StratifiedSelector("region", 2), 1.0, users, 3) != first
+    others = Population(users.id_hashes, {"region": np.array([1.0, 1.0, 2.0, 2.0])})
+    assert declared_release(StratifiedSelector("region", 1), 1.0, others, 3) != first
+    own = type("Own", (StratifiedSelector,), {})("region", 1)
+    del asked[:]
+    declared_release(own, 1.0, users, 3)
+    declared_release(own, 1.0, users, 3)
+    assert asked == [1, 2, 3, 1, 2, 3]

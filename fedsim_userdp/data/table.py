@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -89,6 +89,18 @@ class TableCorpus:
                 if record := self._record(row, at):
                     yield record
 
+    def columns(self, names: Sequence[str]) -> Iterator[tuple[str, str, Row]]:
+        """Yields place, user and the named columns of each row that names a user.
+
+        Raises:
+            DataError: a row lacks one of them.
+        """
+        for place in self._places():
+            for at, row in self._reader(names)(place, DropCounts()):
+                user = user_of(row, self.user_column, DropCounts(), at)
+                if user is not None:
+                    yield at, user, {name: column(row, name, "selection.public_columns", at) for name in names}
+
     def fingerprint(self) -> str:
         """Returns a digest of the files' content and of the columns read."""
         settings: dict[str, object] = {
@@ -111,9 +123,10 @@ class TableCorpus:
             return [root]
         return of_one_split(files_in(root, SUFFIXES[self.form], dropped), root)
 
-    def _reader(self) -> RowReader:
-        """The reader of this form."""
-        columns = [name for name in dict.fromkeys([self.user_column, self.text_column, self.owners_column]) if name]
+    def _reader(self, more: Sequence[str] = ()) -> RowReader:
+        """The reader of this form, of the corpus' columns and of more."""
+        own = [self.user_column, self.text_column, self.owners_column]
+        columns = [name for name in dict.fromkeys([*own, *more]) if name]
         if self.form == "csv":
             return partial(read_csv, delimiter=self.delimiter, columns=columns)
         if self.form == "jsonl":

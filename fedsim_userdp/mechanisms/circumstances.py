@@ -105,9 +105,18 @@ def taken_as_public(tree: Tree, *, keep_places: bool) -> tuple[str, ...]:
         if tokens["long_records"] == "split"
         else f"that records are cut to their first {tokens['window']} tokens",
         *([] if tree["selection"].get("public") is None else [_FACTS]),
+        *_columns_in_words(tree["selection"].get("public_columns")),
         *(["delta, which follows from the number of users"] if tree["privacy"]["delta"] is None else []),
         "the settings of the run",
     )
+
+
+def _columns_in_words(names: object) -> list[str]:
+    """What is public of a corpus' columns that are declared public."""
+    if not isinstance(names, Sequence) or isinstance(names, str) or not names:
+        return []
+    named = ", ".join(map(str, names))
+    return [f"what the corpus says of each user in {named}, and how many users there are of each kind"]
 
 
 def licence_of(data: Tree, kind: type | None) -> str:

@@ -36,7 +36,6 @@ from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.plugins import calling, class_name, refuse_replaced_method
 from fedsim_userdp.privacy.streams import RunKey
 from fedsim_userdp.selection import Choosing, ClientSelector, Scheduling, Stating, foreign_name, refuse_two_ways
-from fedsim_userdp.selectors import GrowingSelector
 from fedsim_userdp.settings import Settings, Split, TokenSettings
 from fedsim_userdp.training.batches import Unit
 from fedsim_userdp.training.metrics import Metric
@@ -66,8 +65,6 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
     model, selector = parts.model, parts.selection
     store = tokenised(parts.corpus, model, settings.tokens, settings.cache_dir)
     _check_selector(selector)
-    if isinstance(selector, GrowingSelector) and rounds not in (1, selector.rounds):
-        _log.warning("selection.rounds=%d: probabilities grow over these, and the run has %d", selector.rounds, rounds)
     check_engine(parts.engine)
     if _asks_for_owners(tree["data"]) and not store.declares_owners:
         _log.warning("the records name no owner besides their user: the promise is to these users only")

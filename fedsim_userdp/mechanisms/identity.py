@@ -6,7 +6,7 @@ import inspect
 import json
 import pydoc
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedsim_userdp.errors import ConfigError
@@ -68,18 +68,34 @@ def _sources(tree: Tree) -> dict[str, str]:
 
 
 def _files_of_selector(tree: Tree) -> dict[str, str]:
-    """A digest of each file that a setting of the selector names, other than `public`, which has one of its own."""
-    named = {key: value for key, value in leaves(tree["selection"], "selection") if isinstance(value, str)}
-    paths = {key: Path(value).expanduser() for key, value in named.items() if key not in _WITHOUT_EFFECT}
-    return {
-        f"file {key}": hashlib.sha256(path.read_bytes()).hexdigest() for key, path in paths.items() if _is_file(path)
-    }
+    """A digest of each file that a setting of the selector names, other than `public`, which has one of its own.
+
+    A folder that is named to a class that is not this package's is the files in it.
+    """
+    selector = tree["selection"]
+    paths = {key: Path(text).expanduser() for key, text in _texts(selector) if key not in _WITHOUT_EFFECT}
+    found = {f"file {key}": path for key, path in paths.items() if _is(Path.is_file, path)}
+    if foreign_targets(selector):
+        for key, path in paths.items():
+            if path.name and _is(Path.is_dir, path):  # not of an empty text, which is the working directory
+                inside = (file for file in sorted(path.rglob("*")) if file.is_file())
+                found |= {f"file {key}/{file.relative_to(path).as_posix()}": file for file in inside}
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in found.items()}
 
 
-def _is_file(path: Path) -> bool:
-    """Whether a path is that of a file; a text that can be none is not."""
+def _texts(selector: object) -> Iterator[tuple[str, str]]:
+    """Yields the texts in a selector's settings by dotted key; those of lists by their number."""
+    for key, value in leaves(selector, "selection"):
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, Sequence):
+            yield from ((f"{key}.{number}", one) for number, one in enumerate(value) if isinstance(one, str))
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a path is that of a file or folder; a text that can be none is not."""
     try:
-        return path.is_file()
+        return kind(path)
     except (OSError, ValueError):
         return False
 

@@ -1,6 +1,8 @@
 """A run's state on disk: checkpoints when they are due, and the ledger before every release."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -313,13 +315,28 @@ def _check_stated(run: Run, ledger: Path) -> None:
 
 
 def promise_in_json(run: Run, guarantee: Guarantee) -> dict[str, object]:
-    """Returns what the ledger's lines stand for, as JSON values; it cannot change within a run."""
+    """Returns what the ledger's lines stand for, as JSON values; it cannot change within a run.
+
+    Of groups of users, which may be thousands of rounds each, it has a digest.
+    """
     return {
-        "release": None if guarantee.release is None else to_json(guarantee.release),
+        "release": None if guarantee.release is None else _with_digests(to_json(guarantee.release)),
         "accountant": guarantee.method,
         "delta": guarantee.delta,
         "noise.source": _noise_source(run),
     }
+
+
+def _with_digests(value: object) -> object:
+    """A description as JSON values, with a digest in place of its groups; one that has it stays what it is."""
+    if not isinstance(value, dict):
+        return [_with_digests(one) for one in value] if isinstance(value, list) else value
+    found = {key: _with_digests(one) for key, one in value.items() if key != "groups"}
+    if "groups" in value:
+        groups = value["groups"]
+        is_digest = isinstance(groups, str)
+        found["groups"] = groups if is_digest else hashlib.sha256(json.dumps(groups).encode()).hexdigest()
+    return found
 
 
 def _checkpoint_of(run: Run, guarantee: Guarantee) -> Checkpoint | None:
@@ -329,7 +346,8 @@ def _checkpoint_of(run: Run, guarantee: Guarantee) -> Checkpoint | None:
             raise ConfigError(f"{run.place.folder} holds a run already: go on with it, or choose another folder")
         return None
     start = run.checkpoints.latest()
-    if start is not None and (before := start.notes.get("promise")) != (now := promise_in_json(run, guarantee)):
+    before = None if start is None else _with_digests(start.notes.get("promise"))
+    if start is not None and before != (now := promise_in_json(run, guarantee)):
         before = before if isinstance(before, dict) else {}
         changes = [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]
         raise CheckpointError(

@@ -20,6 +20,7 @@ Tree = Mapping[str, Any]  # values: None, bool, int, float, str, lists and mappi
 # What may differ between a run and its continuation, since it cannot change a result.
 FREE = frozenset(
     {"resume", "output_dir", "threads", "cache_dir", "model.cache_dir", "engine", "checkpoint", "selection.public"}
+    | {"selection.public_columns"}
 )
 OWN_CODE = "fedsim_userdp"
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,7 +201,7 @@ class Study:
         with quiet_libraries():
             return remember(replace(build_study(tree, parts), written=tuple(objects)))
 
-    @property
+    @cached_property
     def population(self) -> Population:
         """The training users as a selector may know them."""
         hashes = np.asarray(self.store.id_hashes)[self.split.train]

@@ -23,7 +23,8 @@ from fedsim_userdp.privacy import accounting as acc
 from fedsim_userdp.privacy.clipping import Clipping
 from fedsim_userdp.privacy.noise import MOST
 from fedsim_userdp.report.progress import RunProgress
-from fedsim_userdp.selection import CyclicSelector, FixedSizeSelector
+from fedsim_userdp.selection import ClientSelector, CyclicSelector, FixedSizeSelector
+from fedsim_userdp.selectors import GrowingSelector
 from fedsim_userdp.signals import PaidSignal, check_told_of_groups, signal_of
 from fedsim_userdp.strategies.optimizers import ServerOptimizer
 from fedsim_userdp.strategies.user_level_dp import ServerState, UserLevelDP, UserLevelSettings
@@ -80,6 +81,7 @@ class UserWise(Training):
 
     def guarantee(self, study: Study) -> Guarantee:
         """Returns the promise, its noise calibrated to the study's budget."""
+        check_rounds_of_growth(study.selector, self.rounds)
         with settings_of("selection", study.selector):
             if isinstance(study.selector, CyclicSelector | FixedSizeSelector):
                 study.selector.expected_cohort_size(study.num_users)  # which refuses more users than there are
@@ -114,6 +116,14 @@ class UserWise(Training):
             declared=guarantee.declared,
             signal=_paid(run.study, guarantee),
             run=run.description,
+        )
+
+
+def check_rounds_of_growth(selector: ClientSelector, rounds: int) -> None:
+    """Raises ConfigError where probabilities grow over another number of rounds than the run has."""
+    if isinstance(selector, GrowingSelector) and selector.rounds != rounds:
+        raise ConfigError(
+            f"selection.rounds={selector.rounds} must be the run's number of rounds, {rounds}: tuned.rounds sets both"
         )
 
 

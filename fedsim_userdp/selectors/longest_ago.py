@@ -1,7 +1,5 @@
 """The users who took part longest ago, of those who are there."""
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +12,16 @@ from fedsim_userdp.selectors.availability import is_available
 
 @dataclass
 class _Schedule:
-    """The cohorts of a population so far, and how they go on."""
+    """The cohorts of a population so far, and how they go on; plain arrays, so that a selector can be copied.
 
-    of: bytes = b""
-    rest: Iterator[NDArray[np.int64]] = field(default_factory=lambda: iter(()))
+    Attributes:
+        of: ids and hours of the users that it is for, as bytes.
+        place: of each user in the queue, shape [num_users]; places that were left stay empty.
+        done: the cohorts of the first rounds.
+    """
+
+    of: tuple[bytes, ...] = ()
+    place: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     done: list[NDArray[np.int64]] = field(default_factory=list)
 
 
@@ -82,20 +86,23 @@ class LongestAgoSelector:
 
     def _cohorts(self, population: Population, rounds: int) -> list[NDArray[np.int64]]:
         """The cohorts of the first rounds, each computed once."""
-        kept, of = self._schedule, population.id_hashes.tobytes()
+        kept, of = self._schedule, self._followed(population)
         if kept.of != of:
-            kept.of, kept.rest, kept.done = of, self._scheduled(population), []
+            kept.of, kept.place, kept.done = of, np.arange(len(population)), []
         while len(kept.done) < rounds:
-            kept.done.append(next(kept.rest))
+            kept.done.append(self._next(population, kept.place, len(kept.done) + 1))
         return kept.done[:rounds]
 
-    def _scheduled(self, population: Population) -> Iterator[NDArray[np.int64]]:
-        """Yields the cohort of one round after the other."""
-        place = np.arange(len(population))  # of each user in the queue; places that were left stay empty
-        for round in itertools.count(1):
-            there = np.arange(len(population))
-            if self.begin is not None and self.end is not None:
-                there = there[is_available(population, self.begin, self.end, self.hours_per_day, round)]
-            chosen = there[np.argsort(place[there])[: self.cohort_size]]
-            place[chosen] = place.max() + 1 + np.arange(len(chosen))
-            yield np.sort(chosen)
+    def _followed(self, population: Population) -> tuple[bytes, ...]:
+        """All of a population that the schedule follows from."""
+        columns = [name for name in (self.begin, self.end) if name is not None]
+        return population.id_hashes.tobytes(), *(population.numbers(name).tobytes() for name in columns)
+
+    def _next(self, population: Population, place: NDArray[np.int64], round: int) -> NDArray[np.int64]:
+        """The cohort of a round, who goes to the end of the queue."""
+        there = np.arange(len(population))
+        if self.begin is not None and self.end is not None:
+            there = there[is_available(population, self.begin, self.end, self.hours_per_day, round)]
+        chosen = there[np.argsort(place[there])[: self.cohort_size]]
+        place[chosen] = place.max() + 1 + np.arange(len(chosen))
+        return np.sort(chosen)

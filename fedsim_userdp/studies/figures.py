@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fedsim_userdp.plain_files import write_file
 from fedsim_userdp.report.files import replacing
 from fedsim_userdp.report.plots import COLOURS
+from fedsim_userdp.studies.groups import GroupLine
 from fedsim_userdp.studies.summary import Curve, Line, Pair
 
 FOLDER, FORMATS = "figures", ("svg", "pdf", "png")
@@ -36,7 +37,11 @@ _STYLE = {
 
 
 def figures_of(
-    lines: Sequence[Line], pairs: Sequence[Pair], curves: Sequence[Curve], footer: str
+    lines: Sequence[Line],
+    pairs: Sequence[Pair],
+    curves: Sequence[Curve],
+    footer: str,
+    groups: Sequence[GroupLine] = (),
 ) -> dict[str, tuple[Figure, str]]:
     """Returns the figures that a study has enough for, by name, each with a sentence that says what it shows.
 
@@ -45,6 +50,7 @@ def figures_of(
         pairs: differences between mechanisms.
         curves: perplexity by round.
         footer: corpus, model, delta and k; that figures are not private is added.
+        groups: what selection did to public groups.
     """
     found: dict[str, tuple[Figure, str]] = {}
     with mpl.rc_context(_STYLE):
@@ -59,6 +65,8 @@ def figures_of(
             found["differences"] = _forest(shown), said
         if curves:
             found["learning-curves"] = _curves(curves), "Perplexity by round, the mean over seeds."
+        if drawn := [line for line in groups if line.mean_rounds is not None]:
+            found["participation"] = _participation(drawn), "Rounds that a user of each public group took part in."
         noisy = [line for line in lines if line.noise_multiplier and line.axes.get("epsilon") is not None]
         if len({line.axes["epsilon"] for line in noisy}) > 1:
             found["noise-by-epsilon"] = _noise(noisy), "Noise multiplier that each mechanism needs against epsilon."
@@ -229,6 +237,31 @@ def _curves(curves: Sequence[Curve]) -> Figure:
     unique = dict(zip(labels, handles, strict=True))
     panels[-1].legend(unique.values(), unique.keys(), fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _participation(groups: Sequence[GroupLine]) -> Figure:
+    """Mean rounds of a user by public group, a row for each mechanism and setting; the first public column."""
+    shown = [line for line in groups if line.column == groups[0].column]
+    rows = list(dict.fromkeys(_row_of(line) for line in shown))
+    values = list(dict.fromkeys(str(line.value) for line in shown))
+    figure = Figure(figsize=(7, 1.1 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for at, value in enumerate(values):
+        points = [(line.mean_rounds, rows.index(_row_of(line))) for line in shown if str(line.value) == value]
+        colour = tuple(COLOURS.values())[1:][at % (len(COLOURS) - 1)]
+        label = f"{groups[0].column} {value}"
+        axes.plot(*zip(*points, strict=True), _MARKERS[at % len(_MARKERS)], color=colour, label=label)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("rounds a user took part in, the mean over the group's users and seeds")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _row_of(line: GroupLine) -> str:
+    """Mechanism and setting of a line."""
+    return ", ".join((line.mechanism, *(str(value) for value in line.axes.values() if value is not None)))
 
 
 def _noise(lines: Sequence[Line]) -> Figure:

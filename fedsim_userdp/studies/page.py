@@ -10,6 +10,7 @@ from fedsim_userdp import __version__
 from fedsim_userdp.privacy.figures import in_column, rounded_up
 from fedsim_userdp.report.files import write_text
 from fedsim_userdp.studies.grid import CellResult
+from fedsim_userdp.studies.groups import GroupLine
 from fedsim_userdp.studies.summary import Line, Pair
 from fedsim_userdp.studies.tuning import Search
 
@@ -31,6 +32,7 @@ class Findings:
         lines: the table.
         pairs: differences between mechanisms.
         searches: what was tuned.
+        groups: what selection did to public groups.
         joint: what all runs promise together, a sentence.
         overrides: the study's command line.
         seeds: number of seeds.
@@ -40,6 +42,7 @@ class Findings:
     lines: Sequence[Line]
     pairs: Sequence[Pair]
     searches: Sequence[Search]
+    groups: Sequence[GroupLine]
     joint: str
     overrides: Sequence[str]
     seeds: int
@@ -81,6 +84,8 @@ def _content(found: Findings) -> dict[str, Any]:
         "sureness": sureness(found),
         "guarantees": _guarantees(found.results),
         "joint": found.joint,
+        "groups": [_group(one) for one in found.groups],
+        "group_columns": ["mechanism", *axes, "group", "users", "rounds a user", "coverage", "perplexity"],
         "searches": [_search(one) for one in found.searches],
         "tuning": _tuning(found.searches),
         "failed": [f"{one.cell.name}: {one.reason}" for one in failed],
@@ -227,6 +232,18 @@ def _guarantees(results: Iterable[CellResult]) -> list[dict[str, str]]:
         told = {"mechanism": one.cell.mechanism, "epsilon": epsilon, "delta": delta, "guarantee": str(row["guarantee"])}
         found.setdefault((one.cell.mechanism, epsilon), told)
     return list(found.values())
+
+
+def _group(line: GroupLine) -> list[dict[str, object]]:
+    """A line on a public group, each cell with what it is sorted by."""
+    values: list[tuple[object, str]] = [(line.mechanism, line.mechanism)]
+    values += [("", "any") if value is None else (value, str(value)) for value in line.axes.values()]
+    values += [(f"{line.column} {line.value}", f"{line.column} {line.value}"), (line.users, str(line.users))]
+    for value, form in ((line.mean_rounds, ".2f"), (line.coverage, ".0%")):
+        values.append(("", "-") if value is None else (value, format(value, form)))
+    one = line.perplexity
+    values.append(("", "-") if one is None else (one.mean, one.in_words))
+    return [{"value": value, "text": text} for value, text in values]
 
 
 def _search(one: Search) -> dict[str, str]:

@@ -10,7 +10,10 @@ import pytest
 
 from fedsim_userdp import UserWise, acc, run
 from fedsim_userdp.errors import CheckpointError
+from fedsim_userdp.mechanisms.identity import origin_of
+from fedsim_userdp.mechanisms.settings_tree import tree_of
 from fedsim_userdp.population import Past, Population
+from fedsim_userdp.selectors import FixedStrataSelector
 from fedsim_userdp.strategies.user_level_dp import UserLevelDP
 from tests.mechanisms.test_stated_selection import study_of
 from tests.simulations.small_runs import Killed
@@ -20,7 +23,7 @@ from tests.simulations.small_runs import Killed
 class FromFile:
     """Chooses the users that a file lists for each round."""
 
-    schedule: str
+    schedule: Any
 
     def cohort(
         self,
@@ -80,3 +83,39 @@ def test_seeded_noise_is_another_with_another_file(tmp_path: Path) -> None:
         run(study_of(FromFile(str(file))), UserWise(rounds=1), tmp_path / name / "run")
         released.append((tmp_path / name / "run" / "adapters" / "user_wise" / "adapter_model.safetensors").read_bytes())
     assert released[0] != released[1]
+
+
+@pytest.mark.parametrize("kind", ["text", "path", "list", "mapping", "list in a list", "folder"])
+def test_files_are_found_however_a_setting_names_them(kind: str, tmp_path: Path) -> None:
+    """Two runs that differ in such a file alone would else share their seeded noise."""
+    file = tmp_path / "facts" / "schedule.json"
+    file.parent.mkdir()
+    ways = {
+        "text": str(file), "path": file, "list": [str(file)], "mapping": {"a": str(file)}, "list in a list": [[file]],
+        "folder": file.parent,
+    }  # fmt: skip
+    found = []
+    for content in ("[[0]]", "[[1]]"):
+        file.write_text(content)
+        found.append(origin_of(resolved(FromFile(ways[kind]))))
+    assert (
+        [key for key in found[0] if found[0][key] != found[1][key]]
+        == [key for key in found[0] if key.startswith("file selection.schedule")]
+        != []
+    )
+
+
+@pytest.mark.parametrize("text", ["", "north", "a\0b", "n" * 5000])
+def test_texts_that_name_no_file_are_none(text: str) -> None:
+    assert not [key for key in origin_of(resolved(FromFile(text))) if key.startswith("file")]
+
+
+def test_a_folder_is_no_setting_of_this_packages_selectors(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    found = origin_of(resolved(FixedStrataSelector(str(tmp_path), 3)))
+    assert not [key for key in found if key.startswith("file")]
+
+
+def resolved(selector: Any) -> dict[str, Any]:
+    """As much of a study's settings as a checkpoint's origin follows from."""
+    return {"selection": tree_of("selection", selector)} | {g: {} for g in ("mechanism", "model", "local", "privacy")}

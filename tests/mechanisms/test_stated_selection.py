@@ -100,6 +100,21 @@ def test_each_round_is_in_the_ledger_as_what_it_released(tmp_path: Path) -> None
     assert [groups[0][0][0] for groups in released] == pytest.approx([0.2, 0.4, 0.6])
 
 
+def test_a_checkpoint_has_a_digest_of_the_groups_that_are_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of groups and rounds would be written again in every round."""
+    digests = set()
+    for users in (2, 3):
+        folder = tmp_path / str(users)
+        killed_in(3, monkeypatch, study_of(StratifiedSelector("region", users)), folder)
+        noted = [text for file in folder.rglob("*.json") if '"promise"' in (text := file.read_text())]
+        digests |= {json.loads(text)["notes"]["promise"]["release"]["groups"] for text in noted}
+        assert run(study_of(StratifiedSelector("region", users)), UserWise(rounds=3), folder, resume=True).rows
+    assert {len(digest) for digest in digests} == {64}
+    assert len(digests) == 2
+
+
 @dataclass(frozen=True)
 class Doubled:
     """Everybody with probability 0.5; the weight is as said."""
@@ -416,3 +431,9 @@ def test_who_trains_cannot_be_changed_in_place_after_the_study_was_made() -> Non
         assert not values.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         study.split.train[1:] = study.split.train[0]
+
+
+@pytest.mark.parametrize("mechanism", [UserWise(rounds=2), UserWiseAdaptive(rounds=2)])
+def test_no_promise_is_made_for_growth_over_other_rounds_than_the_run_has(mechanism: UserWise) -> None:
+    with pytest.raises(ConfigError, match=r"selection\.rounds=3 must be the run's number of rounds, 2"):
+        mechanism.guarantee(study_of(GrowingSelector(0.2, 0.6, 3)))

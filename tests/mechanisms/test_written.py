@@ -42,9 +42,12 @@ def composed(*overrides: str) -> dict[str, Any]:
         return plain(compose("compare", overrides=[*overrides, "output_dir=none"]))
 
 
+_NOT_THE_CLASSES = {("selection", "public"), ("selection", "public_columns")}
+
+
 def made(group: str, tree: dict[str, Any]) -> Any:
     """The object of a group's settings; the file of public facts is no setting of a selection's class."""
-    own = {key: value for key, value in tree.items() if (group, key) != ("selection", "public")}
+    own = {key: value for key, value in tree.items() if (group, key) not in _NOT_THE_CLASSES}
     return instantiate(own, _convert_="all")
 
 

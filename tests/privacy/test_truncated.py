@@ -122,6 +122,20 @@ def test_a_cut_that_never_cuts_is_plain_poisson_sampling() -> None:
     assert run.expected_cohort_size == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(
+    ("prob", "users", "most"), [(0.1, 200, 20), (0.3, 24, 8), (1.0, 10, 5), (0.5, 1, 1), (0.1, 9, 12)]
+)
+def test_the_mean_cohort_is_that_of_the_law_of_sizes(prob: float, users: int, most: int) -> None:
+    sizes = np.arange(users + 1)
+    mean = (np.minimum(sizes, most) * binom.pmf(sizes, users, prob)).sum()
+    assert acc.TruncatedPoisson(1.0, prob, users, most, 1).expected_cohort_size == pytest.approx(mean, rel=1e-12)
+
+
+def test_the_mean_cohort_of_as_many_users_as_there_can_be_is_told() -> None:
+    many = acc.TruncatedPoisson(1.0, 0.9, 10**9, 9 * 10**8, 1)
+    assert many.expected_cohort_size == pytest.approx(9e8 - math.sqrt(10**9 * 0.9 * 0.1 / (2 * math.pi)), rel=1e-9)
+
+
 def test_truncated_cohorts_compose_with_others_and_calibrate() -> None:
     run = acc.calibrate(RUNS[0], epsilon=2.0, delta=DELTA)
     assert 0.99 * 2.0 <= acc.epsilon(run, DELTA) <= 2.0
@@ -146,6 +160,16 @@ def test_fixed_strata_cost_no_less_than_the_exact_divergence() -> None:
     one, other = {0.0: 0.5, 1.0: 0.5}, {0.0: 0.5, -1.0: 0.5}
     for epsilon in (0.5, 1.0, 2.0):
         assert acc.delta(run, epsilon) >= divergence(one, other, epsilon)
+
+
+def test_one_size_for_all_groups_and_half_the_sensitivity_are_refuted_by_the_exact_divergence() -> None:
+    """All of the small group take part: a user at +1 is replaced by one at -1 in every round."""
+    run = acc.FixedSizeStrata(1.0, ((1000, 10), (4, 4)), 1)
+    for epsilon in (0.5, 1.0, 2.0):
+        true = divergence({1.0: 1.0}, {-1.0: 1.0}, epsilon)
+        assert acc.delta(run, epsilon) >= true
+        assert acc.delta(acc.FixedSize(1.0, 1004, 14, 1), epsilon) < 0.9 * true
+        assert acc.delta(run.with_noise_multiplier(2.0), epsilon) < 0.9 * true
 
 
 def test_relations_of_replaced_users_compose_to_the_narrowest() -> None:

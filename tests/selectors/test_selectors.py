@@ -1,5 +1,6 @@
 """The selectors that come with this package state what they say they do."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,22 @@ def test_longest_ago_waits_for_nobody_who_is_not_there_and_its_cap_is_what_its_s
     assert cohorts(selector, Population(np.arange(1, 6, dtype=np.uint64), hours), 8) == found  # of another population
     later = selector.cohort(7, population, Past(), np.random.default_rng(1), np.random.default_rng(2))
     assert later.tolist() == found[6]  # whatever was asked before
+
+
+def test_longest_ago_follows_the_hours_that_it_is_asked_for_whatever_it_was_asked_before() -> None:
+    ids, early, late = np.arange(5, dtype=np.uint64), np.array([0.0, 0, 0, 2, 2]), np.array([2.0, 2, 2, 0, 0])
+    selector = LongestAgoSelector(2, "from", "to", hours_per_day=4)
+    for begin in (early, late):
+        users = Population(ids, {"from": begin, "to": (begin + 2) % 4})
+        assert cohorts(selector, users, 8) == cohorts(LongestAgoSelector(2, "from", "to", 4), users, 8)
+
+
+def test_longest_ago_goes_on_as_a_copy() -> None:
+    selector, users = LongestAgoSelector(4), Population.numbered(10)
+    first = cohorts(selector, users, 3)
+    copied = copy.deepcopy(selector)
+    assert cohorts(copied, users, 3) == first
+    assert cohorts(copied, users, 6) == cohorts(selector, users, 6) == cohorts(LongestAgoSelector(4), users, 6)
 
 
 @pytest.mark.parametrize(

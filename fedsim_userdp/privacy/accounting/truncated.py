@@ -3,8 +3,6 @@
 import dataclasses
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from fedsim_userdp.privacy.accounting.one_run import Adjacency
 from fedsim_userdp.privacy.pld.branches import Branches
 from fedsim_userdp.privacy.pld.mixture import binomial_mixture
@@ -77,11 +75,14 @@ class TruncatedPoisson:
 
     @property
     def expected_cohort_size(self) -> float:
-        """Mean number of users in a round, E[min(Binomial(num_users, q), most_users)]."""
+        """Mean number of users in a round, E[min(X, m)] of X ~ Binomial(n, q) and m = `most_users`.
+
+        With Y ~ Binomial(n - 1, q): n q P(Y <= m - 2) + m P(X >= m).
+        """
         from scipy.stats import binom
 
-        sizes = np.arange(min(self.most_users, self.num_users))
-        return float(binom.sf(sizes, self.num_users, self.sampling_prob).sum())
+        users, prob, most = self.num_users, self.sampling_prob, self.most_users
+        return float(users * prob * binom.cdf(most - 2, users - 1, prob) + most * binom.sf(most - 1, users, prob))
 
     @property
     def num_releases(self) -> int:
