@@ -137,7 +137,8 @@ def _run(
         with without_garbage_collection():
             from rich.console import Console
 
-            from fedsim_userdp.mechanisms.compare import outcomes  # here, so that --help need not load torch
+            from fedsim_userdp.mechanisms.cohort_sizes import expected_cohorts, unequal_cohorts  # here:
+            from fedsim_userdp.mechanisms.compare import outcomes  # --help need not load torch
             from fedsim_userdp.mechanisms.folder import RunFolder
             from fedsim_userdp.mechanisms.sweep import jobs_of
             from fedsim_userdp.mechanisms.written import labels
@@ -152,6 +153,8 @@ def _run(
             one.resume = config.resume
         runs = checked_runs(configs, path, sweep, is_changed=_is_changed(config, path))
         console = result_console() if is_shown else Console(file=io.StringIO())
+        if len(runs) > 1 and (said := unequal_cohorts(expected_cohorts(runs))) is not None:
+            console.print(printable(said), highlight=False, markup=False, soft_wrap=True)
         folder = RunFolder(path, console, labels(HydraConfig.get().runtime.choices, plain(config)), sweep, planned_fn())
         with folder.progress() as progress:
             for outcome in outcomes(runs, path, begin, progress):

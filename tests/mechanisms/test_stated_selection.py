@@ -343,7 +343,9 @@ def test_adaptive_clipping_takes_probabilities_that_change_and_refuses_weights(t
         run(study_of(ImportanceSelector("records", 4)), UserWiseAdaptive(rounds=3), tmp_path / "weighted")
 
 
-def test_the_command_compares_selections_and_its_folder_can_be_verified(tmp_path: Path, processes: Zygote) -> None:
+def test_the_command_compares_selections_and_its_folder_can_be_verified(
+    tmp_path: Path, processes: Zygote, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "users.csv").write_text(CSV)
     rows = "".join(json.dumps({"user_id": user, "text": text}) + "\n" for user, text in PAIRS)
     (tmp_path / "texts.jsonl").write_text(rows)
@@ -358,6 +360,7 @@ def test_the_command_compares_selections_and_its_folder_can_be_verified(tmp_path
             f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'run'}",
         ],
     )  # fmt: skip
+    assert "user_wise_poisson 4.4, user_wise_stratified 4\n" in capsys.readouterr().out  # 0.4 of 11 users
     promised = {one.statement.mechanism: one.statement for one in stated(tmp_path / "run").runs}
     assert list(promised) == ["user_wise_poisson", "user_wise_stratified"]
     assert promised["user_wise_poisson"].epsilon_by_group == ()
