@@ -1,9 +1,10 @@
 """Code of the user's own that this package calls: whatever it raises becomes one sentence that names it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from fedsim_userdp.errors import ConfigError, PluginError
+from fedsim_userdp.sealed import sealed
 from fedsim_userdp.stopping import is_asked_for
 
 _OWN = "fedsim_userdp"
@@ -26,8 +27,10 @@ def calling(setting: str, plugin: object, what: str, when: str = "") -> Iterator
     Raises:
         PluginError: names the class and keeps the reason.
     """
+    asked = sealed(class_name(plugin)) if setting == "selection" and not is_own(plugin) else nullcontext()
     try:
-        yield
+        with asked:
+            yield
     except BaseException as error:
         if is_asked_for(error) or is_own(plugin) or isinstance(error, PluginError):
             raise

@@ -14,6 +14,7 @@ LAYERS = {
     "fedsim_userdp.stopping": 0,
     "fedsim_userdp.cache": 1,
     "fedsim_userdp.plugins": 1,
+    "fedsim_userdp.sealed": 1,
     "fedsim_userdp.settings": 1,
     "fedsim_userdp.privacy": 2,
     "fedsim_userdp.participation": 3,

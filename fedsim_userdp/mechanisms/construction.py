@@ -35,6 +35,7 @@ from fedsim_userdp.mechanisms.units import user_in_words
 from fedsim_userdp.models.loading import ModelSource
 from fedsim_userdp.plugins import calling, class_name, refuse_replaced_method
 from fedsim_userdp.privacy.streams import RunKey
+from fedsim_userdp.sealed import seal
 from fedsim_userdp.selection import Choosing, ClientSelector, Scheduling, Stating, foreign_name, refuse_two_ways
 from fedsim_userdp.settings import Settings, Split, TokenSettings
 from fedsim_userdp.training.batches import Unit
@@ -64,6 +65,9 @@ def build_study(tree: Tree, parts: Parts, rounds: int = 1) -> Study:
         torch.set_num_threads(settings.threads)
     model, selector = parts.model, parts.selection
     store = tokenised(parts.corpus, model, settings.tokens, settings.cache_dir)
+    seal(store.path)
+    if isinstance(text := tree["data"].get("path"), str):
+        seal(text)
     _check_selector(selector)
     check_engine(parts.engine)
     if _asks_for_owners(tree["data"]) and not store.declares_owners:
