@@ -91,7 +91,7 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     _check_one_place(quoted, folder)
     given = {override_key(argument) for argument in quoted} | {"resume", "output_dir"}
     is_sweep = bool(_SWEEP & set(quoted)) or command == "study"
-    found_there = map(_quoted_if_needed, (_swept_with if is_sweep else _started_with)(Path(folder), command))
+    found_there = map(_quoted_if_needed, (swept_with if is_sweep else _started_with)(Path(folder), command))
     stored, quoted = with_metrics_changed([*found_there], quoted)
     if is_sweep:  # each of its jobs finds out by itself what is left to do
         quoted = [argument for argument in quoted if override_key(argument) != "resume"]
@@ -378,8 +378,12 @@ def _started_with(folder: Path, command: str) -> list[str]:
     return overrides
 
 
-def _swept_with(folder: Path, command: str) -> list[str]:
-    """The overrides that the sweep in a folder was started with."""
+def swept_with(folder: Path, command: str) -> list[str]:
+    """Returns the overrides that the sweep or study in a folder was started with.
+
+    Raises:
+        ConfigError: it holds none, or one of another command.
+    """
     file = folder / _SWEEP_FILE
     try:
         content = yaml.safe_load(plain_content(file))

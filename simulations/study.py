@@ -23,7 +23,7 @@ from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.report.files import NOT_PRIVATE, write_text
 from fedsim_userdp.report.table import result_console
 from fedsim_userdp.simulations import jobs
-from fedsim_userdp.simulations.arguments import override_key
+from fedsim_userdp.simulations.arguments import override_key, swept_with
 from fedsim_userdp.simulations.compare import changes_of, overrides_with, selection_of
 from fedsim_userdp.simulations.sentences import MENDABLE, sentence
 from fedsim_userdp.studies.files import FILE, write_study, write_tables
@@ -184,28 +184,28 @@ class Study:
 
     def run(self, settings: Any) -> None:
         """Runs what is left, writing after each run; names what failed."""
+        for result in (*self.trials, *self.results):
+            self._take_up(result)
         trials, cells = self._planned(self.trials), self._planned(self.results)
-        for one in (*trials, *cells):
-            self._take_up(one)
         self._check([*trials, *cells])
         if self._config["study"]["dry_run"]:
             self._show_planned([*trials, *cells])
             return
         self._asked = list(settings.overrides.task)
         self._begin(settings)
-        self._number = sum(one.result.status != "planned" for one in (*trials, *cells))
+        total = len(self.trials) + len(self.results)
+        self._number = total - len(trials) - len(cells)
         if self._number:
-            print(f"{self._number} of {len(trials) + len(cells)} runs have been made before", flush=True)
-        self._run_all([one for one in trials if one.result.status == "planned"], cells)
-        cells = self._planned(self.results)  # with the settings that won
-        self._run_all([one for one in cells if one.result.status == "planned"], [])
+            print(f"{self._number} of {total} runs have been made before", flush=True)
+        self._run_all(trials, cells)
+        self._run_all(self._planned(self.results) if self._searches else cells, [])  # with the settings that won
         self.write()
         self.report()
         self._show()
 
     def _planned(self, results: Sequence[CellResult]) -> list[Planned]:
-        """Runs with their command lines, the cheapest first."""
-        found = [self._plan_of(one) for one in results]
+        """What is left of some runs, with their command lines, the cheapest first."""
+        found = [self._plan_of(one) for one in results if one.status == "planned"]
         return sorted(found, key=lambda one: one.cost)
 
     def _plan_of(self, result: CellResult) -> Planned:
@@ -231,7 +231,7 @@ class Study:
             self._number += 1
             if one.cost:
                 self._spent, self._costs = self._spent + time.monotonic() - start, self._costs + one.cost + _FIXED_COST
-            rest = [*left[number:], *(other for other in later if other.result.status == "planned")]
+            rest = [*left[number:], *later]
             seconds = sum(other.cost + _FIXED_COST for other in rest) * self._spent / max(self._costs, 1.0)
             self.write()
             print(f"{self._number} of {total}: {_said(one.result)}{_left(seconds)}", flush=True)
@@ -250,13 +250,13 @@ class Study:
         """
         jobs.check_sweep_folder(self.folder)
         there = {f"{path.parts[-3]}/{path.parts[-2]}" for path in self.folder.glob("*/*/run.json")}
-        if other := sorted(there - {one.result.place for one in planned}):
+        if other := sorted(there - {one.place for one in (*self.trials, *self.results)}):
             raise ConfigError(
                 f"{self.folder} holds another study, with {other[0]} among its runs: go on with that by "
                 f"`fedsim study resume={self.folder}`, or choose another folder"
             )
-        if (self.folder / LIST_OF_JOBS).is_file() and not (self.folder / FILE).is_file():
-            raise ConfigError(f"{self.folder} holds a sweep: a study needs a folder of its own")
+        if (self.folder / LIST_OF_JOBS).is_file():
+            swept_with(self.folder, "study")  # which refuses the folder of a sweep
         if changed := self._changed():
             raise ConfigError(
                 f"{self.folder} holds another study ({changed} differs): go on with that by "
@@ -280,8 +280,7 @@ class Study:
     def _show_planned(self, planned: Sequence[Planned]) -> None:
         """Prints what would be run, and with how much noise."""
         for one in planned:
-            noise = "run before" if one.result.status != "planned" else self._noise_of(one)
-            print(printable(f"{one.result.cell.name}: {noise}"), flush=True)
+            print(printable(f"{one.result.cell.name}: {self._noise_of(one)}"), flush=True)
         print(f"{len(self.results)} cells and {len(self.trials)} trials; nothing was trained", flush=True)
 
     def _noise_of(self, one: Planned) -> str:
@@ -335,11 +334,11 @@ class Study:
             write_text(self.folder / LIST_OF_JOBS, OmegaConf.to_yaml(kept))
         self.write()
 
-    def _take_up(self, one: Planned) -> None:
-        """Finds the result of a cell that has been run before."""
-        folder = self._folder_of(one)
+    def _take_up(self, result: CellResult) -> None:
+        """Finds the result of a run that has been made before."""
+        folder = self.folder / result.place
         if jobs.has_ended(folder):
-            _note(one.result, folder)
+            _note(result, folder)
 
     def _run(self, one: Planned) -> None:
         """Runs a cell; what goes wrong is its reason."""

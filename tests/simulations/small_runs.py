@@ -116,7 +116,7 @@ def small_run(folder: Path, store: TokenStore, **changes: Any) -> Run:
         circumstances=Circumstances(foreign=(name,) if name else (), selector=name or ""),
         corpus_name="small",
         licence="unknown",
-        tree={},
+        tree={"selection": {"_target_": type(selector).__qualname__}},
     )
     run = Run("run", study, Place(folder, every=1), "the settings", {}, RunKeys.of(SMALL_KEY), "")
     return with_changes(run, **changes)
