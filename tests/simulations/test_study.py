@@ -110,7 +110,7 @@ def test_the_page_says_what_the_tables_say(whole: Path) -> None:
 
 def killed(processes: Zygote, folder: Path, *arguments: str) -> None:
     """A study that is killed once some of its runs have begun, however fast the machine is."""
-    for after in (2.0, 4.0, 8.0, 16.0, 32.0):
+    for after in (4.0, 8.0, 16.0, 32.0):
         ended = processes.run("study", *arguments, f"output_dir={folder}", after=after)
         assert ended.returncode == -9, "it came to its end"
         if len(list(folder.glob("*/*/results.json"))) > 1:
@@ -184,8 +184,8 @@ def test_a_dry_run_prints_noise_and_trains_nothing(settings: list[str], tmp_path
 
 
 TUNED = [
-    "study.mechanisms=[zero_shot,user_wise,non_private]", "study.epsilon=[4,30]", "study.seeds=[0,1]",
-    "study.tune.trials=3", "split.validation_users=3",
+    "study.mechanisms=[zero_shot,user_wise,non_private]", "study.epsilon=[4,30]", "study.seeds=[0]",
+    "study.tune.trials=2", "split.validation_users=3",
 ]  # fmt: skip
 
 
@@ -198,10 +198,10 @@ def test_each_mechanism_that_trains_gets_as_many_trials_and_the_best_on_validati
     assert ended.returncode == 0, ended.stderr
     content = content_of(folder)
     trials = {one["name"]: one for one in content["trials"]}
-    assert len(trials) == 9  # user_wise at two epsilons, non_private at none
+    assert len(trials) == 6  # user_wise at two epsilons, non_private at none
     assert {one["evaluated_on"] for one in trials.values()} == {"validation"}
     assert {one["evaluated_on"] for one in content["cells"]} == {"heldout"}
-    assert [len(search["ranked"]) for search in content["searches"]] == [3, 3, 3]
+    assert [len(search["ranked"]) for search in content["searches"]] == [2, 2, 2]
     for search in content["searches"]:
         best = min((trials[name] for name in search["ranked"]), key=lambda one: one["perplexity"])
         assert search["winner"] == best["tried"]
@@ -211,7 +211,7 @@ def test_each_mechanism_that_trains_gets_as_many_trials_and_the_best_on_validati
                 assert cell["learning_rate"] == best["tried"]["learning_rate"]
                 assert cell["clip_norm"] == best["tried"].get("clip_norm")
                 started = json.loads((folder / cell["folder"] / "run.json").read_text())
-                assert started["config"]["privacy"]["num_searched"] == 4
+                assert started["config"]["privacy"]["num_searched"] == 3
     assert processes.run("verify", str(folder)).returncode == 0
 
 
