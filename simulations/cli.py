@@ -92,7 +92,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         raise
     except KeyboardInterrupt as stop:
         by = f" by {stop}" if str(stop) else ""
-        further = "; a run that had begun goes on with resume=PATH" if name in SWEPT else ""
+        further = "; a run that had begun goes on with resume=PATH" if name in SWEPT or name == "study" else ""
         print(f"fedsim: stopped{by}{further}", file=sys.stderr)
         return exit_code(stop)
     except Exception as error:

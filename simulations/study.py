@@ -1,7 +1,9 @@
 """`fedsim study`: a grid of runs, each in a folder of its own, summed up with how sure it is."""
 
 import csv
+import fcntl
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from fedsim_userdp.errors import ConfigError
 from fedsim_userdp.mechanisms.run_files import plain_content
 from fedsim_userdp.mechanisms.settings_tree import FREE, leaves
 from fedsim_userdp.mechanisms.written import as_value
+from fedsim_userdp.plain_files import open_file
 from fedsim_userdp.printable import printable
 from fedsim_userdp.privacy.figures import rounded_up
 from fedsim_userdp.report.files import NOT_PRIVATE, write_text
@@ -26,7 +29,7 @@ from fedsim_userdp.simulations import jobs
 from fedsim_userdp.simulations.arguments import override_key, swept_with
 from fedsim_userdp.simulations.compare import changes_of, overrides_with, selection_of
 from fedsim_userdp.simulations.sentences import MENDABLE, sentence
-from fedsim_userdp.studies.files import FILE, write_study, write_tables
+from fedsim_userdp.studies.files import FILE, in_json, write_study, write_tables
 from fedsim_userdp.studies.grid import AXES, CELLS, SELECTION, TRIALS, Cell, CellResult, Choice, Entry, cells_of
 from fedsim_userdp.studies.groups import groups_of, write_groups
 from fedsim_userdp.studies.shown import study_table
@@ -35,7 +38,7 @@ from fedsim_userdp.studies.tuning import Search, Space, settings_to_try, space_o
 
 FAILED: list[str] = []  # cells of this process's study without a result, each said when it was
 LIST_OF_JOBS = "multirun.yaml"  # marks the folder as one whose runs are stated together
-_RESULTS = "results.json"
+_RESULTS, _LOCK_FILE = "results.json", ".study"
 _MAY_DIFFER = (FREE - {"selection.public", "selection.public_columns"}) | {"study.dry_run"}
 _FIXED_COST = 8.0  # of a cell besides its rounds: loading, evaluation, files; in records of a user
 
@@ -192,6 +195,12 @@ class Study:
             self._show_planned([*trials, *cells])
             return
         self._asked = list(settings.overrides.task)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(self.folder):
+            self._run_left(settings, trials, cells)
+
+    def _run_left(self, settings: Any, trials: Sequence[Planned], cells: Sequence[Planned]) -> None:
+        """Runs what is left, and writes what all of it says."""
         self._begin(settings)
         total = len(self.trials) + len(self.results)
         self._number = total - len(trials) - len(cells)
@@ -273,7 +282,7 @@ class Study:
         if not (self.folder / FILE).is_file():
             return ""
         before = dict(leaves(json.loads(plain_content(self.folder / FILE))["config"]))
-        now = dict(leaves(self._config))
+        now = dict(leaves(in_json(self._config)))
         keys = [key for key in {**before, **now} if not any(f"{key}.".startswith(f"{one}.") for one in _MAY_DIFFER)]
         return next((key for key in keys if before.get(key) != now.get(key)), "")
 
@@ -368,6 +377,24 @@ class Study:
         for one in self.results:
             if one.status in ("failed", "diverged"):
                 print(printable(f"fedsim: {one.cell.name}: {one.reason}"), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other studies out of a folder for the duration of the block.
+
+    Raises:
+        ConfigError: when another one is at work in it.
+    """
+    descriptor = open_file(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{folder} is in use by another study: wait for it, or name another folder") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _note(result: CellResult, folder: Path) -> None:

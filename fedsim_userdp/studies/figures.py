@@ -1,6 +1,7 @@
 """Figures of a study, drawn once for files (SVG, PDF, PNG) and for the page."""
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ def _numeric_axis(lines: Sequence[Line]) -> str:
     """The first axis with two numbers or more; empty where there is none."""
     for axis in lines[0].axes if lines else ():
         values = {line.axes[axis] for line in lines if line.axes[axis] is not None}
-        if len(values) > 1 and all(isinstance(value, int | float) for value in values):
+        if len(values) > 1 and all(isinstance(v, int | float) and math.isfinite(v) for v in values):
             return axis
     return ""
 

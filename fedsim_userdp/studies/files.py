@@ -1,5 +1,6 @@
 """What a study's folder holds: `study.json`, with every cell's result, and its table in three formats."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,7 @@ def write_study(
         searches: what trials were made for, and which won.
         lines: the table.
     """
-    content = {
+    content: dict[str, object] = {
         "format": FORMAT,
         "version": __version__,
         "not_private": NOT_PRIVATE,
@@ -54,7 +55,16 @@ def write_study(
         "searches": [one.to_json() for one in searches],
         "table": [asdict(line) for line in lines],
     }
-    write_json(folder / FILE, content)
+    write_json(folder / FILE, in_json(content))
+
+
+def in_json(value: Any) -> Any:
+    """Returns a value with texts for what JSON has no number for, such as `inf`."""
+    if isinstance(value, Mapping):
+        return {key: in_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [in_json(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tables(folder: Path, axes: Sequence[str], lines: Sequence[Line], pairs: Sequence[Pair]) -> None:

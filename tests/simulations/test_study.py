@@ -220,3 +220,19 @@ def test_tuning_without_validation_users_is_refused(settings: list[str], tmp_pat
     assert ended.returncode == 2
     assert "split.validation_users" in ended.stderr
     assert not (tmp_path / "study").exists()
+
+
+def test_without_noise_an_epsilon_of_a_study_is_inf(settings: list[str], tmp_path: Path, processes: Zygote) -> None:
+    grid = ["study.mechanisms=[user_wise]", "study.seeds=[0]", "study.epsilon=[8,inf]"]
+    ended = processes.run("study", *settings, *grid, f"output_dir={tmp_path / 'study'}")
+    assert ended.returncode == 0, ended.stderr
+    assert [cell["axes"]["epsilon"] for cell in content_of(tmp_path / "study")["cells"]] == [8, "inf"]
+    assert "2 of 2 runs have been made before" in processes.run("study", f"resume={tmp_path / 'study'}").stdout
+
+
+def test_two_studies_at_once_in_one_folder_do_not_meet(settings: list[str], tmp_path: Path, processes: Zygote) -> None:
+    command = ["study", *settings, "study.mechanisms=[user_wise]", f"output_dir={tmp_path / 'study'}"]
+    one, other = sorted(processes.run_together(command, command, cwd=tmp_path), key=lambda ended: ended.returncode)
+    assert (one.returncode, other.returncode) == (0, 2), other.stderr
+    assert "is in use by another study" in other.stderr
+    assert {cell["status"] for cell in content_of(tmp_path / "study")["cells"]} == {"done"}
